@@ -1,0 +1,59 @@
+"""The web entry: create_app(settings) makes the Flask application and hangs the parts into it.
+
+Knows which routes and commands there are. Does not know cryptography, XML or SQL. Under the `flask` command with faulty
+settings the application has its commands alone, so that `flask doctor` and `--help` can tell what is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask
+from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+import cli
+import logs
+import parts
+from config import Settings, SettingsError
+from web import callback, ops, token_server
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
+    app = Flask(__name__, static_folder=None)
+    app.cli.add_command(cli.worker)
+    app.cli.add_command(cli.token)
+    app.cli.add_command(cli.media)
+    app.cli.add_command(cli.ledger)
+    if settings is None:
+        try:
+            settings = Settings.from_env(os.environ)
+        except SettingsError as error:
+            if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+                raise
+            app.extensions["settings_error"] = error
+            return app
+    logs.configure(settings.log_format)
+    everything = parts.build(settings)
+    app.extensions["parts"] = everything
+    app.register_blueprint(
+        callback.callback(
+            everything.receiver,
+            everything.ledger,
+            max_push_bytes=settings.max_push_bytes,
+            upload=settings.echo_via == "upload",
+            wake=everything.worker.wake,
+        )
+    )
+    app.register_blueprint(ops.ops(everything.ledger, everything.files, everything.token))
+    app.register_error_handler(MethodNotAllowed, callback.wrong_method)
+    if settings.token_server_key is not None:
+        key = settings.token_server_key.get_secret_value()
+        app.register_blueprint(
+            token_server.token_server(everything.token, key=key, appid=settings.wechat_appid)
+        )
+    if hops := settings.proxy_hops:
+        proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops, x_prefix=hops)
+        app.wsgi_app = proxied  # type: ignore[method-assign]
+    return app

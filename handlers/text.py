@@ -1,0 +1,12 @@
+"""What the bot says to words: a short hint what to send instead."""
+
+from __future__ import annotations
+
+from wechat.messages import TextMessage
+from wechat.replies import TextReply
+
+HINT = "Send me a picture, and you get it back.\n发我一张图片，我就把它还给你。"
+
+
+def hint(message: TextMessage) -> TextReply:
+    return TextReply(HINT)

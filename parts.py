@@ -1,0 +1,91 @@
+"""Puts the parts together: who needs whom, said once for the web, the worker and the commands.
+
+Knows which setting goes to which part. Building costs no I/O: the database, the media store and the platform are met
+when they are first used, so that a process can start, and say what is wrong, while one of them is away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config import Settings
+from storage.database import Database, connect
+from storage.files import FileStore, open_store
+from storage.ledger import Ledger
+from storage.tokens import SqlTokenStore
+from wechat.access_token import (
+    AccessToken,
+    CentralTokenFetcher,
+    ClassicTokenFetcher,
+    Fetcher,
+    StableTokenFetcher,
+)
+from wechat.client import ApiClient, ApiHosts
+from wechat.receiver import Receiver
+from worker import Worker
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything one process works with."""
+
+    settings: Settings
+    database: Database
+    ledger: Ledger
+    files: FileStore
+    token: AccessToken
+    client: ApiClient
+    receiver: Receiver
+    worker: Worker
+
+
+def build(settings: Settings) -> Parts:
+    database = connect(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
+    ledger = Ledger(database, settings.wechat_appid)
+    files = open_store(settings.media_store)
+    hosts = ApiHosts(settings.wechat_api_base)
+    token = AccessToken(SqlTokenStore(database, settings.wechat_appid), _fetcher(settings, hosts))
+    client = ApiClient(hosts, token)
+    worker = Worker(
+        ledger,
+        client,
+        files,
+        token,
+        lease_seconds=settings.lease_seconds,
+        max_media_bytes=settings.max_media_bytes,
+    )
+    return Parts(settings, database, ledger, files, token, client, _receiver(settings), worker)
+
+
+def _fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:
+    source, key, secret = (
+        settings.wechat_token_source,
+        settings.wechat_token_source_key,
+        settings.wechat_appsecret,
+    )
+    if source == "stable" and secret is not None:
+        return StableTokenFetcher(hosts, settings.wechat_appid, secret.get_secret_value())
+    if source == "classic" and secret is not None:
+        return ClassicTokenFetcher(hosts, settings.wechat_appid, secret.get_secret_value())
+    assert key is not None, "Settings.from_env() sees to it"
+    return CentralTokenFetcher(source, key.get_secret_value())
+
+
+def _receiver(settings: Settings) -> Receiver:
+    aes_key, token_previous, aes_key_previous = (
+        secret.get_secret_value() if secret is not None else None
+        for secret in (
+            settings.wechat_aes_key,
+            settings.wechat_token_previous,
+            settings.wechat_aes_key_previous,
+        )
+    )
+    return Receiver(
+        appid=settings.wechat_appid,
+        token=settings.wechat_token.get_secret_value(),
+        aes_key=aes_key,
+        previous_token=token_previous,
+        previous_aes_key=aes_key_previous,
+        accept_plaintext=settings.wechat_accept_plaintext,
+        timestamp_window=settings.wechat_timestamp_window,
+    )

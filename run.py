@@ -1,0 +1,230 @@
+"""`make run`: the bot until Ctrl-C; without an account also the sandbox, with one real photo sent through.
+
+Knows processes, ports and what to print. Without WECHAT_APPID the bot serves the sandbox's throw-away account with its
+data in data/sandbox/, and an echo that fails ends everything with exit code 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import requests
+
+import parts
+from config import FOLDER, Settings, SettingsError
+from sandbox import THROWAWAY
+from storage.ledger import Entry
+
+PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
+FAN = "oSandbox-FirstFan00000000001"
+START_SECONDS, ECHO_SECONDS = 30.0, 30.0
+GUNICORN = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
+
+T = TypeVar("T")
+
+
+class Failed(Exception):
+    """What `make run` set out to do did not happen; the message says what to do."""
+
+
+class Processes:
+    """The processes started here; each is ended by its pid, also when this one is asked to end."""
+
+    def __init__(self) -> None:
+        self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def start(
+        self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None
+    ) -> None:
+        """Runs `python -m command`; what it says goes where ours goes, or to the file `log`."""
+        arguments = [sys.executable, "-m", *command]
+        with open(log or os.devnull, "wb") as file:
+            output = file if log else None
+            process = subprocess.Popen(arguments, cwd=FOLDER, env=environ, stdout=output, stderr=output)
+        self._started.append((name, process))
+
+    def check(self) -> None:
+        for name, process in self._started:
+            if process.poll() is not None:
+                raise Failed(f"the {name} ended with exit code {process.returncode}; see its lines above")
+
+    def end(self) -> None:
+        for _, process in reversed(self._started):
+            if process.poll() is None:
+                process.terminate()
+        for _, process in self._started:
+            process.wait()
+
+    def wait(self) -> NoReturn:
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    processes = Processes()
+    try:
+        environ = dict(os.environ)
+        given = Settings.given(environ)
+        if "WECHAT_APPID" in given:
+            _run_bot(processes, environ, Settings.from_env(environ))
+        else:
+            _run_with_sandbox(processes, environ, given)
+        processes.wait()
+    except KeyboardInterrupt:
+        return 0
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Failed as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        processes.end()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
+    _claim_port(settings.port, "PORT")
+    _start_bot(processes, environ, settings)
+    print(f"The callback (URL, 服务器地址): {settings.public_url or 'https://YOUR-HOST'}/wechat", flush=True)
+    print(f"   on this machine: http://127.0.0.1:{settings.port}/wechat", flush=True)
+
+
+def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict[str, str]) -> None:
+    environ |= {
+        "WECHAT_APPID": THROWAWAY.appid,
+        "WECHAT_APPSECRET": THROWAWAY.appsecret,
+        "WECHAT_TOKEN": THROWAWAY.token,
+        "WECHAT_AES_KEY": THROWAWAY.aes_key or "",
+        "WECHAT_ACCEPT_PLAINTEXT": "1",
+        "WECHAT_TOKEN_SOURCE": "stable",
+        "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///data/sandbox/bot.db",
+        "MEDIA_STORE": environ.get("MEDIA_STORE") or "data/sandbox/media",
+        "ADMIN_PASSWORD": given.get("ADMIN_PASSWORD") or secrets.token_urlsafe(9),
+    }
+    port = Settings.from_env(environ).port
+    environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{port + 1}"
+    settings = Settings.from_env(environ)
+    bot, sandbox = f"http://127.0.0.1:{port}", environ["WECHAT_API_BASE"]
+    _claim_port(port, "PORT")
+    _claim_port(port + 1, "PORT + 1 (the sandbox)")
+    log = FOLDER / "data" / "sandbox" / "sandbox.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = ["sandbox", "--port", str(port + 1), "--callback", f"{bot}/wechat"]
+    processes.start("sandbox", command, environ, log)
+    _start_bot(processes, environ, settings)
+    _until(
+        lambda: _answers(f"{sandbox}/sandbox/calls"), START_SECONDS, "the sandbox did not start", processes
+    )
+    print(
+        "\n图尚往来 is running. No account is set, so the sandbox plays WeChat (未配置账号，由沙箱模拟微信平台)."
+    )
+    print(f"   the bot      {bot}/wechat")
+    print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
+    print(f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n", flush=True)
+    _echo_one_photo(sandbox, settings, processes)
+    print("\nCtrl-C ends it. For a real account copy .env.example to .env.", flush=True)
+
+
+def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
+    processes.start("bot", GUNICORN, environ)
+    if settings.worker == "external":
+        processes.start("worker", ["flask", "worker"], environ)
+    bot = f"http://127.0.0.1:{settings.port}/healthz"
+    _until(lambda: _answers(bot), START_SECONDS, "the bot did not start", processes)
+
+
+def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> None:
+    sent = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
+    with PHOTO.open("rb") as file:
+        answer = requests.post(
+            f"{sandbox}/sandbox/fans/{FAN}/messages",
+            data={"type": "image"},
+            files={"file": (PHOTO.name, file, "image/jpeg")},
+            timeout=60,
+        )
+    if answer.status_code != 200:
+        raise Failed(f"the sandbox refused the photo: {answer.text}")
+    push = answer.json()
+    print(f"A fan sends {PHOTO.name} ({PHOTO.stat().st_size} bytes):")
+    for number, attempt in enumerate(push["attempts"], 1):
+        why = f" ({attempt['why']})" if attempt["why"] else ""
+        print(
+            f"   attempt {number}: {attempt['verdict']}{why} after {attempt['seconds'] * 1000:.0f} ms",
+            flush=True,
+        )
+    ledger = parts.build(settings).ledger
+
+    def stored() -> Entry | None:
+        found = ledger.find_by_msg_id(int(push["msg_id"]))
+        return next((entry for entry in found if entry.media_state in ("stored", "failed")), None)
+
+    def shown() -> dict[str, Any] | None:
+        chat = requests.get(f"{sandbox}/sandbox/fans/{FAN}/messages", timeout=5).json()
+        return next(
+            (one for one in reversed(chat) if one["from"] == "account" and one["type"] == "image"), None
+        )
+
+    picture = _until(shown, ECHO_SECONDS, "the fan did not get the picture back", processes)
+    print(f"   what came back: {picture['type']} {picture['media_id']}")
+    entry = _until(stored, ECHO_SECONDS, "the picture was not stored", processes)
+    if entry.media_state != "stored" or entry.media_key is None:
+        raise Failed(f"the picture was not stored: {entry.media_reason}")
+    print(f"   stored: {_where(settings, entry.media_key)}")
+    print(
+        f"   sha256 sent      {sent}\n   sha256 came back {picture['sha256']}\n   sha256 stored    {entry.media_sha256}"
+    )
+    if not sent == picture["sha256"] == entry.media_sha256:
+        raise Failed("what was sent, stored and given back are not the same bytes")
+    print("   all equal: 图尚往来", flush=True)
+
+
+def _where(settings: Settings, key: str) -> str:
+    path = Path(settings.media_store) / key
+    return str(path.relative_to(FOLDER)) if path.is_relative_to(FOLDER) else f"{settings.media_store}/{key}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def _claim_port(port: int, setting: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise Failed(f"{setting}={port} is in use: choose another, such as PORT=8010 make run") from None
+
+
+def _until(look: Callable[[], T | None], seconds: float, otherwise: str, processes: Processes) -> T:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        processes.check()
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

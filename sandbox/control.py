@@ -1,0 +1,236 @@
+"""The control routes under /sandbox/ and the page at /: how tests and people steer the sandbox.
+
+Knows the JSON shapes that others rely on. It must not hold anything, and answers every wrong use with
+a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in server.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, jsonify, render_template_string, request
+from werkzeug.datastructures import FileStorage
+
+from .errors import ControlError
+from .pushes import MEDIA_TYPES, Action
+from .sender import MODES, Delivery, Sender
+from .state import State
+
+_FIELDS = frozenset(
+    {"type", "content", "media_id", "event", "event_key", "msg_id"}
+    | {"mode", "attempts", "force", "together", "timeout"}
+)
+
+
+def create_control(state: State, sender: Sender) -> Blueprint:
+    """The control routes for one state."""
+    control = Blueprint("control", __name__)
+
+    @control.errorhandler(ControlError)
+    def refuse(error: ControlError) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 400
+
+    @control.post("/sandbox/fans/<openid>/messages")
+    def push(openid: str) -> Response:
+        fields, file = _fields()
+        delivery = _delivery(fields, sender.default_mode)
+        action = _action(state, openid, fields, file)
+        return jsonify(sender.push(action, delivery).to_json())
+
+    @control.get("/sandbox/fans/<openid>/messages")
+    def chat(openid: str) -> Response:
+        return jsonify([message.to_json() for message in state.chat(openid)])
+
+    @control.put("/sandbox/faults")
+    def faults() -> Response:
+        return jsonify([vars(fault) for fault in state.replace_faults(_json())])
+
+    @control.put("/sandbox/rules")
+    def rules() -> Response:
+        return jsonify(vars(state.change_rules(_json())))
+
+    @control.post("/sandbox/clock")
+    def clock() -> Response:
+        seconds = _object().get("advance")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
+            raise ControlError("advance: seconds to move the clock forward")
+        state.advance(seconds)
+        return jsonify(now=state.now())
+
+    @control.post("/sandbox/token/expire")
+    def expire() -> Response:
+        stuck = _object().get("stuck", False)
+        if not isinstance(stuck, bool):
+            raise ControlError("stuck: true or false")
+        state.expire_tokens(stuck)
+        return jsonify(ok=True)
+
+    @control.get("/sandbox/calls")
+    def calls() -> Response:
+        return jsonify(state.calls())
+
+    @control.post("/sandbox/reset")
+    def reset() -> Response:
+        state.reset()
+        return jsonify(ok=True)
+
+    @control.post("/sandbox/verify")
+    def verify() -> Response:
+        return jsonify(sender.verify(_number(_object(), "timeout", 0.01, 60) or 5))
+
+    @control.get("/")
+    def page() -> Response:
+        """Facts and the latest pushes; neither secrets nor the callback's own query are shown."""
+        callback = urlsplit(state.callback or "")
+        html = render_template_string(
+            _PAGE,
+            account=state.account,
+            callback=f"{callback.scheme}://{callback.netloc.rpartition('@')[2]}{callback.path}",
+            has_callback=state.callback is not None,
+            fans=len(state.fans()),
+            pushes=state.pushes()[:-51:-1],
+        )
+        response = Response(html, content_type="text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
+        return response
+
+    return control
+
+
+def _json() -> Any:
+    value = request.get_json(force=True, silent=True)
+    if value is None:
+        raise ControlError("the body must be JSON")
+    return value
+
+
+def _object() -> dict[str, Any]:
+    """The JSON object of the body; no body at all is an empty one."""
+    value = _json() if request.get_data() else {}
+    if not isinstance(value, dict):
+        raise ControlError("the body must be a JSON object")
+    return value
+
+
+def _fields() -> tuple[dict[str, Any], FileStorage | None]:
+    if request.mimetype == "multipart/form-data":
+        fields: dict[str, Any] = dict(request.form)
+        file = request.files.get("file")
+    else:
+        fields, file = _object(), None
+    unknown = sorted(set(fields) - _FIELDS)
+    if unknown:
+        raise ControlError(
+            f"{', '.join(unknown)}: no such field (a file is a multipart part with a filename)"
+        )
+    return fields, file
+
+
+def _delivery(fields: Mapping[str, Any], default_mode: str) -> Delivery:
+    mode = fields.get("mode") or default_mode
+    if mode not in MODES:
+        raise ControlError("mode: plain, compat or safe")
+    attempts = _number(fields, "attempts", 1, 100)
+    if attempts is not None and not attempts.is_integer():
+        raise ControlError("attempts: a whole number")
+    timeout = _number(fields, "timeout", 0.01, 60) or 5
+    return Delivery(
+        mode=mode,
+        attempts=None if attempts is None else int(attempts),
+        force=_flag(fields, "force"),
+        together=_flag(fields, "together"),
+        timeout=timeout,
+    )
+
+
+def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStorage | None) -> Action:
+    kind = _text(fields, "type")
+    if kind is None:
+        raise ControlError("type: text, image, voice, video, shortvideo, location, link or event")
+    media_id = _text(fields, "media_id")
+    media = thumb = None
+    if kind in MEDIA_TYPES:
+        if file is not None:
+            media = state.store_media(MEDIA_TYPES[kind], file.read())
+            media_id = media.media_id
+        elif media_id:
+            media = state.find_media(media_id)
+        if MEDIA_TYPES[kind] == "video":
+            thumb = state.store_thumbnail().media_id
+    elif file is not None or media_id is not None:
+        raise ControlError(f"type {kind}: carries neither file nor media_id")
+    return Action(
+        openid=openid,
+        type=kind,
+        content=_text(fields, "content"),
+        event=_text(fields, "event"),
+        event_key=_text(fields, "event_key"),
+        media_id=media_id,
+        thumb_media_id=thumb,
+        media=media,
+        picture_url=f"{state.base_url}/picture?key={media.key}" if media else "",
+        msg_id=None if kind == "event" else _msg_id(fields) or state.new_msg_id(),
+    )
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ControlError(f"{name}: text")
+    return value
+
+
+def _msg_id(fields: Mapping[str, Any]) -> int | None:
+    """A 64-bit number, as a number or as its digits."""
+    value = fields.get("msg_id")
+    if value is None:
+        return None
+    digits = str(value)
+    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) < 2**63:
+        raise ControlError("msg_id: a whole number below 2**63")
+    return int(digits)
+
+
+def _number(fields: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise ControlError(f"{name}: a number from {least} to {most}")
+    return number
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if value in (True, "true", "1"):
+        return True
+    if value in (False, None, "false", "0", ""):
+        return False
+    raise ControlError(f"{name}: true or false")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>WeChat sandbox</title>
+<h1>WeChat sandbox</h1>
+<p>A stand-in for the WeChat platform on this machine. No real fan is behind it and nothing leaves this
+computer. This is a plain status page; steer the sandbox through its routes under <code>/sandbox/</code>.</p>
+<dl>
+<dt>AppID</dt><dd>{{ account.appid }}</dd>
+<dt>Original ID</dt><dd>{{ account.original_id }}</dd>
+<dt>Default mode</dt><dd>{{ "safe (the account has an AES key)" if account.aes_key else "plain (no AES key)" }}</dd>
+<dt>Callback</dt><dd>{{ callback if has_callback else "none: start with --callback URL" }}</dd>
+<dt>Fans</dt><dd>{{ fans }}</dd>
+</dl>
+<h2>Latest pushes</h2>
+{% if pushes %}<ol>{% for push in pushes %}
+<li>{{ push.openid }} sent {{ push.type }}:
+{% for attempt in push.attempts %}{{ attempt.verdict }} after {{ attempt.seconds }} s ({{ attempt.why }})
+{% else %}on its way{% endfor %}</li>
+{% endfor %}</ol>{% else %}<p>None yet.</p>{% endif %}
+</html>
+"""

@@ -1,0 +1,74 @@
+"""How the sandbox says no: the platform's return codes, and refusals of the control routes.
+
+Knows code numbers and the platform's own texts for them. It must not know HTTP or what state led to
+a code: the state raises, the server writes. Codes and texts:
+https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html
+"""
+
+from typing import Final
+
+ERRMSG: Final[dict[int, str]] = {
+    -1: "system error",
+    0: "ok",
+    40001: "invalid credential, access_token is invalid or not latest",
+    40002: "invalid grant_type",
+    40003: "invalid openid",
+    40004: "invalid media type",
+    40005: "invalid file type",
+    40006: "invalid meida size",  # the platform's own spelling
+    40007: "invalid media_id",
+    40008: "invalid message type",
+    40009: "invalid image size",
+    40010: "invalid voice size",
+    40011: "invalid video size",
+    40012: "invalid thumb size",
+    40013: "invalid appid",
+    40014: "invalid access_token",
+    40033: "invalid charset. please check your request, if include \\uxxxx will create fail!",
+    40066: "invalid url",
+    40125: "invalid appsecret",
+    40164: "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist",
+    40201: "invalid callback url",
+    40202: "invalid action",
+    40203: "invalid check_operator",
+    40243: "appsecret frozen",
+    41001: "access_token missing",
+    41002: "appid missing",
+    41004: "appsecret missing",
+    41005: "media data missing",
+    41006: "media_id missing",
+    42001: "access_token expired",
+    43001: "require GET method",
+    43002: "require POST method",
+    44001: "empty media data",
+    44002: "empty post data",
+    44003: "empty news data",
+    44004: "empty content",
+    45001: "media size out of limit",
+    45002: "content size out of limit",
+    45007: "playtime out of limit",
+    45008: "article size out of limit",
+    45009: "reach max api daily quota limit",
+    45011: "api minute-quota reach limit must slower retry next minute",
+    45015: "response out of time limit or subscription is canceled",
+    45047: "out of response count limit",
+    45072: "invalid typing command",
+    45080: "no exchange with the user in the last 30 seconds",
+    45081: "already typing",
+    47001: "data format error",
+    48001: "api unauthorized",
+    48006: "forbid to clear quota because of reaching the limit",
+}
+
+
+class PlatformError(Exception):
+    """The platform refuses an API call; `code` and `errmsg` go into its JSON answer (HTTP 200)."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.errmsg = ERRMSG[code]
+        super().__init__(f"{code} {self.errmsg}")
+
+
+class ControlError(Exception):
+    """A control route was used wrongly; the text says how to use it. Answered with HTTP 400."""

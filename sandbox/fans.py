@@ -1,0 +1,114 @@
+"""A fan of the account: the chat as the fan sees it, and what the account may still send.
+
+Knows the send rights (下发额度) and the typing hint. It must not know HTTP, tokens or XML; `now` is the
+sandbox's clock (Unix seconds), a message's own time is real.
+https://developers.weixin.qq.com/doc/subscription/guide/product/kf/intro.html
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .errors import PlatformError
+
+TYPING_AFTER: Final = 30
+TYPING_SECONDS: Final = 15
+
+# what the fan did -> how many messages the account may send, for how many seconds
+_RIGHTS: Final[dict[str, tuple[int, int]]] = {
+    "message": (5, 48 * 3600),
+    "menu": (3, 60),
+    "follow": (3, 60),
+    "scan": (3, 60),
+}
+_EVENT_RIGHTS: Final[dict[str, str]] = {
+    "click": "menu",
+    "scancode_push": "menu",
+    "scancode_waitmsg": "menu",
+    "subscribe": "follow",
+    "scan": "scan",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One entry of a chat: `sender` is fan, account or system, `by` push, passive, custom or platform."""
+
+    sender: str
+    by: str
+    type: str
+    content: str | None = None
+    media_id: str | None = None
+    sha256: str | None = None
+    time: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "from": self.sender,
+            "by": self.by,
+            "type": self.type,
+            "content": self.content,
+            "media_id": self.media_id,
+            "sha256": self.sha256,
+            "time": self.time,
+        }
+
+
+@dataclass
+class _Right:
+    left: int
+    until: float
+
+
+@dataclass
+class Fan:
+    """One fan. The methods that may be refused raise PlatformError and then change nothing."""
+
+    openid: str
+    chat: list[Message] = field(default_factory=list)
+    following: bool = True
+    _rights: dict[str, _Right] = field(default_factory=dict)
+    _exchanged_at: float = float("-inf")
+    _typing_until: float = float("-inf")
+
+    def acts(self, kind: str, event: str | None, now: float) -> None:
+        """The fan sent a message, or (`kind` "event") pressed, followed, scanned or left."""
+        self._exchanged_at = now
+        action = _EVENT_RIGHTS.get((event or "").lower()) if kind == "event" else "message"
+        if event == "unsubscribe":
+            self.following = False
+            self._rights.clear()
+            return
+        self.following = True
+        if action is not None:
+            count, seconds = _RIGHTS[action]
+            self._rights[action] = _Right(count, now + seconds)
+
+    def check_right(self, now: float) -> None:
+        """45015 without any open window, 45047 when those that are open are used up."""
+        open_now = [right for right in self._rights.values() if now < right.until]
+        if not open_now:
+            raise PlatformError(45015)
+        if not any(right.left for right in open_now):
+            raise PlatformError(45047)
+
+    def spend_right(self, now: float) -> None:
+        """One message less, of the right that ends first: how rights combine is not documented."""
+        self.check_right(now)
+        usable = [right for right in self._rights.values() if now < right.until and right.left]
+        min(usable, key=lambda right: right.until).left -= 1
+        self._exchanged_at = now
+        self._typing_until = now
+
+    def type(self, command: str, now: float) -> None:
+        """Shows or ends 对方正在输入, by the rules of custom/typing."""
+        if command not in ("Typing", "CancelTyping"):
+            raise PlatformError(45072)
+        self.check_right(now)
+        if command == "CancelTyping":
+            self._typing_until = now
+            return
+        if now - self._exchanged_at > TYPING_AFTER:
+            raise PlatformError(45080)
+        if now < self._typing_until:
+            raise PlatformError(45081)
+        self._typing_until = now + TYPING_SECONDS

@@ -1,0 +1,110 @@
+"""What the sandbox is told to do wrong, and the rules that a test may change.
+
+Knows which words a fault and the rules may have, and how often a fault still strikes. It must not know
+how a fault is carried out: the server does that.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .errors import ControlError
+
+FAILURE_TEXT: Final = "该公众号暂时无法提供服务，请稍后再试"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """`token_life` in seconds; `deliveries` at most per push; what the fan reads when all of them fail."""
+
+    token_life: int = 7200
+    deliveries: int = 3
+    failure_text: str = FAILURE_TEXT
+
+    def __post_init__(self) -> None:
+        if not _whole(self.token_life) or not 1 <= self.token_life <= 7200:
+            raise ControlError("token_life: whole seconds from 1 to 7200")
+        if not _whole(self.deliveries) or not 1 <= self.deliveries <= 10:
+            raise ControlError("deliveries: a whole number from 1 to 10")
+        if not isinstance(self.failure_text, str) or not self.failure_text:
+            raise ControlError("failure_text: the text that the fan reads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault for one path. `times` None is for ever, `delay` in seconds, `truncate` in bytes."""
+
+    path: str
+    times: int | None = None
+    errcode: int | None = None
+    errmsg: str | None = None
+    status: int | None = None
+    body: str | None = None
+    delay: float | None = None
+    truncate: int | None = None
+    disconnect: bool = False
+    content_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path.startswith("/"):
+            raise ControlError("path: the exact path of a call, like /cgi-bin/token")
+        if self.path == "/" or self.path.startswith("/sandbox"):
+            raise ControlError("path: faults are for the platform's paths, not for the sandbox's own")
+        for name, least in (("times", 1), ("status", 200), ("truncate", 0)):
+            value = getattr(self, name)
+            if value is not None and (not _whole(value) or value < least):
+                raise ControlError(f"{name}: a whole number from {least}, or null")
+        if self.status is not None and self.status > 599:
+            raise ControlError("status: an HTTP status from 200 to 599")
+        if self.errcode is not None and not _whole(self.errcode):
+            raise ControlError("errcode: a whole number")
+        for name in ("errmsg", "body", "content_type"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ControlError(f"{name}: text")
+        if self.content_type is not None and not self.content_type.isprintable():
+            raise ControlError("content_type: one line of text")
+        if self.delay is not None and (not _number(self.delay) or not 0 <= self.delay <= 3600):
+            raise ControlError("delay: seconds, at most 3600")
+        if not isinstance(self.disconnect, bool):
+            raise ControlError("disconnect: true or false")
+
+
+class Faults:
+    """The faults in force, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._faults: list[tuple[Fault, int | None]] = []
+
+    def replace(self, faults: list[Fault]) -> None:
+        self._faults = [(fault, fault.times) for fault in faults]
+
+    def take(self, path: str) -> Fault | None:
+        """The first fault for this path that still strikes, counted as used once."""
+        for index, (fault, left) in enumerate(self._faults):
+            if fault.path == path and left != 0:
+                self._faults[index] = (fault, None if left is None else left - 1)
+                return fault
+        return None
+
+
+def fault_from_json(value: Any) -> Fault:
+    """Raises ControlError for anything that is not a fault."""
+    names = set(Fault.__dataclass_fields__)
+    if not isinstance(value, dict) or not set(value) <= names or "path" not in value:
+        raise ControlError(f"a fault is an object with path and of {', '.join(sorted(names - {'path'}))}")
+    return Fault(**value)
+
+
+def rules_from_json(value: Any, now_in_force: Rules) -> Rules:
+    """The rules with the given ones changed. Raises ControlError for unknown names and bad values."""
+    names = set(Rules.__dataclass_fields__)
+    if not isinstance(value, dict) or not set(value) <= names:
+        raise ControlError(f"rules are an object with any of {', '.join(sorted(names))}")
+    return Rules(**{name: value.get(name, getattr(now_in_force, name)) for name in names})
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

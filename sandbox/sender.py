@@ -1,0 +1,265 @@
+"""Delivers what fans do to the bot: signs, seals, posts, repeats, and has the answers judged.
+
+Knows the query string of a push, the five seconds, and when the platform tries again. It must not know
+routes or what makes an answer good. The socket is closed when the time is over, as the platform does.
+https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
+"""
+
+import contextlib
+import http.client
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
+
+from .cipher import Envelope, sign
+from .errors import ControlError
+from .judge import Judge, Verdict
+from .pushes import Action, cdata, plain_elements
+from .state import Push, State
+
+MODES: Final = ("plain", "compat", "safe")
+_ANSWER_BYTES: Final = 1024 * 1024
+"""More than this of an answer is not read: no reply is that long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """How to deliver: in which mode, how often at most, whether also after an answer, or all at once.
+
+    `attempts` None is as the rules say; `timeout` in seconds.
+    """
+
+    mode: str
+    attempts: int | None = None
+    force: bool = False
+    together: bool = False
+    timeout: float = 5
+
+
+class Sender:
+    """Pushes for one state; `stop` ends waiting between deliveries when the sandbox ends."""
+
+    def __init__(self, state: State, stop: threading.Event) -> None:
+        self._state = state
+        self._stop = stop
+        self._judge = Judge(state.account, state.find_media)
+        aes_key = state.account.aes_key
+        self._envelope = None if aes_key is None else Envelope(aes_key, state.account.appid)
+
+    @property
+    def default_mode(self) -> str:
+        return "plain" if self._envelope is None else "safe"
+
+    def push(self, action: Action, delivery: Delivery) -> Push:
+        """Delivers one action until it is answered, and returns what happened. Waits for all of it.
+
+        Raises ControlError without a callback, or when the mode needs a key that the account has not.
+        """
+        if delivery.mode != "plain" and self._envelope is None:
+            raise ControlError(f"mode {delivery.mode}: this account has no AES key")
+        callback = self._callback()
+        push = Push(action.openid, action.type, action.msg_id, action.media_id)
+        message = self._state.message("fan", "push", action.type, action.summary, action.media_id)
+        self._state.begin_push(push, message, action.event)
+        create_time = int(self._state.real_time())
+        elements = plain_elements(action, self._state.account.original_id, create_time)
+        times = delivery.attempts or self._state.rules.deliveries
+
+        def deliver() -> Verdict:
+            return self._deliver(push, callback, elements, action, delivery)
+
+        in_turn = self._in_turn(times, delivery, deliver)
+        verdicts = _at_once(times, deliver) if delivery.together else list(in_turn)
+        if not any(verdict.verdict in ("reply", "silent") for verdict in verdicts):
+            self._show_failure(push)
+        return push
+
+    def _in_turn(self, times: int, delivery: Delivery, deliver: Callable[[], Verdict]) -> Iterator[Verdict]:
+        for number in range(times):
+            verdict = deliver()
+            yield verdict
+            final = verdict.verdict != "timeout" and not isinstance(verdict, _NoAnswer)
+            if final and not delivery.force:
+                return
+            # After a refused connection the platform's own pause is unknown; without any, the repeats
+            # would be over before a bot that restarts is back.
+            pause = delivery.timeout / 5 if isinstance(verdict, _NoAnswer) and number + 1 < times else 0
+            if self._stop.wait(pause):
+                return
+
+    def _deliver(
+        self, push: Push, callback: SplitResult, elements: str, action: Action, delivery: Delivery
+    ) -> Verdict:
+        timestamp, nonce = str(int(self._state.real_time())), str(secrets.randbelow(2**31 - 10**8) + 10**8)
+        query, sent = self._seal(elements, action.openid, delivery.mode, timestamp, nonce)
+        received: dict[str, Any] | None = None
+        started = time.monotonic()
+        try:
+            status, body = _request("POST", callback, query, sent.encode(), delivery.timeout)
+        except TimeoutError:
+            verdict = Verdict(verdict="timeout", why=f"no whole answer within {delivery.timeout:g} s")
+        except (OSError, http.client.HTTPException) as error:
+            verdict = _NoAnswer(verdict="refused", why=_in_words(error))
+        else:
+            received = {"status": status, "body": body.decode(errors="backslashreplace")}
+            if status != 200:
+                verdict = _NoAnswer(verdict="refused", why=f"HTTP {status} instead of 200")
+            else:
+                verdict = self._judge.judge(
+                    body,
+                    mode=delivery.mode,
+                    openid=action.openid,
+                    is_event=action.type == "event",
+                    nonce=nonce,
+                )
+        seconds = round(time.monotonic() - started, 4)
+        attempt = {
+            "query": query,
+            "sent": sent,
+            "received": received,
+            "opened": verdict.opened,
+            "seconds": seconds,
+            "verdict": verdict.verdict,
+            "why": verdict.why,
+        }
+        self._state.record_attempt(push, attempt)
+        if verdict.shown is not None:
+            self._state.show(push, self._state.message("account", "passive", *verdict.shown))
+        elif verdict.verdict == "refused" and not isinstance(verdict, _NoAnswer):
+            self._show_failure(push)
+        return verdict
+
+    def _show_failure(self, push: Push) -> None:
+        text = self._state.rules.failure_text
+        self._state.show(push, self._state.message("system", "platform", "text", text))
+
+    def _seal(self, elements: str, openid: str, mode: str, timestamp: str, nonce: str) -> tuple[str, str]:
+        """The query string and the body of one delivery."""
+        token = self._state.account.token
+        query = {
+            "signature": sign(token, timestamp, nonce),
+            "timestamp": timestamp,
+            "nonce": nonce,
+            "openid": openid,
+        }
+        plain = f"<xml>{elements}</xml>"
+        if self._envelope is None or mode == "plain":
+            return urlencode(query), plain
+        encrypted = self._envelope.encrypt(plain.encode(), secrets.token_bytes(16))
+        query["encrypt_type"] = "aes"
+        query["msg_signature"] = sign(token, timestamp, nonce, encrypted)
+        outer = elements if mode == "compat" else cdata("ToUserName", self._state.account.original_id)
+        return urlencode(query), f"<xml>{outer}{cdata('Encrypt', encrypted)}</xml>"
+
+    def verify(self, timeout: float = 5) -> dict[str, Any]:
+        """What the console does on 提交: GET with a signed echostr, which must come back byte for byte."""
+        callback = self._callback()
+        timestamp, nonce = str(int(self._state.real_time())), str(secrets.randbelow(10**9) + 10**9)
+        echostr = str(secrets.randbelow(9 * 10**18) + 10**18)
+        signature = sign(self._state.account.token, timestamp, nonce)
+        query = {"signature": signature, "timestamp": timestamp, "nonce": nonce, "echostr": echostr}
+        try:
+            status, body = _request("GET", callback, urlencode(query), None, timeout)
+        except TimeoutError:
+            why = f"no whole answer within {timeout:g} s"
+            return {"ok": False, "why": why, "status": None, "body": None}
+        except (OSError, http.client.HTTPException) as error:
+            return {"ok": False, "why": _in_words(error), "status": None, "body": None}
+        fault = _echo_fault(status, body, echostr.encode())
+        answer = body.decode(errors="backslashreplace")
+        return {"ok": fault is None, "why": fault or "echostr came back", "status": status, "body": answer}
+
+    def _callback(self) -> SplitResult:
+        if self._state.callback is None:
+            raise ControlError("no callback: start the sandbox with --callback URL")
+        return urlsplit(self._state.callback)
+
+
+class _NoAnswer(Verdict):
+    """A refusal without any answer to judge (no connection, or not HTTP 200): the platform tries again."""
+
+
+def _at_once(times: int, deliver: Callable[[], Verdict]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    threads = [threading.Thread(target=lambda: verdicts.append(deliver())) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return verdicts
+
+
+def _request(
+    method: str, callback: SplitResult, query: str, body: bytes | None, timeout: float
+) -> tuple[int, bytes]:
+    """Status and body, whole within `timeout` seconds, else TimeoutError and the socket is closed.
+
+    Not through `requests`: its time-out begins anew with every byte that trickles in.
+    """
+    kind = http.client.HTTPSConnection if callback.scheme == "https" else http.client.HTTPConnection
+    connection = kind(callback.hostname or "", callback.port, timeout=timeout)
+    path = quote(callback.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    target = f"{path}?{callback.query}&{query}" if callback.query else f"{path}?{query}"
+    headers = {"User-Agent": "Mozilla/4.0", "Accept": "*/*", "Connection": "close"}
+    if body is not None:
+        headers["Content-Type"] = "text/xml"
+    over = threading.Event()
+    deadline = time.monotonic() + timeout
+    try:
+        connection.connect()
+        cut = threading.Timer(deadline - time.monotonic(), _cut, (connection.sock, over))
+        cut.daemon = True
+        cut.start()
+        try:
+            connection.request(method, target, body, headers)
+            with connection.getresponse() as response:
+                answer = response.read(_ANSWER_BYTES)
+                if response.length:  # known from Content-Length, and not all of it came
+                    raise http.client.IncompleteRead(answer, response.length)
+        finally:
+            cut.cancel()
+        if over.is_set():
+            raise TimeoutError
+        return response.status, answer
+    except (OSError, http.client.HTTPException):
+        if over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        connection.close()
+
+
+def _cut(connected: socket.socket, over: threading.Event) -> None:
+    over.set()
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: nothing listens at the callback's address"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection closed in the middle of the answer"
+    if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
+        return "the connection closed without an answer"
+    return f"no usable HTTP answer ({type(error).__name__})"
+
+
+def _echo_fault(status: int, body: bytes, echostr: bytes) -> str | None:
+    """What the console dislikes about the answer to a verification, or None."""
+    if status != 200:
+        return f"HTTP {status} instead of 200"
+    if body == echostr:
+        return None
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "a byte order mark before echostr"
+    if body.strip() == echostr:
+        return "white space around echostr, often a newline at its end"
+    if body.strip(b"\"'\r\n ") == echostr:
+        return "quotes around echostr: it must be plain text, not JSON"
+    return "the answer is not echostr" if body else "empty answer"

@@ -1,0 +1,230 @@
+"""The sandbox as an HTTP server on 127.0.0.1: who may ask, faults, counting, and starting it.
+
+Knows sockets, since some faults are about them. It must not know any rule of the platform. Faults are
+carried out here, around whatever the routes would answer. No log line shows a query string: tokens and
+signatures are in it.
+"""
+
+import contextlib
+import json
+import logging
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from .account import THROWAWAY, Account
+from .api import JSON, answer_error, answer_json, create_api
+from .control import create_control
+from .errors import ERRMSG
+from .faults import Fault
+from .sender import Sender
+from .state import State
+
+log = logging.getLogger("sandbox")
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+class Sandbox:
+    """A running sandbox. `callback` may be set later, once the bot's address is known."""
+
+    def __init__(self, state: State, url: str) -> None:
+        self.state = state
+        self.url = url
+
+    @property
+    def account(self) -> Account:
+        return self.state.account
+
+    @property
+    def callback(self) -> str | None:
+        return self.state.callback
+
+    @callback.setter
+    def callback(self, url: str | None) -> None:
+        self.state.callback = url
+
+
+@contextlib.contextmanager
+def running_sandbox(
+    *,
+    account: Account = THROWAWAY,
+    callback: str | None = None,
+    port: int = 0,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Sandbox]:
+    """A sandbox on 127.0.0.1 in threads of this process; `port` 0 takes a free one.
+
+    On leaving, waits (a fault's delay, the pause before a repeat) end at once and the media are deleted.
+    """
+    stop = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
+        state = State(account, Path(folder), clock)
+        state.callback = callback
+        server = make_server(
+            "127.0.0.1", port, create_app(state, stop), threaded=True, request_handler=_Handler
+        )
+        state.base_url = f"http://127.0.0.1:{server.port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="sandbox")
+        thread.start()
+        try:
+            yield Sandbox(state, state.base_url)
+        finally:
+            stop.set()
+            server.shutdown()
+            thread.join()
+
+
+def create_app(state: State, stop: threading.Event) -> Flask:
+    """The platform's API, the control routes and the page for one state."""
+    app = Flask(__name__, static_folder=None)
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.register_blueprint(create_api(state))
+    app.register_blueprint(create_control(state, Sender(state, stop)))
+
+    @app.before_request
+    def guard() -> tuple[Response, int] | None:
+        """Only programs of this machine; a page of another site may not change anything through its browser."""
+        if urlsplit(f"//{request.host}").hostname not in _LOCAL:  # a malformed host is empty here
+            return jsonify(error="the sandbox answers only to 127.0.0.1 and localhost"), 403
+        own = request.host_url.rstrip("/")
+        foreign = request.headers.get("Origin", own) != own
+        if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+            foreign = True  # same-site is another port of this machine
+        if foreign and request.method != "GET":
+            return jsonify(error="the sandbox does not answer to other sites' pages"), 403
+        return None
+
+    @app.before_request
+    def strike() -> Response | None:
+        """What a fault puts in the place of the real answer, if anything."""
+        if _is_own(request.path):
+            return None
+        fault = state.take_fault(request.path)
+        if fault is None:
+            return None
+        request.environ["sandbox.fault"] = fault
+        request.get_data(cache=True, parse_form_data=False)  # the call has arrived whole, whatever comes next
+        if fault.delay and fault.truncate is None:
+            stop.wait(fault.delay)
+        return _instead(fault, state.real_time())
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        if _is_own(request.path):
+            return response
+        fault: Fault | None = request.environ.get("sandbox.fault")
+        outcome = _outcome(response)
+        if fault is not None and fault.content_type is not None:
+            response.headers["Content-Type"] = fault.content_type
+        if fault is not None and fault.disconnect:
+            outcome = "disconnect"
+            _hang_up(request.environ["werkzeug.socket"])
+        elif fault is not None and fault.truncate is not None:
+            outcome = "truncated"
+            response = _truncated(response, fault, request.environ["werkzeug.socket"], stop)
+        state.count_call(request.path, outcome)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Response:
+        status = error.code or 500
+        if _is_own(request.path):
+            response = jsonify(error=error.name)
+            response.status_code = status
+            return response
+        return answer_json({"errcode": 40066, "errmsg": ERRMSG[40066]}, status)
+
+    return app
+
+
+def _is_own(path: str) -> bool:
+    return path == "/" or path.startswith("/sandbox")
+
+
+def _instead(fault: Fault, now: float) -> Response | None:
+    """The answer that the fault gives by itself; None when the real one is only bent."""
+    if fault.disconnect:
+        return Response()
+    if fault.body is not None:
+        kind = JSON if fault.body.lstrip().startswith("{") else "text/html; charset=utf-8"
+        return Response(fault.body, fault.status or 200, content_type=kind)
+    if fault.errcode is not None:
+        errmsg = ERRMSG.get(fault.errcode, "error") if fault.errmsg is None else fault.errmsg
+        response = answer_error(fault.errcode, errmsg, now)
+        response.status_code = fault.status or 200
+        return response
+    if fault.status is not None:
+        page = f"<html><body><center><h1>{fault.status}</h1></center></body></html>"
+        return Response(page, fault.status, content_type="text/html; charset=utf-8")
+    return None
+
+
+def _outcome(response: Response) -> str:
+    """How a call is counted: "HTTP 502", the errcode, or "ok"."""
+    if response.status_code != 200:
+        return f"HTTP {response.status_code}"
+    if response.is_sequence:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(response.get_data())
+            if isinstance(value, dict) and value.get("errcode"):
+                return str(value["errcode"])
+    return "ok"
+
+
+def _truncated(
+    response: Response, fault: Fault, connection: socket.socket, stop: threading.Event
+) -> Response:
+    """The same headers, Content-Length whole, and only the first bytes; a delay comes before the cut."""
+    pieces = response.iter_encoded()
+
+    def cut() -> Iterator[bytes]:
+        left = fault.truncate or 0
+        yield b""  # the headers leave, even if nothing else does
+        for piece in pieces:
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                break
+        if fault.delay:
+            stop.wait(fault.delay)
+        _hang_up(connection)
+
+    shorter = Response(cut(), response.status_code, headers=response.headers)
+    shorter.call_on_close(response.close)
+    return shorter
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(WSGIRequestHandler):
+    """Logs method, path and status, never the query, also for requests that are not understood."""
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        log.info(
+            "%s %s %s", getattr(self, "command", "-"), getattr(self, "path", "-").partition("?")[0], code
+        )
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        log.info("a request that is not HTTP")  # the message would quote it
+
+
+def log_to(stream: Any) -> None:
+    """Sends the log lines to `stream`."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s sandbox %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)

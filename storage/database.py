@@ -1,0 +1,321 @@
+"""One database for the ledger and the token: opens it, brings its schema up to date, and runs operations on it.
+
+Knows how SQLite and PostgreSQL are opened, locked and found to be away, and that an operation is repeated until its
+wait is over. Must not know what the operations do: every operation given to `run` or `transact` has to be one that
+may be repeated after a commit whose answer was lost.
+
+Make one Database per process, after a fork: connections do not survive one.
+"""
+
+import fcntl
+import os
+import sqlite3
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+T = TypeVar("T")
+
+WAIT_SECONDS = 6.0
+"""How long an operation waits for a database that is busy or away: past the platform's 5 s."""
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
+_CONNECT_SECONDS = 3
+_LOCK_SECONDS = 5
+_MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
+
+# What SQLite says when the file cannot be used now: BUSY LOCKED READONLY IOERR CORRUPT FULL CANTOPEN PROTOCOL NOTADB
+# (https://sqlite.org/rescode.html), and what to do about it.
+_SQLITE_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "another process holds the write lock",
+    sqlite3.SQLITE_LOCKED: "another process holds the write lock",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_IOERR: "look at the disk",
+    sqlite3.SQLITE_CORRUPT: "stop all processes and restore the file from a backup",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_CANTOPEN: "make the file and its folder writable",
+    sqlite3.SQLITE_PROTOCOL: "another process holds the write lock",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: name another one",
+}
+# The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
+# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
+_POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
+
+
+class LedgerUnavailableError(Exception):
+    """The database could not be reached or written within the given time."""
+
+
+class SchemaError(Exception):
+    """The database's schema is not one that this program can use."""
+
+
+class Database:
+    """Connections to one database, each used by one thread at a time and kept open in between."""
+
+    def __init__(self, url: URL, *, sync: Literal["full", "normal"] = "full") -> None:
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.placeholder = "?" if self.is_sqlite else "%s"
+        """Stands for a value in SQL that goes to the driver as it is."""
+        self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
+        self._idle: deque[Connection] = deque()
+        # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
+        # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
+        self._engine = create_engine(
+            url,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+            connect_args=_SQLITE_OPTIONS if self.is_sqlite else _POSTGRESQL_OPTIONS,
+        )
+
+        @event.listens_for(self._engine, "connect")
+        def set_up(driver: Any, _record: object) -> None:
+            for statement in _sqlite_setup(sync) if self.is_sqlite else _POSTGRESQL_SETUP:
+                driver.execute(statement)
+
+    def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
+        """Run the operation, whose statements each commit by themselves, and return its result.
+
+        A database that is busy, away or cannot be written is tried again for `wait` seconds.
+        Raises LedgerUnavailableError when they are over.
+        """
+        give_up = time.monotonic() + wait
+        tries = 0
+        left = wait
+        while True:
+            connection = None
+            try:
+                connection = self._take()
+                with self._patience(connection, left) if left != WAIT_SECONDS else nullcontext():
+                    result = operation(connection)
+            except BaseException as error:
+                if connection is not None:
+                    _drop(connection)
+                reason = self._unavailable(error)
+                if reason is None:
+                    raise
+            else:
+                self._idle.append(connection)
+                return result
+            # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
+            self.close()  # what broke one connection has mostly broken the idle ones too
+            left = max(give_up - time.monotonic(), 0.0)
+            if tries and not left:
+                raise LedgerUnavailableError(f"{reason} (waited {wait:g} s)")
+            time.sleep(min(_PAUSES[min(tries, len(_PAUSES) - 1)], left))
+            tries += 1
+
+    def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
+        """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
+
+        def transaction(connection: Connection) -> T:
+            connection.exec_driver_sql(self._begin)
+            # When it fails the connection is dropped, and the transaction with it.
+            result = operation(connection)
+            connection.exec_driver_sql("COMMIT")
+            return result
+
+        return self.run(transaction, wait=wait)
+
+    def check(self, *, wait: float = 1.0) -> None:
+        """Return when the database can be used and, on SQLite, be written. Raises LedgerUnavailableError."""
+        self.transact(lambda connection: connection.exec_driver_sql("SELECT 1").scalar(), wait=wait)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return
+            _drop(connection)
+
+    def _take(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._engine.connect()
+
+    @contextmanager
+    def _patience(self, connection: Connection, seconds: float) -> Iterator[None]:
+        """Let SQLite wait that long for a lock instead of WAIT_SECONDS."""
+        if not self.is_sqlite:
+            yield
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+        yield
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(WAIT_SECONDS * 1000)}")
+
+    def _unavailable(self, error: BaseException) -> str | None:
+        """Why the database cannot be used now; None when the error means something else."""
+        driver_error = getattr(error, "orig", error)  # what SQLAlchemy wrapped
+        if isinstance(driver_error, sqlite3.Error):
+            # The lowest byte is the kind, the rest says more about it.
+            hint = _SQLITE_UNAVAILABLE.get(getattr(driver_error, "sqlite_errorcode", 0) & 0xFF)
+            return hint and f"SQLite: {driver_error}: {hint} (DATABASE_URL)"
+        dbapi: Any = self._engine.dialect.dbapi
+        if not isinstance(driver_error, dbapi.Error):
+            return None
+        state = driver_error.sqlstate
+        lost = state is None and isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
+        if not lost and not (state or "").startswith(_POSTGRESQL_UNAVAILABLE):
+            return None
+        first_line = str(driver_error).partition("\n")[0]
+        return f"PostgreSQL: {first_line}: is the server up, and DATABASE_URL right?"
+
+
+_SQLITE_OPTIONS: dict[str, Any] = {
+    "isolation_level": None,
+    "check_same_thread": False,  # one thread at a time, but not always the same
+    "timeout": WAIT_SECONDS,
+}
+
+_POSTGRESQL_OPTIONS: dict[str, Any] = {
+    "connect_timeout": _CONNECT_SECONDS,
+    # A server that vanished without a word is noticed in seconds, not after the system's two hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": _LOCK_SECONDS * 1000,
+}
+_POSTGRESQL_SETUP = (f"SET lock_timeout = '{_LOCK_SECONDS}s'",)
+
+
+def _sqlite_setup(sync: str) -> tuple[str, ...]:
+    return (
+        f"PRAGMA synchronous = {sync}",
+        "PRAGMA foreign_keys = ON",
+        # After a burst the log beside the database shrinks again.
+        "PRAGMA journal_size_limit = 67108864",
+    )
+
+
+def connect(
+    url: str,
+    *,
+    sync: Literal["full", "normal"] = "full",
+    wait: float = 30.0,
+    migrations: Path = MIGRATIONS,
+) -> Database:
+    """Open the database of a DATABASE_URL, and make or migrate its schema if that is still to be done.
+
+    A SQLite file and its folder are made when absent; the file is readable by its owner alone. Any number of
+    processes may do this at once: one migrates, the others wait for it.
+
+    Raises ValueError for an URL of another kind, SchemaError for a schema newer than this program,
+    LedgerUnavailableError when the database is away for `wait` seconds.
+    """
+    address = _address(url)
+    if address.get_backend_name() == "sqlite":
+        _prepare_file(Path(str(address.database)))
+    database = Database(address, sync=sync)
+    newest = max(path.name.partition("_")[0] for path in (migrations / "versions").glob("[0-9]*.py"))
+    # The quick way, for every start but the first: alembic alone would take longer than all the rest.
+    if database.run(lambda connection: _revision(connection) == newest, wait=wait):
+        return database
+    with _folder_lock(Path(str(address.database)).parent) if database.is_sqlite else nullcontext():
+        if database.is_sqlite:
+            database.run(
+                lambda connection: connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar(), wait=wait
+            )
+        database.transact(lambda connection: _migrate(connection, migrations, newest), wait=wait)
+    return database
+
+
+def _address(url: str) -> URL:
+    """The URL with the driver that is installed. A message never shows the URL: it may hold a password."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        address = None
+    kind = address.get_backend_name() if address is not None else ""
+    if address is None or kind not in ("sqlite", "postgresql"):
+        raise ValueError("DATABASE_URL must start with sqlite:/// or postgresql://")
+    if kind == "postgresql":
+        return address.set(drivername="postgresql+psycopg")
+    if address.database in (None, "", ":memory:"):
+        raise ValueError("DATABASE_URL must name a file, like sqlite:///data/bot.db")
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise SchemaError(
+            f"SQLite 3.35 or newer is needed, this Python has {sqlite3.sqlite_version}: use a newer one"
+        )
+    return address.set(drivername="sqlite")
+
+
+def _prepare_file(path: Path) -> None:
+    """Make the file before SQLite does, with the mode that SQLite then also gives the files beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        # Never opened here: closing it would drop the locks of connections that this process already has.
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
+                name.chmod(0o600)
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, and given back by the system however the process ends.
+
+    SQLite's own locks do not do: the switch to WAL needs the file to itself and does not wait for it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The schema's revision; None when there is none, or when the SQLite file is still to be switched to WAL."""
+    if (
+        connection.dialect.name == "sqlite"
+        and connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal"
+    ):
+        return None
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        return None
+    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return revision
+
+
+def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
+    if connection.dialect.name == "postgresql":
+        # A migration may take as long as it takes, and the others wait for it.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    revision = _revision(connection)
+    if revision == newest:
+        return
+    if revision is not None and revision > newest:
+        raise SchemaError(
+            f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "
+            "update the program, or name another database by DATABASE_URL"
+        )
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, newest)
+
+
+def _drop(connection: Connection) -> None:
+    """Close without a word to the server, which may be away, and without a COMMIT or ROLLBACK: closing rolls back."""
+    if not connection.invalidated:
+        connection.invalidate()
+    connection.close()

@@ -1,0 +1,351 @@
+"""Where the media lie: a folder, or a bucket of an S3-compatible store, behind the same few verbs.
+
+A key is `APPID/YYYY/MM/DD/ID.ext`; a stem is a key without its extension, which only the content decides. A file
+appears under its key whole or not at all, and writing the same key twice is harmless. Knows bytes, keys and how they
+are made to last; no messages, no ledger, no platform.
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_PART = r"[A-Za-z0-9_-]+"
+_STEM = re.compile(rf"{_PART}(?:/{_PART})*")
+_KEY = re.compile(rf"{_STEM.pattern}\.[a-z0-9]{{1,8}}")
+
+_HEAD_BYTES = 512  # what the kind of a file is told by
+
+# These two know a bucket only as the first part of the host's name.
+_HOSTS_WITHOUT_PATH_STYLE = (".myqcloud.com", ".aliyuncs.com")
+
+_CONTENT_TYPES = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "gif": "image/gif",
+    "amr": "audio/amr",
+    "speex": "audio/x-speex",
+    "mp3": "audio/mpeg",
+    "mp4": "video/mp4",
+}
+
+
+class StoreError(OSError):
+    """The store could not be reached, or did not do what it was asked. Nothing half done is left in it."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """What was written: `size` in bytes, `sha256` in hex."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+class FileStore(Protocol):
+    """A place for media. What goes wrong with the place is an OSError; a key or stem of another form a ValueError."""
+
+    def put(
+        self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        """Keep the bytes under `stem` and the extension that their first 512 tell. Returns when they would survive a
+        crash of the machine. What the chunks raise passes through, and nothing of this attempt is left."""
+
+    def open(self, key: str) -> BinaryIO:
+        """The file, to be read and closed. Raises FileNotFoundError."""
+
+    def size(self, key: str) -> int | None:
+        """The file's size in bytes; None when there is none."""
+
+    def delete(self, key: str) -> None:
+        """Delete the file; one that is not there is no error."""
+
+    def delete_all(self, stem: str) -> None:
+        """Delete whatever any attempt left under this stem, whole or not."""
+
+    def discard(self, stem: str, attempt: int) -> None:
+        """Delete what this attempt and those before it left unfinished."""
+
+    def free_bytes(self) -> int | None:
+        """How many bytes can still be written; None when the store has no such limit."""
+
+    def check(self) -> None:
+        """Return when files can be kept."""
+
+
+def open_store(media_store: str) -> FileStore:
+    """The store of a MEDIA_STORE: `s3://bucket/prefix`, or a folder."""
+    if media_store.startswith("s3://"):
+        return S3Store(media_store)
+    return DiskStore(Path(media_store))
+
+
+class DiskStore:
+    """A folder. Unfinished files lie in `.tmp/` inside it, so that the move to their key stays on one file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._unfinished = folder / ".tmp"
+        self._lasting: set[Path] = set()
+
+    def put(
+        self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        _check(_STEM, stem)
+        try:
+            return self._write(stem, chunks, extension, attempt)
+        finally:
+            self.discard(stem, attempt)
+
+    def _write(
+        self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The random part keeps apart two workers with the same attempt, of which one has lost its claim.
+        unfinished = self._unfinished / f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
+        with open(unfinished, "xb", opener=_private) as file:
+            head, size, digest = _copy(chunks, file)
+            file.flush()
+            os.fsync(file.fileno())
+        key = f"{stem}.{extension(head)}"
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+        self._make_lasting(path.parent)
+        return StoredFile(key, size, digest)
+
+    def open(self, key: str) -> BinaryIO:
+        return self._path(key).open("rb")
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def delete_all(self, stem: str) -> None:
+        _check(_STEM, stem)
+        path = self._folder / stem
+        for found in [*path.parent.glob(f"{path.name}.*"), *self._unfinished.glob(f"{_flat(stem)}.*")]:
+            found.unlink(missing_ok=True)
+
+    def discard(self, stem: str, attempt: int) -> None:
+        _check(_STEM, stem)
+        for found in self._unfinished.glob(f"{_flat(stem)}.*"):
+            if int(found.name.split(".")[1]) <= attempt:
+                found.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._folder).free
+
+    def check(self) -> None:
+        self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._unfinished) as file:
+            file.write(b"?")
+
+    def _path(self, key: str) -> Path:
+        _check(_KEY, key)
+        return self._folder / key
+
+    def _make_lasting(self, folder: Path) -> None:
+        """Sync the folders above, once for each: whoever made one may not have come to that."""
+        if folder in self._lasting:
+            return
+        for parent in folder.absolute().parents:
+            try:
+                _sync_folder(parent)
+            except PermissionError:  # not ours, so none of us made what is in it
+                break
+        self._lasting.add(folder)
+
+
+class S3Store:
+    """A bucket of AWS S3, Tencent COS, Aliyun OSS, MinIO. Endpoint and credentials are boto3's own settings:
+    AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+    (https://boto3.amazonaws.com/v1/documentation/api/latest/guide/configuration.html)."""
+
+    def __init__(self, url: str) -> None:
+        found = re.fullmatch(rf"s3://([a-z0-9][a-z0-9.-]+)(?:/({_STEM.pattern})?/?)?", url)
+        if found is None:
+            raise ValueError("MEDIA_STORE must be a folder, or s3://bucket/prefix")
+        self._bucket = found[1]
+        self._prefix = f"{found[2]}/" if found[2] else ""
+        self._client = _s3_client()
+
+    def put(
+        self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        _check(_STEM, stem)
+        # On disk first: the length and the checksum go before the body, and the body may have to go twice.
+        with tempfile.TemporaryFile() as spool:
+            md5 = hashlib.md5(usedforsecurity=False)
+            head, size, digest = _copy(chunks, spool, md5)
+            suffix = extension(head)
+            key = f"{stem}.{suffix}"
+            name = self._name(key)
+            spool.seek(0)
+            with _store_errors("put"):
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=name,
+                    Body=spool,
+                    ContentLength=size,
+                    # The server compares, and keeps nothing that differs.
+                    ContentMD5=base64.b64encode(md5.digest()).decode(),
+                    ContentType=_CONTENT_TYPES.get(suffix, "application/octet-stream"),
+                )
+        return StoredFile(key, size, digest)
+
+    def open(self, key: str) -> BinaryIO:
+        name = self._name(key)
+        with _store_errors("get"):
+            answer = self._client.get_object(Bucket=self._bucket, Key=name)
+        return io.BufferedReader(_Body(answer["Body"]), 1 << 16)
+
+    def size(self, key: str) -> int | None:
+        name = self._name(key)
+        try:
+            with _store_errors("head"):
+                return self._client.head_object(Bucket=self._bucket, Key=name)["ContentLength"]
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with _store_errors("delete"):
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def delete_all(self, stem: str) -> None:
+        _check(_STEM, stem)
+        with _store_errors("list"):
+            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
+        for item in found.get("Contents", []):
+            with _store_errors("delete"):
+                self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+
+    def discard(self, stem: str, attempt: int) -> None:
+        """Nothing to do: what is unfinished never reaches the store."""
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def check(self) -> None:
+        """Reaches the bucket with the credentials, and writes nothing: probes come often, and requests cost money."""
+        with _store_errors("head"):
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def _name(self, key: str) -> str:
+        _check(_KEY, key)
+        return self._prefix + key
+
+
+class _Body(io.RawIOBase):
+    """An object's bytes while they come in; what goes wrong on the way is a StoreError."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _store_errors("get"):
+            data = self._body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+
+def _s3_client() -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=5,
+        read_timeout=30,
+        retries={"total_max_attempts": 3, "mode": "standard"},
+        # Other than AWS's own stores refuse the checksums that boto3 would send on top.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    session = boto3.session.Session()
+    client: S3Client = session.client("s3", config=config)
+    if client.meta.endpoint_url.partition("://")[2].partition("/")[0].endswith(_HOSTS_WITHOUT_PATH_STYLE):
+        client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "virtual"})))
+    return client
+
+
+@contextlib.contextmanager
+def _store_errors(verb: str) -> Iterator[None]:
+    """Turn what the client raises into an OSError that says what to look at."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchKey" or (verb == "head" and status == 404):
+            raise FileNotFoundError("the store has no such file") from None
+        raise StoreError(f"S3 {verb}: HTTP {status} {code} (MEDIA_STORE, AWS_*)") from None
+    except BotoCoreError as error:
+        raise StoreError(
+            f"S3 {verb}: {type(error).__name__}: is AWS_ENDPOINT_URL_S3 right, and the store up?"
+        ) from None
+
+
+def _copy(chunks: Iterable[bytes], file: Any, *also: Any) -> tuple[bytes, int, str]:
+    """Write the chunks; returns their first bytes, their number of bytes and their SHA-256."""
+    sha256 = hashlib.sha256()
+    head = b""
+    size = 0
+    for chunk in chunks:
+        if len(head) < _HEAD_BYTES:
+            head += chunk[: _HEAD_BYTES - len(head)]
+        size += len(chunk)
+        for digest in (sha256, *also):
+            digest.update(chunk)
+        file.write(chunk)
+    return head, size, sha256.hexdigest()
+
+
+def _check(form: re.Pattern[str], name: str) -> None:
+    if form.fullmatch(name) is None:
+        raise ValueError("not a key of the media store")
+
+
+def _flat(stem: str) -> str:
+    return stem.replace("/", "-")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

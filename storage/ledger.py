@@ -1,0 +1,697 @@
+"""The ledger: one row per message, with what it was answered, and with what is still to be done for it.
+
+The rows are the queue. A message, its reply and its pending download come in by one statement; work is claimed under
+a lease and never deleted, so that whoever dies gives it back by itself; every mark names the claim that it belongs
+to. Knows the rows' states and the SQL that moves them; no files, no HTTP, no clock (`now` is an argument, in unix
+seconds) and no XML.
+
+Lane `media` (the download): pending -> stored | failed.
+Lane `send` (what is sent back later): waiting (for the file) -> pending -> sent | failed | unknown.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, ClassVar, TypeAlias
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Table,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql import ColumnElement
+
+from storage.database import WAIT_SECONDS, Database, LedgerUnavailableError
+from storage.files import StoredFile
+from storage.models import (
+    FAILED,
+    PENDING,
+    SENT,
+    STORED,
+    UNKNOWN,
+    WAITING,
+    doomed_files,
+    messages,
+    purge_index,
+    purge_index_upto,
+)
+from wechat.messages import Message
+
+__all__ = [
+    "Doomed",
+    "Download",
+    "Entry",
+    "Job",
+    "Ledger",
+    "LedgerUnavailableError",
+    "Recorded",
+    "Send",
+    "Status",
+]
+
+_BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
+
+# PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
+_UNSETTLED_IDS = 10_000
+_INDEX_STEP = 50_000
+
+# These two run for every push, so that they go to the driver as they are: SQLAlchemy's own path costs several times
+# the statement. One statement is one transaction.
+_FIND = "SELECT id, reply FROM messages WHERE message_key = ? AND sender = ? AND appid = ?"
+_RECORD = (
+    "INSERT INTO messages (message_key, sender, appid, msg_type, event, msg_id, create_time, received_at, xml, reply, "
+    "media_state, media_due, media_id, media_kind, send_state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (message_key, sender, appid) DO NOTHING RETURNING id"
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a message is answered, now and whenever it is repeated: plain XML, or None for `success`."""
+
+    id: int
+    reply: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A claimed download. `attempt` counts from 1. Times are unix seconds."""
+
+    lane: ClassVar[str] = "media"
+
+    id: int
+    appid: str
+    media_id: str
+    media_kind: str
+    create_time: int
+    received_at: float
+    attempt: int
+    claim: int
+
+    @property
+    def stem(self) -> str:
+        """The file's name in the store, but for its extension."""
+        return _stem(self.appid, self.received_at, self.id)
+
+
+@dataclass(frozen=True)
+class Send:
+    """A claimed customer-service send of a stored file.
+
+    `sending`: an earlier attempt began the send request and nobody knows how it ended, so that this one must not send:
+    mark it unknown.
+    """
+
+    lane: ClassVar[str] = "send"
+
+    id: int
+    appid: str
+    openid: str
+    media_kind: str
+    media_key: str
+    create_time: int
+    received_at: float
+    attempt: int
+    claim: int
+    uploaded_media_id: str | None
+    sending: bool
+
+
+Job: TypeAlias = Download | Send
+
+
+@dataclass(frozen=True)
+class Status:
+    """How many downloads are in which state (pending includes claimed), and how many sends are to be done."""
+
+    pending: int
+    stored: int
+    failed: int
+    replies_pending: int
+    oldest_pending_seconds: float
+    """Since the oldest message whose download is pending came in; 0 when there is none."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A whole row, by the columns' names. `msg_id` is text: a 64-bit number without a sign."""
+
+    id: int
+    appid: str
+    sender: str
+    message_key: str
+    msg_type: str
+    event: str | None
+    msg_id: str | None
+    create_time: int
+    received_at: float
+    xml: bytes = field(repr=False)
+    reply: bytes | None = field(repr=False)
+    media_state: str | None
+    media_due: float | None
+    media_lease_until: float | None
+    media_claim: int | None
+    media_attempts: int
+    media_code: int | None
+    media_reason: str | None
+    media_done_at: float | None
+    media_id: str | None
+    media_kind: str | None
+    media_key: str | None
+    media_size: int | None
+    media_sha256: str | None
+    send_state: str | None
+    send_due: float | None
+    send_lease_until: float | None
+    send_claim: int | None
+    send_attempts: int
+    send_code: int | None
+    send_reason: str | None
+    send_done_at: float | None
+    send_uploaded_media_id: str | None
+    send_sending: bool
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A file whose row is purged. `key` is None where none was recorded: then delete whatever lies under `stem`."""
+
+    stem: str
+    key: str | None
+
+
+class _Lane:
+    """The columns of one queue, and the statement that claims from it."""
+
+    def __init__(self, name: str) -> None:
+        columns = messages.c
+        self.state = columns[f"{name}_state"]
+        self.due = columns[f"{name}_due"]
+        self.lease_until = columns[f"{name}_lease_until"]
+        self.claim = columns[f"{name}_claim"]
+        self.attempts = columns[f"{name}_attempts"]
+        self.code = columns[f"{name}_code"]
+        self.reason = columns[f"{name}_reason"]
+        self.done_at = columns[f"{name}_done_at"]
+        # SQLAlchemy leaves FOR UPDATE SKIP LOCKED out on SQLite, where the one writer needs no row locks. PostgreSQL
+        # evaluates a CTE that locks exactly once; a plain subquery may be run again, and lock more than the limit.
+        due = (
+            select(columns.id)
+            .where(
+                columns.appid == bindparam("of_appid"),
+                self.state == PENDING,
+                self.due <= bindparam("now"),
+                or_(self.lease_until.is_(None), self.lease_until <= bindparam("now")),
+            )
+            .order_by(self.due)
+            .limit(bindparam("at_most"))
+            .with_for_update(skip_locked=True)
+            .cte("due")
+        )
+        self.claim_due = (
+            update(messages)
+            .where(columns.id.in_(select(due.c.id)))
+            .values(
+                {
+                    self.lease_until: bindparam("until"),
+                    self.claim: bindparam("new_claim"),
+                    self.attempts: self.attempts + 1,
+                }
+            )
+            .returning(
+                columns.id,
+                columns.appid,
+                columns.sender,
+                columns.create_time,
+                columns.received_at,
+                columns.media_id,
+                columns.media_kind,
+                columns.media_key,
+                columns.send_uploaded_media_id,
+                columns.send_sending,
+                self.due.label("due"),
+                self.attempts.label("attempt"),
+            )
+        )
+
+
+_LANES = {"media": _Lane("media"), "send": _Lane("send")}
+
+
+class Ledger:
+    """The ledger of one account.
+
+    Every method raises LedgerUnavailableError when the database stays busy or away for `wait` seconds (where there is
+    no such argument, for storage.database.WAIT_SECONDS).
+    """
+
+    def __init__(self, database: Database, appid: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", appid):
+            raise ValueError("WECHAT_APPID may hold letters, digits, - and _ only: it names a folder")
+        self._database = database
+        self._appid = appid
+        self._find = _FIND.replace("?", database.placeholder)
+        self._record = _RECORD.replace("?", database.placeholder)
+
+    def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
+        """What this message was answered when it came in before; None when it is new."""
+        values = (message.dedupe_key, message.from_user_name, self._appid)
+
+        def look(connection: Connection) -> Recorded | None:
+            for row in _driver(connection).execute(self._find, values).fetchall():
+                return Recorded(*row)
+            return None
+
+        return self._database.run(look, wait=wait)
+
+    def record(
+        self,
+        message: Message,
+        reply: bytes | None,
+        now: float,
+        *,
+        send_back: bool = False,
+        wait: float = WAIT_SECONDS,
+    ) -> Recorded:
+        """Keep the message, its reply (plain XML, None for `success`) and its pending download, in one commit.
+
+        When the message is already there, what was recorded first is returned and nothing changes.
+        `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
+        """
+        key, sender, media_id = message.dedupe_key, message.from_user_name, message.media_id
+        has_media = media_id is not None
+        values = (
+            key,
+            sender,
+            self._appid,
+            message.msg_type,
+            getattr(message, "event", None),
+            None if message.msg_id is None else str(message.msg_id),
+            message.create_time,
+            now,
+            message.raw,
+            reply,
+            "pending" if has_media else None,
+            now if has_media else None,
+            media_id,
+            message.media_kind,
+            "waiting" if has_media and send_back else None,
+        )
+
+        def insert_or_look(connection: Connection) -> Recorded:
+            driver = _driver(connection)
+            while True:
+                for row in driver.execute(self._record, values).fetchall():
+                    return Recorded(row[0], reply)
+                for row in driver.execute(self._find, (key, sender, self._appid)).fetchall():
+                    return Recorded(*row)
+                # Purged between the two statements: then it is new again.
+
+        return self._database.run(insert_or_look, wait=wait)
+
+    def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:
+        """Take up to `limit` downloads that are due, oldest first, so that nobody else gets them for that long."""
+        claim, rows = self._claim("media", now, lease_seconds, limit)
+        return [
+            Download(
+                id=row.id,
+                appid=row.appid,
+                media_id=row.media_id,
+                media_kind=row.media_kind,
+                create_time=row.create_time,
+                received_at=float(row.received_at),  # SQLite's RETURNING makes a whole one an int
+                attempt=row.attempt,
+                claim=claim,
+            )
+            for row in rows
+        ]
+
+    def claim_sends(self, now: float, lease_seconds: float, limit: int = 1) -> list[Send]:
+        """The same for sends whose file is stored."""
+        claim, rows = self._claim("send", now, lease_seconds, limit)
+        return [
+            Send(
+                id=row.id,
+                appid=row.appid,
+                openid=row.sender,
+                media_kind=row.media_kind,
+                media_key=row.media_key,
+                create_time=row.create_time,
+                received_at=float(row.received_at),
+                attempt=row.attempt,
+                claim=claim,
+                uploaded_media_id=row.send_uploaded_media_id,
+                sending=row.send_sending,
+            )
+            for row in rows
+        ]
+
+    def extend(self, job: Job, now: float, lease_seconds: float) -> bool:
+        """Hold the job for that long from now. False: the claim was lost, and another worker may have the job."""
+        lane = _LANES[job.lane]
+        return self._mark(job, [PENDING], {lane.lease_until: now + lease_seconds})
+
+    def mark_stored(self, job: Download, stored: StoredFile, now: float) -> bool:
+        """The file is in the store; a send that waited for it is due, in the same commit.
+
+        False: the claim was lost. The file may be another attempt's by then: delete it only if `get(job.id)` is None
+        (purged) or has `media_state` "failed".
+        """
+        waiting = messages.c.send_state == WAITING
+        return self._mark(
+            job,
+            [PENDING, STORED],
+            _done(_LANES["media"], STORED, None, None, now)
+            | {
+                messages.c.media_key: stored.key,
+                messages.c.media_size: stored.size,
+                messages.c.media_sha256: stored.sha256,
+                messages.c.send_state: case((waiting, PENDING), else_=messages.c.send_state),
+                messages.c.send_due: case((waiting, now), else_=messages.c.send_due),
+            },
+        )
+
+    def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
+        """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
+
+        Of a send it says that the platform's answer came, so that the request may be repeated.
+        """
+        lane = _LANES[job.lane]
+        values = {
+            lane.due: due,
+            lane.lease_until: None,
+            lane.claim: None,
+            lane.code: code,
+            lane.reason: reason,
+        }
+        if isinstance(job, Send):
+            values[messages.c.send_sending] = False
+        return self._mark(job, [PENDING], values)
+
+    def mark_failed(self, job: Job, code: int | None, reason: str, now: float) -> bool:
+        """There will be no further attempt, unless `retry` is asked for. False: the claim was lost.
+
+        A send that waited for a failed download fails with it, for the same reason.
+        """
+        values = _done(_LANES[job.lane], FAILED, code, reason, now)
+        if isinstance(job, Download):
+            waiting = messages.c.send_state == WAITING
+            for column, value in _done(_LANES["send"], FAILED, code, reason, now).items():
+                values[column] = case((waiting, value), else_=column)
+        return self._mark(job, [PENDING, FAILED], values)
+
+    def mark_uploaded(self, send: Send, media_id: str) -> bool:
+        """The file is on the platform under this MediaId: a later attempt need not upload it. False: claim lost."""
+        return self._mark(send, [PENDING], {messages.c.send_uploaded_media_id: media_id})
+
+    def mark_sending(self, send: Send) -> bool:
+        """The send request leaves next: after a crash nobody may send again. False: claim lost, do not send."""
+        return self._mark(send, [PENDING], {messages.c.send_sending: True})
+
+    def mark_sent(self, send: Send, now: float) -> bool:
+        """The platform took it. False: the claim was lost."""
+        return self._mark(send, [PENDING, SENT], _done(_LANES["send"], SENT, None, None, now))
+
+    def mark_unknown(self, send: Send, reason: str, now: float) -> bool:
+        """The request left and no answer came: it is never repeated by itself. False: the claim was lost."""
+        return self._mark(send, [PENDING, UNKNOWN], _done(_LANES["send"], UNKNOWN, None, reason, now))
+
+    def give_back(self, job: Job) -> bool:
+        """Somebody else may have the job at once, and this attempt does not count. False: the claim was lost."""
+        lane = _LANES[job.lane]
+        return self._mark(
+            job, [PENDING], {lane.lease_until: None, lane.claim: None, lane.attempts: lane.attempts - 1}
+        )
+
+    def status(self, now: float) -> Status:
+        """Counts and age of the queue. Cheap: every count is one partial index; only `stored` grows for ever."""
+        mine = messages.c.appid == self._appid
+
+        def count(state: ColumnElement[bool]) -> ColumnElement[int]:
+            return select(func.count()).select_from(messages).where(mine, state).scalar_subquery()
+
+        statement = select(
+            func.count(),
+            func.min(messages.c.received_at),
+            func.count(case((messages.c.send_state == WAITING, 1))),
+            count(messages.c.send_state == PENDING),
+            count(messages.c.media_state == STORED),
+            count(messages.c.media_state == FAILED),
+        ).where(mine, messages.c.media_state == PENDING)
+        row = self._database.run(lambda connection: connection.execute(statement).one())
+        pending, oldest, waiting, sends, stored, failed = row
+        age = 0.0 if oldest is None else max(now - oldest, 0.0)
+        return Status(
+            pending=pending,
+            stored=stored,
+            failed=failed,
+            replies_pending=waiting + sends,
+            oldest_pending_seconds=age,
+        )
+
+    def retry(self, ids: Sequence[int] | None, now: float) -> int:
+        """Make failed downloads due again, and failed sends whose file is stored; returns how many rows that were.
+
+        `ids` None: all of them. A send in state unknown may have arrived, so that only its id given makes it due.
+        """
+        if ids is not None:
+            pages = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
+            return sum(
+                self._database.transact(partial(_retry, self._appid, page, now, True)) for page in pages
+            )
+        rows = 0
+        for state in (messages.c.media_state, messages.c.send_state):
+            last = 0
+            while True:
+                page = (
+                    select(messages.c.id)
+                    .where(messages.c.appid == self._appid, state == FAILED, messages.c.id > last)
+                    .order_by(messages.c.id)
+                    .limit(_BATCH)
+                )
+                found = self._ids(page)
+                if not found:
+                    break
+                rows += self._database.transact(partial(_retry, self._appid, found, now, False))
+                last = found[-1]
+        return rows
+
+    def get(self, ledger_id: int) -> Entry | None:
+        """The row of that id."""
+        found = self._entries(messages.c.id == ledger_id)
+        return found[0] if found else None
+
+    def find_by_msg_id(self, msg_id: int) -> list[Entry]:
+        """The messages with the platform's MsgId, which two senders can share."""
+        return self._entries(messages.c.message_key == f"m:{msg_id}")
+
+    def purge(
+        self, now: float, *, before: float | None = None, fan: str | None = None, limit: int = 500
+    ) -> int:
+        """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
+
+        Call it until it returns 0; the first call on a large ledger takes a while (a minute for some million rows),
+        in short transactions. The files' names are kept, in the same commit, until they are deleted: then
+        delete what `doomed` returns from the store and give it to `forget`. A crash in between repeats a deletion and
+        loses none. A pending download goes with its row; a worker that has it sees that its mark returns False.
+        """
+        if before is None and fan is None:
+            raise ValueError("purge needs a time or a fan")
+        ids = self._ids_to_purge(before, fan, limit)
+        if not ids:
+            return 0
+
+        def remove(connection: Connection) -> int:
+            _lock_index(connection)
+            connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
+            rows = connection.execute(
+                delete(messages)
+                .where(messages.c.id.in_(ids), messages.c.appid == self._appid)
+                .returning(
+                    messages.c.id,
+                    messages.c.received_at,
+                    messages.c.media_key,
+                    messages.c.media_attempts,
+                    messages.c.media_lease_until,
+                )
+            ).all()
+            files = [
+                {
+                    "stem": _stem(self._appid, row.received_at, row.id),
+                    "appid": self._appid,
+                    "key": row.media_key,
+                    # A worker may be at it until its lease is over, and die after its file is in place.
+                    "due": max(now, row.media_lease_until or 0.0),
+                }
+                for row in rows
+                if row.media_attempts
+            ]
+            if files:
+                connection.execute(insert(doomed_files), files)
+            return len(rows)
+
+        return self._database.transact(remove)
+
+    def doomed(self, now: float, limit: int = 500) -> list[Doomed]:
+        """Files whose rows are purged: to be deleted from the store now."""
+        statement = (
+            select(doomed_files.c.stem, doomed_files.c.key)
+            .where(doomed_files.c.appid == self._appid, doomed_files.c.due <= now)
+            .limit(limit)
+        )
+        rows = self._database.run(lambda connection: connection.execute(statement).all())
+        return [Doomed(row.stem, row.key) for row in rows]
+
+    def forget(self, doomed: Sequence[Doomed]) -> None:
+        """These are deleted from the store."""
+        statement = delete(doomed_files).where(doomed_files.c.stem.in_([file.stem for file in doomed]))
+        self._database.run(lambda connection: connection.execute(statement))
+
+    def _claim(
+        self, name: str, now: float, lease_seconds: float, limit: int
+    ) -> tuple[int, Sequence[Row[Any]]]:
+        claim = secrets.randbits(63)  # a fencing value that nobody had before
+        values = {
+            "of_appid": self._appid,
+            "now": now,
+            "at_most": limit,
+            "until": now + lease_seconds,
+            "new_claim": claim,
+        }
+        rows = self._database.run(lambda connection: connection.execute(_LANES[name].claim_due, values).all())
+        return claim, sorted(rows, key=lambda row: (row.due, row.id))
+
+    def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
+        """Change the row if the claim still holds. The state aimed at is among the states that are let through, so
+        that a mark whose first commit lost only its answer finds itself done."""
+        lane = _LANES[job.lane]
+        statement = (
+            update(messages)
+            .where(
+                messages.c.id == job.id,
+                lane.claim == job.claim,
+                or_(*(lane.state == state for state in states)),
+            )
+            .values(values)
+        )
+        return self._database.run(lambda connection: connection.execute(statement).rowcount == 1)
+
+    def _ids(self, statement: Any) -> list[int]:
+        return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
+
+    def _entries(self, condition: ColumnElement[bool]) -> list[Entry]:
+        statement = select(messages).where(condition, messages.c.appid == self._appid).order_by(messages.c.id)
+        rows = self._database.run(lambda connection: connection.execute(statement).mappings().all())
+        return [Entry(**row) for row in rows]
+
+    def _ids_to_purge(self, before: float | None, fan: str | None, limit: int) -> list[int]:
+        """By purge_index, brought up to date, and by a look through the few rows that are too new for it."""
+        while (upto := self._database.transact(_index_step)) is None:
+            pass
+
+        def of(table: Table) -> list[ColumnElement[bool]]:
+            conditions = [table.c.appid == self._appid]
+            if fan is not None:
+                conditions.append(table.c.sender == fan)
+            if before is not None:
+                conditions.append(table.c.received_at < before)
+            return conditions
+
+        ids = self._ids(select(purge_index.c.id).where(*of(purge_index)).limit(limit))
+        if len(ids) < limit:
+            unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
+            ids += self._ids(unsettled.limit(limit - len(ids)))
+        return ids
+
+
+def _driver(connection: Connection) -> Any:
+    """The driver's own connection: sqlite3's and psycopg's both have `execute`."""
+    return connection.connection.dbapi_connection
+
+
+def _stem(appid: str, received_at: float, ledger_id: int) -> str:
+    return f"{appid}/{datetime.fromtimestamp(received_at, UTC):%Y/%m/%d}/{ledger_id}"
+
+
+def _done(
+    lane: _Lane, state: ColumnElement[str], code: int | None, reason: str | None, now: float
+) -> dict[Any, Any]:
+    return {
+        lane.state: state,
+        lane.code: code,
+        lane.reason: reason,
+        lane.done_at: now,
+        lane.lease_until: None,
+    }
+
+
+def _lock_index(connection: Connection) -> int:
+    """Keep others from filling or emptying purge_index; returns the last id that it knows."""
+    statement = select(purge_index_upto.c.id).with_for_update()
+    return int(connection.execute(statement).scalar_one())
+
+
+def _index_step(connection: Connection) -> int | None:
+    """Bring purge_index a step further; returns the last id that it knows, or None when there are more to come."""
+    upto = _lock_index(connection)
+    newest = connection.execute(select(func.max(messages.c.id))).scalar() or 0
+    step_end = min(upto + _INDEX_STEP, newest - _UNSETTLED_IDS)
+    if step_end <= upto:
+        return upto
+    columns = [messages.c.id, messages.c.appid, messages.c.sender, messages.c.received_at]
+    # In the order of the index on the sender, whose pages are then each written once.
+    rows = select(*columns).where(messages.c.id > upto, messages.c.id <= step_end).order_by(messages.c.sender)
+    connection.execute(insert(purge_index).from_select([column.name for column in columns], rows))
+    connection.execute(update(purge_index_upto).values(id=step_end))
+    return None
+
+
+def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: Connection) -> int:
+    """Make these rows' failed work due again, in a transaction; returns how many rows it was."""
+    here = [messages.c.appid == appid, messages.c.id.in_(ids)]
+    send_failed = messages.c.send_state == FAILED
+    again = or_(send_failed, messages.c.send_state == UNKNOWN) if named else send_failed
+
+    def due_again(lane: _Lane) -> dict[Any, Any]:
+        # Attempts go on counting, so that no two of a row have the same number.
+        return {
+            lane.state: PENDING,
+            lane.due: now,
+            lane.lease_until: None,
+            lane.claim: None,
+            lane.done_at: None,
+        }
+
+    downloads = (
+        update(messages)
+        .where(*here, messages.c.media_state == FAILED)
+        .values(
+            due_again(_LANES["media"])
+            | {
+                messages.c.send_state: case((send_failed, WAITING), else_=messages.c.send_state),
+                messages.c.send_done_at: case((send_failed, null()), else_=messages.c.send_done_at),
+            }
+        )
+    )
+    sends = (
+        update(messages)
+        .where(*here, messages.c.media_state == STORED, again)
+        # The file is uploaded anew: what was uploaded may be older than the platform keeps it.
+        .values(
+            due_again(_LANES["send"])
+            | {messages.c.send_uploaded_media_id: None, messages.c.send_sending: False}
+        )
+    )
+    return connection.execute(downloads).rowcount + connection.execute(sends).rowcount

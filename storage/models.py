@@ -1,0 +1,140 @@
+"""The tables and their keys: what the database holds, on SQLite and on PostgreSQL alike.
+
+One row of `messages` is a message, its reply, and its place in two queues ("lanes"): `media_*`, the download
+of its picture, and `send_*`, what is sent back later. Knows names, types and indexes; no queries, no connections.
+A change here needs a new file in `migrations/versions`; a test holds the two together.
+
+What each index is for (none but the unique key and `downloads_due` is touched when a message comes in):
+`messages_key` finds a repeated delivery; its first column grows with time, so that inserts stay at its right edge
+however many rows there are. `downloads_due`, `sends_due` give the next claim, and the queue's length and age.
+`downloads_failed`, `sends_failed` serve `flask ledger retry` and the counts. `downloads_stored` is the count.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    false,
+    literal_column,
+    text,
+)
+
+metadata = MetaData()
+
+# Only an INTEGER primary key is SQLite's row id.
+_ID = BigInteger().with_variant(Integer(), "sqlite")
+# Bytewise order: cheaper to compare, and the order in which the keys grow, whatever the database's language.
+_KEY = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def _lane(name: str) -> list[Column[object]]:
+    """The columns of one queue. `state` is NULL where the message has nothing to do in it."""
+    return [
+        Column(f"{name}_state", Text),
+        Column(f"{name}_due", Double),
+        Column(f"{name}_lease_until", Double),
+        Column(f"{name}_claim", BigInteger),
+        Column(f"{name}_attempts", Integer, nullable=False, server_default=text("0")),
+        Column(f"{name}_code", Integer),
+        Column(f"{name}_reason", Text),
+        Column(f"{name}_done_at", Double),
+    ]
+
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("appid", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("message_key", _KEY, nullable=False),
+    Column("msg_type", Text, nullable=False),
+    Column("event", Text),
+    Column("msg_id", Text),
+    Column("create_time", BigInteger, nullable=False),
+    Column("received_at", Double, nullable=False),
+    Column("xml", LargeBinary, nullable=False),
+    Column("reply", LargeBinary),
+    *_lane("media"),
+    Column("media_id", Text),
+    Column("media_kind", Text),
+    Column("media_key", Text),
+    Column("media_size", BigInteger),
+    Column("media_sha256", Text),
+    *_lane("send"),
+    Column("send_uploaded_media_id", Text),
+    Column("send_sending", Boolean(create_constraint=False), nullable=False, server_default=false()),
+    # An id names a file, so that it must never be given twice, even after the newest rows were purged.
+    sqlite_autoincrement=True,
+)
+
+# States stand in the SQL as they are: a bound value would keep both databases from using a partial index.
+PENDING = literal_column("'pending'", Text)
+STORED = literal_column("'stored'", Text)
+FAILED = literal_column("'failed'", Text)
+WAITING = literal_column("'waiting'", Text)
+SENT = literal_column("'sent'", Text)
+UNKNOWN = literal_column("'unknown'", Text)
+
+
+def _partial(name: str, column: str, state_column: str, state: str) -> None:
+    where = text(f"{state_column} = '{state}'")
+    Index(name, messages.c.appid, messages.c[column], sqlite_where=where, postgresql_where=where)
+
+
+Index("messages_key", messages.c.message_key, messages.c.sender, messages.c.appid, unique=True)
+_partial("downloads_due", "media_due", "media_state", "pending")
+_partial("downloads_stored", "id", "media_state", "stored")
+_partial("downloads_failed", "id", "media_state", "failed")
+_partial("sends_due", "send_due", "send_state", "pending")
+_partial("sends_failed", "id", "send_state", "failed")
+
+# Files whose rows are purged, until they are deleted. `key` is NULL where no file was recorded: then whatever
+# an interrupted attempt may have left under `stem` goes.
+doomed_files = Table(
+    "doomed_files",
+    metadata,
+    Column("stem", Text, primary_key=True),
+    Column("appid", Text, nullable=False),
+    Column("key", Text),
+    Column("due", Double, nullable=False),
+)
+
+# Whose messages are how old, for a purge. Indexes on `messages` would cost every push, that on the sender a page
+# somewhere in the middle of a large tree; this is filled when a purge asks, up to `purge_index_upto.id`.
+purge_index = Table(
+    "purge_index",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("appid", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("received_at", Double, nullable=False),
+)
+Index("purge_index_sender", purge_index.c.appid, purge_index.c.sender)
+Index("purge_index_received_at", purge_index.c.appid, purge_index.c.received_at)
+purge_index_upto = Table("purge_index_upto", metadata, Column("id", BigInteger, nullable=False))
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("appid", Text, primary_key=True),
+    Column("value", Text),
+    Column("expires_at", Double, nullable=False),
+    Column("fetched_at", Double, nullable=False),
+    Column("retry_at", Double, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("reason", Text),
+    Column("code", Integer),
+    Column("forced_at", Double, nullable=False),
+    Column("forced_day", Integer, nullable=False),
+    Column("forced_count", Integer, nullable=False),
+    Column("lease_holder", Text),
+    Column("lease_until", Double),
+)

@@ -1,0 +1,72 @@
+"""The shared access_token: one row per account beside the ledger, and the lease of whoever fetches a new one.
+
+Knows how the row is kept and that only the lease's holder may write it, on both databases and over all processes.
+Must not know when a token is renewed, or where from: that is wechat.access_token.
+"""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import Connection, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage.database import Database
+from storage.models import tokens
+from wechat.access_token import EMPTY, TokenRow
+
+_FIELDS = [tokens.c[field.name] for field in fields(TokenRow)]
+
+
+class SqlTokenStore:
+    """A wechat.access_token.TokenStore. Every method raises LedgerUnavailableError while the database is away."""
+
+    def __init__(self, database: Database, appid: str) -> None:
+        self._database = database
+        self._appid = appid
+        self._mine = tokens.c.appid == appid
+
+    def load(self) -> TokenRow:
+        statement = select(*_FIELDS).where(self._mine)
+        row = self._database.run(lambda connection: connection.execute(statement).mappings().first())
+        return EMPTY if row is None else TokenRow(**row)
+
+    def lease(self, holder: str, now: float, seconds: float) -> bool:
+        # Both dialects' INSERT knows ON CONFLICT, the common one does not. One statement: whoever comes second
+        # finds the condition untrue.
+        insert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        mine_now = {"lease_holder": holder, "lease_until": now + seconds}
+        statement = (
+            insert(tokens)
+            .values(appid=self._appid, **asdict(EMPTY), **mine_now)
+            .on_conflict_do_update(
+                index_elements=[tokens.c.appid],
+                set_=mine_now,
+                where=or_(
+                    tokens.c.lease_holder.is_(None),
+                    tokens.c.lease_holder == holder,
+                    tokens.c.lease_until <= now,
+                ),
+            )
+            .returning(tokens.c.appid)
+        )
+        return self._database.run(lambda connection: connection.execute(statement).first()) is not None
+
+    def save(self, holder: str, row: TokenRow, now: float) -> bool:
+        return self._changes_a_row(
+            update(tokens)
+            .where(self._mine, tokens.c.lease_holder == holder, tokens.c.lease_until > now)
+            .values(asdict(row))
+        )
+
+    def release(self, holder: str) -> None:
+        self._changes_a_row(
+            update(tokens)
+            .where(self._mine, tokens.c.lease_holder == holder)
+            .values(lease_holder=None, lease_until=None)
+        )
+
+    def _changes_a_row(self, statement: Any) -> bool:
+        def execute(connection: Connection) -> bool:
+            return bool(connection.execute(statement).rowcount == 1)
+
+        return self._database.run(execute)

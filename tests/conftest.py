@@ -1,0 +1,189 @@
+"""Fixtures for the whole suite: settings, a bot in real processes, and the databases and stores of tests/databases.py.
+
+A bot here is what an operator runs: gunicorn with gunicorn.conf.py, and `flask worker` beside it, in processes of their
+own, against the sandbox. Every process is ended by its pid.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from config import Settings
+from sandbox import THROWAWAY, running_sandbox
+
+ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.databases"]
+
+ACCOUNT = {
+    "WECHAT_APPID": THROWAWAY.appid,
+    "WECHAT_APPSECRET": THROWAWAY.appsecret,
+    "WECHAT_TOKEN": THROWAWAY.token,
+}
+FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in map(str.upper, Settings.model_fields):
+        monkeypatch.delenv(name, raising=False)
+
+
+def eventually(look, seconds=20.0, what="it"):
+    """The first true value of look(); fails when `seconds` are over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.02)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """One process with its own group, ended by pid; what it prints goes to a file."""
+
+    def __init__(self, arguments, environ, output):
+        self._file = output.open("ab")
+        self.output = output
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env=environ,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def text(self):
+        return self.output.read_text(encoding="utf-8")
+
+    def kill(self):
+        """-9 for the process and its children, as a crash of the machine would."""
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        self._file.close()
+
+    def stop(self, seconds=30):
+        self.popen.terminate()
+        try:
+            return self.popen.wait(seconds)
+        finally:
+            self.kill()
+
+
+class Bot:
+    """The bot's processes and how to reach them."""
+
+    def __init__(self, folder, environ):
+        self.folder, self.environ = folder, environ
+        self.url = f"http://127.0.0.1:{environ['PORT']}"
+        self.settings = Settings.from_env(environ, folder)
+        self.processes = []
+
+    def start(self, *arguments):
+        environ = {**clean_environ(), **self.environ}
+        process = Process(arguments, environ, self.folder / f"{arguments[0]}-{len(self.processes)}.log")
+        self.processes.append(process)
+        return process
+
+    def web(self):
+        process = self.start("gunicorn", "-c", "gunicorn.conf.py", "app:create_app()")
+
+        def answers():
+            assert process.popen.poll() is None, process.text()
+            try:
+                return requests.get(f"{self.url}/healthz", timeout=1).ok
+            except requests.ConnectionError:
+                return False
+
+        eventually(answers, what="the web process")
+        return process
+
+    def worker(self):
+        return self.start("flask", "worker")
+
+    def flask(self, *arguments, **kwargs):
+        """A command, run to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "flask", *arguments],
+            cwd=ROOT,
+            env={**clean_environ(), **self.environ},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **kwargs,
+        )
+
+    def logs(self):
+        return "".join(process.text() for process in self.processes)
+
+
+def clean_environ():
+    settings = set(map(str.upper, Settings.model_fields))
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in settings | {"PROMETHEUS_MULTIPROC_DIR"}
+    }
+
+
+@pytest.fixture
+def make_bot(tmp_path):
+    """make_bot(sandbox, SETTING=value, ...) -> Bot, nothing started yet."""
+    made = []
+
+    def make(sandbox, *, aes_key=True, **environ):
+        port = free_port()
+        given = {
+            **ACCOUNT,
+            **({"WECHAT_AES_KEY": THROWAWAY.aes_key} if aes_key else {}),
+            "WECHAT_API_BASE": sandbox.url,
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+            "PORT": str(port),
+            "WEB_CONCURRENCY": "1",
+            **environ,
+        }
+        bot = Bot(tmp_path, given)
+        sandbox.callback = f"{bot.url}/wechat"
+        made.append(bot)
+        return bot
+
+    yield make
+    for bot in made:
+        for process in bot.processes:
+            process.kill()
+
+
+@pytest.fixture
+def sandbox():
+    with running_sandbox() as running:
+        yield running
+
+
+@contextmanager
+def stopped(bot):
+    try:
+        yield bot
+    finally:
+        for process in bot.processes:
+            process.kill()

@@ -1,0 +1,890 @@
+"""wechat.access_token against a real HTTP server that keeps the platform's token rules, on a clock of the test."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from stub_platform import Leaks, StubPlatform, hang, raw, reply
+
+from wechat import access_token
+from wechat.access_token import (
+    EMPTY,
+    FETCH_TIMEOUT,
+    LEASE_SECONDS,
+    AccessToken,
+    CentralTokenFetcher,
+    ClassicTokenFetcher,
+    MemoryTokenStore,
+    StableTokenFetcher,
+    TokenRow,
+)
+from wechat.client import ApiClient, ApiHosts, Timeouts
+from wechat.errors import ApiError, InvalidTokenError, TokenUnavailableError, TransportError
+
+APPID = "wx0a1b2c3d4e5f6789"
+SECRET = "0123456789abcdef0123456789abcdef"
+KEY = "the-key-of-the-central-token-server"
+STABLE, CLASSIC, CHECK = "/cgi-bin/stable_token", "/cgi-bin/token", "/cgi-bin/getcallbackip"
+START = 1_760_000_000.0  # 16:53:20 in Beijing
+
+
+class Clock:
+    """Wall clock and pauses of a test; `while_waiting` runs in each pause."""
+
+    def __init__(self):
+        self.now = START
+        self.pauses = []
+        self.while_waiting = lambda: None
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+        self.while_waiting()
+
+
+class Platform(StubPlatform):
+    """One token slot for both token calls, by the fact sheet's rules, unless `on` says otherwise."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+        self.number = 0
+        self.value = ""
+        self.until = 0.0
+        self.dead = set()
+        self.stuck = False
+        self.on(STABLE, self._stable)
+        self.on(CLASSIC, self._classic)
+        self.on(CHECK, self._check)
+
+    def kill(self, *, stuck=False):
+        """The token in use is refused from now on; stuck: and given out again by the normal mode."""
+        self.dead.add(self.value)
+        if not stuck:
+            self.until = 0.0
+
+    @property
+    def fetches(self):
+        return len(self.calls(STABLE)) + len(self.calls(CLASSIC))
+
+    def _new(self):
+        self.number += 1
+        self.value = f"57_token-number-{self.number}-" + "x" * 120
+        self.until = self.clock() + 7200
+
+    def _stable(self, sock, request):
+        if request.json["force_refresh"]:
+            self.dead.add(self.value)
+            if not self.stuck:
+                self._new()
+        elif self.until - self.clock() < 300:
+            self._new()
+        return self._granted(sock, request)
+
+    def _classic(self, sock, request):
+        self._new()
+        return self._granted(sock, request)
+
+    def _granted(self, sock, request):
+        answer = {"access_token": self.value, "expires_in": int(self.until - self.clock())}
+        return reply(answer)(sock, request)
+
+    def _check(self, sock, request):
+        if request.query["access_token"] in self.dead:
+            return reply({"errcode": 40001, "errmsg": "invalid credential"})(sock, request)
+        return reply({"ip_list": ["127.0.0.1"]})(sock, request)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def platform(clock):
+    with Platform(clock) as one:
+        yield one
+
+
+@pytest.fixture
+def store():
+    return MemoryTokenStore()
+
+
+@pytest.fixture
+def make(platform, clock, store):
+    """Makes what one process has: an AccessToken of its own over the shared store."""
+
+    def one(kind=StableTokenFetcher, *, store=store, random=lambda: 0.0, sleep=clock.sleep, **kwargs):
+        hosts = ApiHosts([platform.url], sleep=clock.sleep)
+        fetcher = kind(hosts, APPID, SECRET)
+        return AccessToken(store, fetcher, clock=clock, random=random, sleep=sleep, **kwargs)
+
+    return one
+
+
+def at_once(*calls):
+    """Their results, all started together."""
+    gate = threading.Barrier(len(calls))
+
+    def work(call):
+        gate.wait()
+        try:
+            return call()
+        except TokenUnavailableError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(work, calls))
+
+
+# -- get ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_call_fetches_and_the_next_ones_do_not(platform, make, clock):
+    token = make()
+    assert token.get() == token.get() == platform.value
+    assert platform.fetches == 1
+    assert platform.requests[0].json == {
+        "grant_type": "client_credential",
+        "appid": APPID,
+        "secret": SECRET,
+        "force_refresh": False,
+    }
+    assert token.row() == TokenRow(value=platform.value, expires_at=START + 7200, fetched_at=START)
+
+
+def test_the_classic_call(platform, make):
+    assert make(ClassicTokenFetcher).get() == platform.value
+    request = platform.requests[0]
+    assert (request.method, request.path) == ("GET", CLASSIC)
+    assert request.query == {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
+
+
+def test_eight_cold_threads_cost_one_fetch(platform, make):
+    token = make()
+    assert at_once(*[token.get] * 8) == [platform.value] * 8
+    assert platform.fetches == 1
+
+
+def test_cold_processes_with_several_threads_cost_one_fetch(platform, make, clock):
+    processes = [make(sleep=time.sleep) for _ in range(4)]
+    assert at_once(*[process.get for process in processes] * 4) == [platform.value] * 16
+    assert platform.fetches == 1
+
+
+def test_what_is_left_of_a_life_must_be_worth_something(platform, make, clock):
+    token = make()
+    token.get()
+    clock.now += 7200 - 11
+    token.get()
+    assert platform.fetches == 1
+    clock.now += 2
+    token.get()
+    assert platform.fetches == 2
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "life"),
+    [(7200, 7200), ("7200", 7200), (345.5, 345.5), (8000, 7200), (10**30, 7200), (1, 1)],
+)
+def test_how_long_a_token_lives(platform, make, expires_in, life):
+    platform.on(STABLE, {"access_token": "t", "expires_in": expires_in})
+    token = make()
+    assert token.get() == "t"
+    assert token.row().expires_at == START + life
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({"access_token": "t", "expires_in": odd} for odd in (0, -1, "soon", None, True, [], float("nan"))),
+        {"access_token": "t"},
+        {"access_token": "", "expires_in": 7200},
+        {"access_token": 5, "expires_in": 7200},
+        {"expires_in": 7200},
+    ],
+)
+def test_an_answer_without_a_usable_token_is_a_failure(platform, make, answer):
+    platform.on(STABLE, answer)
+    token = make()
+    with pytest.raises(TokenUnavailableError) as caught:
+        token.get()
+    assert "access_token" in caught.value.reason
+    assert token.row().failures == 1
+
+
+# -- the lease ----------------------------------------------------------------------------------------------
+
+
+def test_a_lease_outlives_a_step_of_a_renewal():
+    assert FETCH_TIMEOUT.host <= 5
+    assert FETCH_TIMEOUT.call <= 10
+    assert FETCH_TIMEOUT.call + FETCH_TIMEOUT.connect < LEASE_SECONDS < 20
+
+
+def test_a_caller_waits_for_the_process_that_fetches(platform, make, store, clock):
+    assert store.lease("other", clock(), LEASE_SECONDS)
+
+    def other_process():
+        if len(clock.pauses) == 3:
+            assert store.save("other", TokenRow(value="theirs", expires_at=START + 7200), clock())
+
+    clock.while_waiting = other_process
+    assert make().get() == "theirs"
+    assert platform.fetches == 0
+
+
+def test_a_lease_of_a_process_that_died_is_taken_over(platform, make, store, clock):
+    assert store.lease("dead", clock(), LEASE_SECONDS)
+    assert make().get() == platform.value
+    assert clock.now == pytest.approx(START + LEASE_SECONDS, abs=1)
+    assert not store.save("dead", EMPTY, clock())
+
+
+def test_waiting_for_another_process_is_bounded(platform, make, store, clock):
+    clock.while_waiting = lambda: store.lease("other", clock(), LEASE_SECONDS)
+    clock.while_waiting()
+    with pytest.raises(TokenUnavailableError, match="another thread or process"):
+        make().get()
+    assert clock.now - START == pytest.approx(20, abs=1)
+    assert platform.fetches == 0
+
+
+def test_waiting_for_another_thread_is_bounded(platform, make, monkeypatch):
+    monkeypatch.setattr(access_token, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(access_token, "FETCH_TIMEOUT", Timeouts(read=1, host=1, call=1))
+    platform.on(STABLE, hang())
+    token = make()
+    results = at_once(token.get, token.get)
+    assert sorted("another thread or process" in error.reason for error in results) == [False, True]
+
+
+def test_the_row_is_read_again_under_the_lease(platform, make, clock):
+    class Store(MemoryTokenStore):
+        """Another process is quicker, between our look and our lease."""
+
+        def lease(self, holder, now, seconds):
+            if super().load() == EMPTY:
+                super().lease("quicker", now, seconds)
+                self.save("quicker", TokenRow(value="theirs", expires_at=now + 7200, fetched_at=now), now)
+                self.release("quicker")
+            return super().lease(holder, now, seconds)
+
+    assert make(store=Store()).get() == "theirs"
+    assert platform.fetches == 0
+
+
+def test_a_failure_of_a_quicker_process_counts_for_us(platform, make):
+    class Store(MemoryTokenStore):
+        def lease(self, holder, now, seconds):
+            if super().load() == EMPTY:
+                super().lease("quicker", now, seconds)
+                self.save("quicker", TokenRow(retry_at=now + 5, failures=1, reason="theirs", code=40125), now)
+                self.release("quicker")
+            return super().lease(holder, now, seconds)
+
+    with pytest.raises(TokenUnavailableError, match="theirs"):
+        make(store=Store()).get()
+    assert platform.fetches == 0
+
+
+def test_a_fetch_that_outlasted_its_lease_changes_nothing(platform, make, store, clock):
+    """We were stopped for a minute in the middle: somebody else has fetched since."""
+
+    def slow(sock, request):
+        clock.now += 60
+        assert store.lease("other", clock(), LEASE_SECONDS)
+        assert store.save("other", TokenRow(value="theirs", expires_at=clock() + 7200), clock())
+        store.release("other")
+        return reply({"access_token": "ours", "expires_in": 7200})(sock, request)
+
+    platform.on(STABLE, slow)
+    assert make().get() == "theirs"
+    assert store.load().value == "theirs"
+
+
+def test_a_lease_that_was_lost_ends_a_renewal_before_its_next_step(platform, make, store, clock):
+    token = make()
+    stale = token.get()
+    platform.kill(stuck=True)
+
+    def slow(sock, request):
+        clock.now += 60
+        assert store.lease("other", clock(), 5)
+        return platform._stable(sock, request)
+
+    platform.on(STABLE, slow, platform._stable)
+    clock.while_waiting = lambda: None
+    assert token.renew(stale) != stale
+    # The interrupted renewal asked nothing more; the one after the other's lease did it all.
+    assert [request.path for request in platform.requests[1:]] == [STABLE, STABLE, CHECK, STABLE]
+
+
+def test_a_failure_after_the_lease_was_lost_is_not_recorded(platform, make, store, clock):
+    def slow(sock, request):
+        clock.now += 60
+        assert store.lease("other", clock(), LEASE_SECONDS)
+        assert store.save("other", TokenRow(value="theirs", expires_at=clock() + 7200), clock())
+        return reply({"errcode": 40125, "errmsg": "invalid appsecret"})(sock, request)
+
+    platform.on(STABLE, slow)
+    assert make().get() == "theirs"
+    assert store.load().failures == 0
+
+
+def test_the_memory_store_gives_and_takes_back_a_lease(store):
+    assert store.lease("a", 0, 10)
+    assert store.lease("a", 5, 10)
+    assert not store.lease("b", 14, 10)
+    store.release("b")
+    assert not store.save("b", EMPTY, 14)
+    assert not store.save("a", EMPTY, 15)
+    assert store.lease("b", 15, 10)
+    store.release("b")
+    assert store.lease("a", 15, 10)
+
+
+# -- keeping it fresh ---------------------------------------------------------------------------------------
+
+
+def test_a_token_that_nobody_asked_for_is_not_fetched(platform, make):
+    assert make().keep_fresh() == 30
+    assert platform.fetches == 0
+
+
+@pytest.mark.parametrize(("jitter", "left"), [(0.0, 240), (0.5, 270), (0.999, 300)])
+def test_renewal_begins_300_to_240_s_before_the_end(platform, make, clock, jitter, left):
+    token = make(random=lambda: jitter)
+    first = token.get()
+    assert token.keep_fresh() == 30
+    clock.now = START + 7200 - left - 10
+    assert token.keep_fresh() == pytest.approx(10, abs=0.1)
+    assert platform.fetches == 1
+    clock.now += 10.1
+    assert token.keep_fresh() == 30
+    assert token.get() == platform.value != first
+    assert platform.fetches == 2
+
+
+def test_the_moment_is_chosen_once_per_token(make, clock):
+    draws = iter([0.9, 0.1])
+    token = make(random=lambda: next(draws))
+    token.get()
+    clock.now = START + 7200 - 300
+    assert token.keep_fresh() == token.keep_fresh() == pytest.approx(6)
+    clock.now += 6
+    assert token.keep_fresh() == 30
+    clock.now = token.row().expires_at - 300
+    assert token.keep_fresh() == 30  # 240 + 6 s before its end
+
+
+def test_the_early_renewal_of_several_processes_costs_one_fetch(platform, make, clock):
+    processes = [make(sleep=time.sleep) for _ in range(4)]
+    processes[0].get()
+    clock.now += 7200 - 240
+    at_once(*[process.keep_fresh for process in processes] * 2)
+    assert platform.fetches == 2
+
+
+def test_a_short_life_is_renewed_at_half_of_it(platform, make, clock):
+    platform.on(STABLE, {"access_token": "t", "expires_in": 40})
+    token = make()
+    token.get()
+    clock.now += 19
+    assert token.keep_fresh() == 1
+    assert platform.fetches == 1
+    clock.now += 1
+    assert token.keep_fresh() == 20
+    assert platform.fetches == 2
+
+
+def test_the_same_token_again_is_true_to_its_remaining_life(platform, make, clock):
+    token = make()
+    token.get()
+    clock.now += 6000
+    other = make(store=MemoryTokenStore())
+    assert other.get() == token.get()
+    assert other.row().expires_at == token.row().expires_at
+
+
+def test_callers_go_on_with_the_old_token_while_renewals_fail(platform, make, clock):
+    token = make()
+    first = token.get()
+    platform.on(STABLE, reply(status=502))
+    clock.now = START + 7200 - 240
+    while clock.now < START + 7200 - 11:
+        look = token.keep_fresh()
+        assert token.get() == first
+        clock.now += look
+    row = token.row()
+    assert row.value == first
+    assert 6 <= row.failures <= 10
+    assert "502" in row.reason
+    platform.on(STABLE, platform._stable)
+    clock.now = row.retry_at
+    assert token.keep_fresh() == 30
+    assert token.get() == platform.value != first
+    assert token.row() == TokenRow(value=platform.value, expires_at=clock() + 7200, fetched_at=clock())
+
+
+def test_pauses_after_failures_double_up_to_a_minute(platform, make, clock):
+    token = make()
+    platform.on(STABLE, {"errcode": 40243, "errmsg": "AppSecret frozen"})
+    pauses = []
+    for _ in range(8):
+        with pytest.raises(TokenUnavailableError):
+            token.get()
+        pauses.append(token.row().retry_at - clock())
+        clock.now = token.row().retry_at
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert platform.fetches == 8
+
+
+def test_during_a_pause_a_caller_without_a_token_hears_why_at_once(platform, make, clock):
+    platform.on(STABLE, {"errcode": 40125, "errmsg": "invalid appsecret"})
+    token, other_process = make(), make()
+    with pytest.raises(TokenUnavailableError):
+        token.get()
+    for process in (token, other_process):
+        with pytest.raises(TokenUnavailableError, match=r"40125.*AppSecret.*WECHAT_APPSECRET") as caught:
+            process.get()
+        assert (caught.value.code, caught.value.retry_at) == (40125, START + 1)
+    assert platform.fetches == 1
+    assert clock.pauses == []
+
+
+def test_waiting_threads_do_not_repeat_a_failed_fetch(platform, make):
+    platform.on(STABLE, {"errcode": 40125, "errmsg": "invalid appsecret"})
+    token = make()
+    errors = at_once(*[token.get] * 8)
+    assert [error.code for error in errors] == [40125] * 8
+    assert platform.fetches == 1
+
+
+def test_the_watcher_tries_again_by_itself(platform, make, clock):
+    token = make()
+    first = token.get()
+    platform.on(STABLE, reply(status=502))
+    clock.now += 7100
+    assert token.keep_fresh() == pytest.approx(1, abs=0.01)
+    clock.now += 200  # it is over now
+    platform.on(STABLE, platform._stable)
+    token.keep_fresh()
+    assert token.row().value == platform.value != first
+
+
+def test_the_watcher_does_not_wait_for_others(platform, make, store, clock):
+    token = make()
+    token.get()
+    clock.now += 7000
+    store.lease("other", clock(), LEASE_SECONDS)
+    assert token.keep_fresh() == 1
+    assert platform.fetches == 1
+    store.release("other")
+
+    looks = []
+
+    def meanwhile(sock, request):
+        looks.append(token.keep_fresh())
+        return platform._stable(sock, request)
+
+    platform.on(STABLE, meanwhile)
+    token.refresh()
+    assert looks == [1]
+    assert platform.fetches == 2
+
+
+def test_the_watcher_looks_again_under_the_lease(platform, make, clock):
+    class Store(MemoryTokenStore):
+        quicker = False
+
+        def lease(self, holder, now, seconds):
+            if self.quicker:
+                super().lease("quicker", now, seconds)
+                self.save("quicker", TokenRow(value="theirs", expires_at=now + 7200, fetched_at=now), now)
+                self.release("quicker")
+            return super().lease(holder, now, seconds)
+
+    store = Store()
+    token = make(store=store)
+    token.get()
+    clock.now += 7000
+    store.quicker = True
+    assert token.keep_fresh() == 30
+    assert platform.fetches == 1
+
+
+def test_a_clock_that_was_set_back_does_not_make_a_token_live_for_ever(platform, make, clock):
+    token = make()
+    token.get()
+    clock.now -= 30
+    assert token.keep_fresh() == 30
+    assert platform.fetches == 1
+    clock.now = START - 86400
+    platform.until = clock.now + 100
+    assert token.keep_fresh() == 30
+    assert platform.fetches == 2
+    assert token.row().expires_at == clock.now + 7200
+
+
+def test_a_clock_that_was_set_back_does_not_stretch_a_pause(platform, make, clock):
+    token = make()
+    platform.on(STABLE, reply(status=502))
+    with pytest.raises(TokenUnavailableError):
+        token.get()
+    platform.on(STABLE, platform._stable)
+    clock.now -= 86400
+    assert token.get() == platform.value
+
+
+# -- renew --------------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_an_old_token_costs_nothing(platform, make, clock):
+    token = make()
+    newer = token.get()
+    assert token.renew("an older one") == newer
+    assert platform.fetches == 1
+
+
+@pytest.mark.parametrize("kind", [StableTokenFetcher, ClassicTokenFetcher])
+def test_one_revocation_costs_one_fetch(platform, make, kind):
+    processes = [make(kind, sleep=time.sleep) for _ in range(4)]
+    stale = processes[0].get()
+    platform.kill()
+    renewals = [lambda process=process: process.renew(stale) for process in processes] * 5
+    assert at_once(*renewals) == [platform.value] * 20
+    assert platform.value != stale
+    assert platform.fetches == 2
+    assert not platform.calls(CHECK)
+
+
+def test_a_stuck_one_costs_two(platform, make):
+    token = make()
+    stale = token.get()
+    platform.kill(stuck=True)
+    assert at_once(*[lambda: token.renew(stale)] * 20) == [platform.value] * 20
+    assert platform.value != stale
+    assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK, STABLE]
+    assert [request.json["force_refresh"] for request in platform.calls(STABLE)] == [False, False, True]
+    row = token.row()
+    assert (row.forced_at, row.forced_count) == (START, 1)
+
+
+def test_a_token_that_the_platform_vouches_for_is_never_forced(platform, make):
+    token = make()
+    value = token.get()
+    assert token.renew(value) == value
+    assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK]
+
+
+@pytest.mark.parametrize("answer", [reply(status=502), raw(b""), {"errcode": 45009, "errmsg": "quota"}])
+def test_without_a_proof_nothing_is_forced(platform, make, answer):
+    token = make()
+    value = token.get()
+    platform.on(CHECK, answer)
+    with pytest.raises(TokenUnavailableError):
+        token.renew(value)
+    assert [request.json["force_refresh"] for request in platform.calls(STABLE)] == [False, False]
+    assert token.get() == value
+
+
+def test_forced_renewals_are_30_s_apart(platform, make, clock):
+    token = make()
+    platform.kill(stuck=True)
+    stale = token.get()
+    platform.kill(stuck=True)
+    stale = token.renew(stale)
+    platform.kill(stuck=True)
+    with pytest.raises(TokenUnavailableError, match="30 s"):
+        token.renew(stale)
+    assert len(platform.calls(CHECK)) == 2
+    # Nobody is given the dead one any more, and nobody storms the platform about it.
+    before = len(platform.requests)
+    for error in at_once(*[token.get, lambda: token.renew(stale)] * 8):
+        assert "30 s" in error.reason
+    assert len(platform.requests) == before
+    clock.now += 30
+    assert token.get() == platform.value != stale
+
+
+def test_a_dead_token_heals_when_the_platform_gives_another(platform, make, clock):
+    token = make()
+    stale = token.get()
+    platform.kill(stuck=True)
+    platform.stuck = True
+    with pytest.raises(TokenUnavailableError, match="force_refresh"):
+        token.renew(stale)
+    assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK, STABLE]
+    platform.until = 0
+    clock.now += 1
+    token.keep_fresh()
+    assert token.get() == platform.value != stale
+    assert len(platform.calls(CHECK)) == 1
+
+
+def test_forced_renewals_are_20_a_day_by_beijings_clock(platform, make, store, clock):
+    token = make()
+    stale = token.get()
+    day = int((START + 8 * 3600) // 86400)
+    store.lease("test", clock(), 5)
+    store.save("test", replace(token.row(), forced_at=START - 100, forced_day=day, forced_count=20), clock())
+    store.release("test")
+    platform.kill(stuck=True)
+    with pytest.raises(TokenUnavailableError, match="20 times today"):
+        token.renew(stale)
+    clock.now = (day + 1) * 86400 - 8 * 3600 - 1  # one second before midnight in Beijing
+    platform.until = clock.now + 5000
+    with pytest.raises(TokenUnavailableError, match="20 times today"):
+        token.get()
+    clock.now += 2.01
+    assert token.get() == platform.value != stale
+    assert (token.row().forced_day, token.row().forced_count) == (day + 1, 1)
+
+
+def test_a_forced_renewal_that_was_cut_off_counts(platform, make, clock):
+    token = make()
+    stale = token.get()
+    platform.kill(stuck=True)
+    platform.on(STABLE, platform._stable, raw(b""))
+    with pytest.raises(TokenUnavailableError):
+        token.renew(stale)
+    assert token.row().forced_count == 1
+    assert len(platform.calls(STABLE)) == 3
+
+
+def test_a_classic_token_that_comes_back_dead_is_an_error(platform, make):
+    platform.on(CLASSIC, {"access_token": "same", "expires_in": 7200})
+    token = make(ClassicTokenFetcher)
+    token.get()
+    platform.dead.add("same")
+    with pytest.raises(TokenUnavailableError):
+        token.renew("same")
+    assert len(platform.calls(CLASSIC)) == 3
+
+
+def test_a_refused_renewal_keeps_the_old_token(platform, make):
+    token = make()
+    value = token.get()
+    platform.on(STABLE, reply(status=502))
+    with pytest.raises(TokenUnavailableError):
+        token.renew(value)
+    assert token.get() == value
+
+
+def test_an_api_that_always_refuses_costs_one_renewal(platform, make):
+    platform.on("/x", {"errcode": 40001, "errmsg": "invalid credential"})
+    client = ApiClient(ApiHosts([platform.url]), make())
+    with pytest.raises(InvalidTokenError):
+        client.call("GET", "/x", repeatable=True)
+    assert len(platform.calls("/x")) == 2
+    assert platform.fetches == 2
+
+
+def test_twenty_calls_after_a_revocation_succeed_with_one_fetch(platform, make):
+    def api(sock, request):
+        good = request.query["access_token"] not in platform.dead
+        return reply({"errcode": 0} if good else {"errcode": 42001, "errmsg": "expired"})(sock, request)
+
+    platform.on("/x", api)
+    client = ApiClient(ApiHosts([platform.url]), make())
+    client.call("GET", "/x", repeatable=True)
+    platform.kill()
+    assert at_once(*[lambda: client.call("GET", "/x", repeatable=True)] * 20) == [{"errcode": 0}] * 20
+    assert platform.fetches == 2
+
+
+# -- refresh ------------------------------------------------------------------------------------------------
+
+
+def test_an_operator_need_not_wait_for_the_pause(platform, make, clock):
+    token = make()
+    platform.on(STABLE, {"errcode": 40164, "errmsg": "invalid ip 203.0.113.7, not in whitelist"})
+    for _ in range(3):
+        with pytest.raises(TokenUnavailableError):
+            token.refresh()
+    assert platform.fetches == 3
+    platform.on(STABLE, platform._stable)
+    assert token.refresh() == platform.value
+    assert token.get() == platform.value
+
+
+# -- reasons ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "errmsg", "words"),
+    [
+        (
+            40164,
+            "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 64f4444a-5f19e663-62c00404",
+            ["Add 203.0.113.7 to", "请将 203.0.113.7 加入", "64f4444a-5f19e663-62c00404"],
+        ),
+        (40164, "not in whitelist", ["whitelist", "白名单"]),
+        (40125, "invalid appsecret", ["WECHAT_APPSECRET", "已被重置"]),
+        (40001, "invalid credential", ["AppSecret wrong", "WECHAT_APPSECRET"]),
+        (40013, "invalid appid", ["WECHAT_APPID"]),
+        (40243, "frozen", ["Thaw", "解冻"]),
+        (89503, "needs consent", ["Administrator", "管理员"]),
+        (99999, "new", ["rid"]),
+    ],
+)
+def test_a_failure_says_what_to_do(platform, make, code, errmsg, words):
+    platform.on(STABLE, {"errcode": code, "errmsg": errmsg})
+    token = make()
+    with pytest.raises(TokenUnavailableError) as caught:
+        token.get()
+    for word in (str(code), *words):
+        assert word in caught.value.reason
+    assert caught.value.code == code
+    assert (token.row().reason, token.row().code) == (caught.value.reason, code)
+    assert len(platform.requests) == 1
+
+
+def test_each_fetch_is_counted_by_its_result(platform, make, clock):
+    results = []
+    token = make(on_fetch=results.append)
+    platform.on(STABLE, {"errcode": 40125, "errmsg": "x"}, raw(b""), platform._stable)
+    for _ in range(2):
+        with pytest.raises(TokenUnavailableError):
+            token.get()
+        clock.now += 60
+    token.get()
+    assert results == ["40125", "transport", "ok"]
+
+
+# -- a central token server ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def central(platform, clock, store):
+    """A process that takes its token from a central server, and that server's present answer."""
+    platform.on("/hub/token", {"access_token": "one", "expires_in": 7200})
+    fetcher = CentralTokenFetcher(platform.url + "/hub/", KEY, sleep=clock.sleep)
+    return AccessToken(store, fetcher, clock=clock, random=lambda: 0.0, sleep=clock.sleep)
+
+
+def test_the_token_comes_from_the_central_server(platform, central, clock):
+    assert central.get() == central.get() == "one"
+    assert [(request.method, request.path) for request in platform.requests] == [("GET", "/hub/token")]
+    assert platform.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    clock.now += 7200 - 240
+    platform.on("/hub/token", {"access_token": "two", "expires_in": 7190})
+    assert central.keep_fresh() == 30
+    assert central.get() == "two"
+
+
+def test_a_stale_token_is_reported_to_the_central_server(platform, central):
+    platform.on("/hub/token/refresh", {"access_token": "two", "expires_in": 7200})
+    central.get()
+    assert at_once(*[lambda: central.renew("one")] * 8) == ["two"] * 8
+    report = platform.calls("/hub/token/refresh")
+    assert [(request.method, request.json) for request in report] == [("POST", {"access_token": "one"})]
+    assert report[0].headers["authorization"] == f"Bearer {KEY}"
+    assert not platform.calls(CHECK)
+    assert not platform.fetches
+
+
+def test_reports_to_a_central_server_are_not_counted(platform, central):
+    central.get()
+    for number in range(25):
+        before = central.get()
+        platform.on("/hub/token", {"access_token": before, "expires_in": 7200})
+        platform.on("/hub/token/refresh", {"access_token": f"token {number}", "expires_in": 7200})
+        assert central.renew(before) == f"token {number}"
+
+
+def test_a_newer_token_of_the_central_server_needs_no_report(platform, central):
+    central.get()
+    platform.on("/hub/token", {"access_token": "two", "expires_in": 7000})
+    assert central.renew("one") == "two"
+    assert not platform.calls("/hub/token/refresh")
+
+
+def test_the_central_server_may_vouch_for_a_token(platform, central):
+    platform.on("/hub/token/refresh", {"access_token": "one", "expires_in": 7100})
+    central.get()
+    assert central.renew("one") == "one"
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [
+        (401, "WECHAT_TOKEN_SOURCE_KEY"),
+        (404, "TOKEN_SERVER_KEY"),
+        (503, "readyz"),
+        (500, "WECHAT_TOKEN_SOURCE"),
+    ],
+)
+def test_what_a_central_server_refuses_names_the_setting(platform, central, status, word):
+    platform.on("/hub/token", reply('{"error":"x"}', status=status))
+    with pytest.raises(TokenUnavailableError, match=word):
+        central.get()
+
+
+def test_an_unreachable_central_server_does_not_matter_while_the_token_lives(platform, central, clock):
+    central.get()
+    platform.stop()
+    clock.now += 7200 - 200
+    for _ in range(5):
+        clock.now += central.keep_fresh()
+        assert central.get() == "one"
+    with pytest.raises(TokenUnavailableError):
+        central.renew("one")
+    assert central.get() == "one"
+    clock.now += 200
+    with pytest.raises(TokenUnavailableError, match="WECHAT_TOKEN_SOURCE"):
+        central.get()
+
+
+def test_a_central_server_that_speaks_the_platforms_errors(platform, central):
+    platform.on("/hub/token", {"errcode": 40125, "errmsg": "invalid appsecret"})
+    with pytest.raises(TokenUnavailableError, match="40125"):
+        central.get()
+
+
+# -- secrets ------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_in_any_record_or_error(platform, make, central, clock):
+    faults = [
+        {"errcode": 40125, "errmsg": f"invalid appsecret secret={SECRET}"},
+        reply(status=502),
+        raw(b""),
+        raw(b"noise"),
+        reply(f"<html>{SECRET}</html>"),
+        {"access_token": "", "expires_in": 7200},
+    ]
+    with Leaks(SECRET, KEY, "token-number-1", "token-number-2") as leaks:
+        tokens = [
+            make(store=MemoryTokenStore()),
+            make(ClassicTokenFetcher, store=MemoryTokenStore()),
+            central,
+        ]
+        for token in tokens:
+            leaks.show(token)
+            leaks.show(token._fetcher)
+            leaks.show(token._store)
+            for fault in [*faults, None]:
+                for path in (STABLE, CLASSIC, "/hub/token"):
+                    good = {STABLE: platform._stable, CLASSIC: platform._classic}.get(path, platform._classic)
+                    platform.on(path, fault or good)
+                platform.on("/hub/token/refresh", fault or platform._classic)
+                for ask in (token.get, token.refresh, lambda token=token: token.renew(platform.value)):
+                    clock.now += 100
+                    try:
+                        ask()
+                    except (TokenUnavailableError, ApiError, TransportError) as error:
+                        caught = error
+                        leaks.show(caught)
+                token.keep_fresh()
+                leaks.show(token.row())
+    assert platform.number > 2
+    assert any("not renewed" in record.getMessage() for record in leaks.records)
+    leaks.check()

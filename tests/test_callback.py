@@ -1,0 +1,392 @@
+"""GET and POST /wechat through the application: what is answered, what is refused, what is kept."""
+
+import itertools
+import logging
+import sqlite3
+import threading
+import time
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+import handlers
+from app import create_app
+from config import Settings
+from sandbox import THROWAWAY
+from sandbox.cipher import Envelope
+from tests import pushing
+from tests.conftest import ACCOUNT
+from wechat.elements import legal
+from wechat.messages import TextMessage
+from wechat.replies import Article, NewsReply, TextReply
+
+AES = {"WECHAT_AES_KEY": THROWAWAY.aes_key}
+OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
+
+
+@pytest.fixture
+def make_app(tmp_path):
+    def make(**environ):
+        given_environ = ACCOUNT | {
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+        }
+        return create_app(Settings.from_env(given_environ | environ, tmp_path))
+
+    return make
+
+
+@pytest.fixture
+def plain_app(make_app):
+    return make_app()
+
+
+def post(app, push, **kwargs):
+    path, body = push
+    return app.test_client().post(path, data=body, content_type="text/xml", **kwargs)
+
+
+def rows(app):
+    ledger = app.extensions["parts"].ledger
+    found = []
+    while (entry := ledger.get(len(found) + 1)) is not None:
+        found.append(entry)
+    return found
+
+
+def reply_of(response):
+    root = ET.fromstring(response.data)
+    return {child.tag: child.text if not len(child) else child[0].text for child in root}
+
+
+# -- verification -----------------------------------------------------------------------------------------------
+
+
+def test_echostr_comes_back_byte_for_byte(plain_app):
+    response = plain_app.test_client().get(
+        "/wechat", query_string=pushing.query() | {"echostr": "4375120948345356249"}
+    )
+    assert (response.status_code, response.data) == (200, b"4375120948345356249")
+    assert response.content_type == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "change", [{"signature": "0" * 40}, {"signature": None}, {"timestamp": "1"}, {"nonce": "é"}]
+)
+def test_a_wrong_verification_is_refused(plain_app, change):
+    query = pushing.query() | {"echostr": "<script>alert(1)</script>"} | change
+    response = plain_app.test_client().get(
+        "/wechat", query_string={k: v for k, v in query.items() if v is not None}
+    )
+    assert (response.status_code, response.data) == (403, b"")
+
+
+# -- answers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_answered_with_its_own_media_id(plain_app):
+    response = post(plain_app, pushing.plain(pushing.image(7)))
+    assert (
+        response.content_type == "application/xml; charset=utf-8"
+        or response.content_type == "application/xml"
+    )
+    reply = reply_of(response)
+    assert (reply["ToUserName"], reply["FromUserName"]) == (pushing.FAN, THROWAWAY.original_id)
+    assert (reply["MsgType"], reply["Image"]) == ("image", "fakeImg-MediaId_0001AbCdEf")
+    (entry,) = rows(plain_app)
+    assert (entry.msg_type, entry.sender, entry.media_state) == ("image", pushing.FAN, "pending")
+    assert entry.reply == response.data
+
+
+@pytest.mark.parametrize(
+    ("elements", "tag"),
+    [
+        ({"MsgType": "voice", "MediaId": "V", "Format": "amr", "MsgId": 1}, "Voice"),
+        ({"MsgType": "video", "MediaId": "V", "ThumbMediaId": "T", "MsgId": 1}, "Video"),
+        ({"MsgType": "shortvideo", "MediaId": "V", "ThumbMediaId": "T", "MsgId": 1}, "Video"),
+    ],
+)
+def test_voice_and_video_come_back_too(plain_app, elements, tag):
+    reply = reply_of(post(plain_app, pushing.plain(pushing.message(**elements))))
+    assert (reply["MsgType"], reply[tag]) == (tag.lower(), "V")
+
+
+@pytest.mark.parametrize(
+    "elements", [{"MsgType": "text", "Content": "hi", "MsgId": 1}, {"MsgType": "event", "Event": "subscribe"}]
+)
+def test_words_and_a_new_fan_get_a_hint_in_two_languages(plain_app, elements):
+    reply = reply_of(post(plain_app, pushing.plain(pushing.message(**elements))))
+    assert reply["MsgType"] == "text"
+    assert "picture" in reply["Content"]
+    assert "图片" in reply["Content"]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"MsgType": "event", "Event": "unsubscribe"},
+        {"MsgType": "event", "Event": "LOCATION", "Latitude": "1", "Longitude": "2", "Precision": "3"},
+        {"MsgType": "event", "Event": "never_heard_of", "EventKey": "x"},
+        {"MsgType": "hologram", "MsgId": 3},
+        {
+            "MsgType": "location",
+            "Location_X": "abc",
+            "Location_Y": "2",
+            "Scale": "3",
+            "Label": "",
+            "MsgId": 4,
+        },
+    ],
+)
+def test_everything_else_is_answered_success_and_kept(plain_app, elements):
+    response = post(plain_app, pushing.plain(pushing.message(**elements)))
+    assert (response.status_code, response.data) == (200, b"success")
+    assert len(rows(plain_app)) == 1
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_a_sealed_push_gets_a_sealed_answer(make_app, compat):
+    app = make_app(**AES)
+    response = post(app, pushing.safe(pushing.image(7), compat=compat))
+    outer = ET.fromstring(response.data)
+    opened = ET.fromstring(pushing.ENVELOPE.decrypt(outer.findtext("Encrypt")))
+    assert opened.findtext("Image/MediaId") == "fakeImg-MediaId_0001AbCdEf"
+    assert b"fakeImg" not in response.data
+
+
+def test_success_is_never_sealed(make_app):
+    response = post(make_app(**AES), pushing.safe(pushing.message(MsgType="event", Event="unsubscribe")))
+    assert response.data == b"success"
+
+
+def test_a_rotation_loses_nothing(make_app):
+    app = make_app(
+        WECHAT_TOKEN="NewCallbackToken",
+        WECHAT_TOKEN_PREVIOUS=THROWAWAY.token,
+        WECHAT_AES_KEY=OTHER_KEY,
+        WECHAT_AES_KEY_PREVIOUS=THROWAWAY.aes_key,
+    )
+    new = Envelope(OTHER_KEY, THROWAWAY.appid)
+    for number, (token, envelope) in enumerate(
+        [
+            (THROWAWAY.token, pushing.ENVELOPE),
+            ("NewCallbackToken", new),
+            ("NewCallbackToken", pushing.ENVELOPE),
+        ]
+    ):
+        response = post(app, pushing.safe(pushing.image(number), envelope=envelope, token=token))
+        assert b"fakeImg" in envelope.decrypt(ET.fromstring(response.data).findtext("Encrypt"))
+
+
+def test_a_repeated_push_gets_the_same_bytes_and_runs_no_handler(make_app, monkeypatch):
+    app = make_app()
+    first = post(app, pushing.plain(pushing.image(7, create_time=1760000000)))
+    monkeypatch.setattr(handlers, "dispatch", lambda message: pytest.fail("a handler ran"))
+    again = post(make_app(), pushing.plain(pushing.image(7, create_time=1760000000), nonce="1"))
+    assert again.data == first.data
+    assert len(rows(app)) == 1
+
+
+def test_two_senders_may_share_a_msg_id(plain_app):
+    for fan in (pushing.FAN, "oTest-ZyXwVuTsRqPoNmLkJiHg_2"):
+        assert reply_of(post(plain_app, pushing.plain(pushing.image(7, fan=fan))))["ToUserName"] == fan
+    assert len(rows(plain_app)) == 2
+
+
+def test_repeats_at_the_same_instant_get_one_answer(plain_app):
+    pushes = [pushing.plain(pushing.image(7, create_time=1760000000), nonce=str(n)) for n in range(8)]
+    answers = []
+    threads = [
+        threading.Thread(target=lambda push=push: answers.append(post(plain_app, push).data))
+        for push in pushes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8
+    assert len(set(answers)) == 1
+    assert len(rows(plain_app)) == 1
+
+
+def test_events_of_one_second_are_told_apart(plain_app):
+    for key in ("A", "B", "A"):
+        post(
+            plain_app,
+            pushing.plain(pushing.message(create_time=5, MsgType="event", Event="CLICK", EventKey=key)),
+        )
+    assert len(rows(plain_app)) == 2
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [lambda message: 1 // 0, lambda message: NewsReply((Article("1"), Article("2"))), lambda message: "text"],
+)
+def test_a_crash_of_a_handler_is_answered_success_and_logged_with_the_ledger_id(
+    plain_app, monkeypatch, caplog, handler
+):
+    monkeypatch.setattr(handlers, "HANDLERS", {TextMessage: handler})
+    response = post(plain_app, pushing.plain(pushing.text(9, "my private words")))
+    assert (response.status_code, response.data) == (200, b"success")
+    (entry,) = rows(plain_app)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.ledger_id == entry.id
+    assert record.exc_info is not None
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------
+
+
+def refusals(reason):
+    return REGISTRY.get_sample_value("wechat_refusals_total", {"reason": reason}) or 0.0
+
+
+def check_refused(app, caplog, response, status, reason):
+    assert (response.status_code, response.data) == (status, b"")
+    assert [record.reason for record in caplog.records if hasattr(record, "reason")] == [reason]
+    assert rows(app) == []
+
+
+REFUSED_PLAIN = {
+    "no signature": (lambda: ("/wechat", pushing.image(1).encode()), 403, "signature"),
+    "a wrong token": (lambda: pushing.plain(pushing.image(1), token="guess"), 403, "signature"),
+    "an empty token": (lambda: pushing.plain(pushing.image(1), token=""), 403, "signature"),
+    "too old": (lambda: pushing.plain(pushing.image(1), timestamp=1760000000), 403, "timestamp"),
+    "no number as time": (lambda: pushing.plain(pushing.image(1), timestamp="soon"), 403, "timestamp"),
+    "a safe body without a key": (lambda: pushing.safe(pushing.image(1)), 403, "envelope"),
+    "not XML": (lambda: pushing.plain(b"{}"), 400, "xml"),
+    "nothing": (lambda: pushing.plain(b""), 400, "xml"),
+    "no MsgType": (lambda: pushing.plain(pushing.message()), 400, "xml"),
+    "no FromUserName": (lambda: pushing.plain(pushing.message("", MsgType="text", Content="x")), 400, "xml"),
+    "a DOCTYPE": (lambda: pushing.plain(f"<!DOCTYPE xml>{pushing.image(1)}"), 400, "doctype"),
+    "too large": (lambda: pushing.plain(pushing.text(1, "x" * 1024 * 1024)), 413, "size"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PLAIN)
+def test_refused_in_plaintext_mode(plain_app, caplog, case):
+    push, status, reason = REFUSED_PLAIN[case]
+    before = refusals(reason)
+    check_refused(plain_app, caplog, post(plain_app, push()), status, reason)
+    assert refusals(reason) == before + 1
+
+
+REFUSED_SAFE = {
+    "plaintext": (lambda: pushing.plain(pushing.image(1)), 403, "envelope"),
+    "plaintext, unsigned": (
+        lambda: ("/wechat?encrypt_type=aes&signature=x", pushing.image(1).encode()),
+        403,
+        "signature",
+    ),
+    "a compat body without msg_signature": (
+        lambda: (pushing.plain("")[0], pushing.safe(pushing.image(1), compat=True)[1]),
+        403,
+        "envelope",
+    ),
+    "another account's envelope": (
+        lambda: pushing.safe(pushing.image(1), envelope=Envelope(THROWAWAY.aes_key, "wxffffffffffffffff")),
+        403,
+        "appid",
+    ),
+    "another key's envelope": (
+        lambda: pushing.safe(pushing.image(1), envelope=Envelope(OTHER_KEY, THROWAWAY.appid)),
+        403,
+        "envelope",
+    ),
+    "too old": (lambda: pushing.safe(pushing.image(1), timestamp=1760000000), 403, "timestamp"),
+    "a DOCTYPE inside": (lambda: pushing.safe(f"<!DOCTYPE xml>{pushing.image(1)}"), 400, "doctype"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_SAFE)
+def test_refused_in_safe_mode(make_app, caplog, case):
+    push, status, reason = REFUSED_SAFE[case]
+    app = make_app(**AES)
+    check_refused(app, caplog, post(app, push()), status, reason)
+
+
+def test_the_log_names_the_setting_that_helps(make_app, caplog):
+    post(make_app(), pushing.safe(pushing.image(1)))
+    post(make_app(), pushing.plain(pushing.image(1), timestamp=1760000000))
+    assert "WECHAT_AES_KEY" in caplog.messages[0]
+    assert "WECHAT_TIMESTAMP_WINDOW" in caplog.messages[1]
+
+
+def test_plaintext_is_accepted_during_a_change_over(make_app):
+    app = make_app(**AES, WECHAT_ACCEPT_PLAINTEXT="1")
+    assert reply_of(post(app, pushing.plain(pushing.image(1))))["MsgType"] == "image"
+
+
+def test_the_window_can_be_turned_off(make_app):
+    app = make_app(WECHAT_TIMESTAMP_WINDOW="0")
+    assert post(app, pushing.plain(pushing.image(1), timestamp=1760000000)).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_other_methods_are_refused(plain_app, caplog, method):
+    response = plain_app.test_client().open("/wechat", method=method)
+    check_refused(plain_app, caplog, response, 405, "method")
+
+
+def test_a_push_waits_for_a_busy_ledger_and_gets_503_when_that_takes_too_long(plain_app, tmp_path, caplog):
+    post(plain_app, pushing.plain(pushing.image(1)))
+    other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    refused = post(plain_app, pushing.plain(pushing.image(2)))
+    assert (refused.status_code, refused.data) == (503, b"")
+    assert time.monotonic() - started > 5, "the platform gives up after 5 s; only then may it see an error"
+    assert "platform will repeat" in caplog.text
+    threading.Timer(0.5, other.rollback).start()
+    assert reply_of(post(plain_app, pushing.plain(pushing.image(2))))["MsgType"] == "image"
+    assert len(rows(plain_app)) == 2
+    other.close()
+
+
+# -- whatever comes ---------------------------------------------------------------------------------------------
+
+MSG_IDS = itertools.count(1)
+RELAXED = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@RELAXED
+@given(
+    body=st.binary(max_size=2000),
+    query=st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=6),
+)
+def test_any_bytes_get_a_4xx(make_app, body, query):
+    for app in (make_app(), make_app(**AES)):
+        assert app.test_client().post("/wechat", query_string=query, data=body).status_code in (400, 403)
+
+
+@RELAXED
+@given(body=st.one_of(st.binary(max_size=2000), st.text(max_size=500).map(str.encode)))
+def test_any_signed_bytes_get_an_answer_or_a_4xx(make_app, body):
+    for app, push in ((make_app(), pushing.plain(body)), (make_app(**AES), pushing.safe(body))):
+        assert post(app, push).status_code in (200, 400, 403)
+
+
+@RELAXED
+@given(content=st.text(max_size=3000))
+def test_whatever_a_fan_writes_the_echo_is_one_reply(make_app, content):
+    sent = legal(content)  # what the platform could push at all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "HANDLERS", {TextMessage: lambda message: TextReply(message.content)})
+        escaped = sent.replace("]]>", "]]]]><![CDATA[>")
+        push = pushing.plain(pushing.message(MsgType="text", MsgId=next(MSG_IDS), Content=escaped))
+        response = post(make_app(), push)
+    assert response.status_code == 200
+    if response.data == b"success":
+        assert sent == "", "nothing to say"
+        return
+    root = ET.fromstring(response.data)
+    tags = [child.tag for child in root]
+    assert tags == ["ToUserName", "FromUserName", "CreateTime", "MsgType", "Content"]
+    shown = root.findtext("Content")
+    assert sent.startswith(shown)
+    assert shown == sent or 2048 - 4 < len(shown.encode()) <= 2048

@@ -1,0 +1,171 @@
+"""The `flask ...` commands as an operator runs them: processes, exit codes, last lines, hints."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import requests
+
+import parts
+from tests.conftest import FAN, ROOT, clean_environ
+from tests.test_flow import PHOTO, calls, control, send, stored
+
+
+def last(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def failed(done, status=1):
+    assert done.returncode == status, done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def bot(sandbox, make_bot):
+    return make_bot(sandbox)
+
+
+def test_token_show_and_refresh(sandbox, bot):
+    shown = last(bot.flask("token", "show"))
+    assert set(shown) == {"access_token", "expires_in"}
+    assert 7190 <= shown["expires_in"] <= 7200
+    assert last(bot.flask("token", "show"))["access_token"] == shown["access_token"]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+    control(sandbox, "token/expire", {}, "POST")
+    assert last(bot.flask("token", "refresh"))["access_token"] != shown["access_token"]
+
+
+def test_a_refused_token_is_one_line_with_its_hint(sandbox, bot):
+    control(
+        sandbox,
+        "faults",
+        [
+            {
+                "path": "/cgi-bin/stable_token",
+                "times": None,
+                "errcode": 40164,
+                "errmsg": "invalid ip 203.0.113.7, not in whitelist",
+            }
+        ],
+    )
+    trouble = failed(bot.flask("token", "show"))
+    assert "203.0.113.7" in trouble
+    assert "白名单" in trouble
+
+
+def test_media_up_and_down_again(sandbox, bot, tmp_path):
+    answer = last(bot.flask("media", "upload", str(PHOTO)))
+    assert answer["type"] == "image"
+    target = tmp_path / "again.jpg"
+    done = bot.flask("media", "get", answer["media_id"], "-o", str(target))
+    assert done.stdout.splitlines()[-1] == str(target)
+    assert target.read_bytes() == PHOTO.read_bytes()
+
+
+def test_media_get_names_the_file_by_its_content(sandbox, bot, tmp_path):
+    media_id = last(bot.flask("media", "upload", str(PHOTO)))["media_id"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py"), "media", "get", media_id],
+        cwd=tmp_path,
+        env={**clean_environ(), **bot.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{media_id}.jpg").read_bytes() == PHOTO.read_bytes()
+
+
+def test_what_may_not_be_uploaded_is_refused_before_the_network(sandbox, bot, tmp_path):
+    page = tmp_path / "page.jpg"
+    page.write_text("<html></html>")
+    assert "image" in failed(bot.flask("media", "upload", str(page)))
+    assert "voice" in failed(bot.flask("media", "upload", str(PHOTO), "--type", "voice"))
+    assert calls(sandbox, "/cgi-bin/media/upload") == {}
+
+
+def test_a_failed_download_leaves_no_file(sandbox, bot, tmp_path):
+    trouble = failed(bot.flask("media", "get", "no-such-media", "-o", str(tmp_path / "x.jpg")))
+    assert "40007" in trouble
+    assert "素材" in trouble
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_an_upload_shows_a_progress_bar_on_a_terminal(sandbox, bot):
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "media", "upload", str(PHOTO)],
+        cwd=ROOT,
+        env={**clean_environ(), **bot.environ, "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        timeout=60,
+    )
+    os.close(follower)
+    shown = os.read(leader, 100_000).decode()
+    os.close(leader)
+    assert done.returncode == 0
+    assert "100%" in shown
+
+
+def test_ledger_status_and_retry(sandbox, bot):
+    bot.web()
+    control(
+        sandbox,
+        "faults",
+        [{"path": "/cgi-bin/media/get", "times": 1, "errcode": 40007, "errmsg": "invalid media_id"}],
+    )
+    push = send(sandbox)
+
+    def status():
+        return last(bot.flask("ledger", "status"))
+
+    while status()["pending"]:
+        pass
+    assert status() == {
+        "pending": 0,
+        "stored": 0,
+        "failed": 1,
+        "replies_pending": 0,
+        "oldest_pending_seconds": 0,
+    }
+    assert last(bot.flask("ledger", "retry")) == {"rows": 1}
+    entry = stored(bot, push)
+    assert last(bot.flask("ledger", "retry", str(entry.id))) == {"rows": 0}
+
+
+def test_faulty_settings_exit_2_and_name_the_faults(bot):
+    bot.environ["WECHAT_APPID"] = ""
+    for command in (["ledger", "status"], ["token", "show"], ["worker"]):
+        assert "WECHAT_APPID: is required" in failed(bot.flask(*command), 2)
+    helped = bot.flask("--help")
+    assert helped.returncode == 0
+    for command in ("ledger", "media", "token", "worker"):
+        assert command in helped.stdout
+
+
+def test_wrong_use_exits_2(bot):
+    assert "No such command" in failed(bot.flask("token", "eat"), 2)
+    assert "does not exist" in failed(bot.flask("media", "upload", "/no/such/file"), 2)
+
+
+def test_a_database_that_is_away_is_one_line(bot, tmp_path):
+    (tmp_path / "bot.db").write_text("this is no database, " * 100)
+    assert "DATABASE_URL" in failed(bot.flask("ledger", "status"))
+
+
+def test_commands_reach_what_the_bot_wrote(sandbox, bot):
+    bot.web()
+    push = send(sandbox)
+    entry = stored(bot, push)
+    assert parts.build(bot.settings).ledger.get(entry.id).sender == FAN
+    assert requests.get(f"{bot.url}/readyz", timeout=5).json()["checks"] == {
+        "database": "ok",
+        "media": "ok",
+        "token": "ok",
+    }

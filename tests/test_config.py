@@ -1,0 +1,135 @@
+"""Settings.from_env(): names, formats, defaults; all faults at once, by name, and without a value."""
+
+from pathlib import Path
+
+import pytest
+
+from config import FOLDER, Settings, SettingsError
+
+ACCOUNT = {
+    "WECHAT_APPID": "wx0a1b2c3d4e5f6789",
+    "WECHAT_APPSECRET": "app-secret",
+    "WECHAT_TOKEN": "callback-token",
+}
+AES_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
+
+
+def read(tmp_path: Path, **environ: str) -> Settings:
+    return Settings.from_env(ACCOUNT | environ, tmp_path)
+
+
+def faults(tmp_path: Path, environ: dict[str, str]) -> dict[str, str]:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(environ, tmp_path)
+    return dict(caught.value.faults)
+
+
+def test_three_settings_are_enough(tmp_path):
+    settings = read(tmp_path)
+    assert settings.wechat_api_base == ("https://api.weixin.qq.com", "https://api2.weixin.qq.com")
+    assert settings.database_url.get_secret_value() == f"sqlite:///{FOLDER}/data/bot.db"
+    assert settings.media_store == f"{FOLDER}/data/media"
+    assert settings.wechat_aes_key is None
+    assert settings.echo_via == "passive"
+    assert 1 <= settings.web_concurrency <= 4
+
+
+def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_path):
+    given = {
+        "WECHAT_AES_KEY": "too-short-to-be-a-key",
+        "WECHAT_API_BASE": "https://good.example,no-scheme.example",
+        "DATABASE_URL": "mysql://user:hunter2@host/db",
+        "ECHO_VIA": "pigeon",
+        "PORT": "http",
+        "LEASE_SECONDS": "0",
+        "MEDIA_STORE": "s3:///prefix",
+    }
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(given, tmp_path)
+    assert {name for name, _ in caught.value.faults} == {
+        "WECHAT_APPID",
+        "WECHAT_APPSECRET",
+        "WECHAT_TOKEN",
+        *given,
+    }
+    for value in ("too-short-to-be-a-key", "hunter2", "pigeon"):
+        assert value not in str(caught.value)
+    assert "WECHAT_TOKEN: is required" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WECHAT_APPID", "../wx"),
+        ("WECHAT_AES_KEY", AES_KEY[:-1]),
+        ("WECHAT_AES_KEY", AES_KEY[:-1] + "!"),
+        ("WECHAT_AES_KEY_PREVIOUS", AES_KEY),
+        ("WECHAT_ACCEPT_PLAINTEXT", "perhaps"),
+        ("WECHAT_TIMESTAMP_WINDOW", "-1"),
+        ("WECHAT_TOKEN_SOURCE", "fresh"),
+        ("DATABASE_URL", "bot.db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("LEDGER_SYNC", "off"),
+        ("MAX_MEDIA_BYTES", "0"),
+        ("REPLY_SECONDS", "5"),
+        ("PUBLIC_URL", "bot.example"),
+        ("WORKER", "none"),
+        ("PORT", "70000"),
+    ],
+)
+def test_each_fault_names_its_setting(tmp_path, name, value):
+    assert list(faults(tmp_path, ACCOUNT | {name: value})) == [name]
+
+
+def test_an_empty_setting_counts_as_unset(tmp_path):
+    assert list(faults(tmp_path, ACCOUNT | {"WECHAT_TOKEN": " "})) == ["WECHAT_TOKEN"]
+    assert read(tmp_path, WECHAT_AES_KEY="", PORT="").port == 8000
+
+
+def test_the_environment_wins_over_the_file(tmp_path):
+    (tmp_path / ".env").write_text("PORT=9000\nECHO_VIA=upload\nWECHAT_AES_KEY=\n")
+    settings = read(tmp_path, PORT="9001")
+    assert (settings.port, settings.echo_via) == (9001, "upload")
+    assert read(tmp_path, PORT="").port == 9000
+
+
+@pytest.mark.parametrize("last", "MNOP")
+def test_an_aes_key_may_end_in_any_character(tmp_path, last):
+    assert read(tmp_path, WECHAT_AES_KEY=AES_KEY[:-1] + last).wechat_aes_key is not None
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgres_urls_mean_the_pinned_driver(tmp_path, scheme):
+    url = read(tmp_path, DATABASE_URL=f"{scheme}://user:password@host/name").database_url
+    assert url.get_secret_value() == "postgresql+psycopg://user:password@host/name"
+
+
+def test_absolute_paths_stay(tmp_path):
+    settings = read(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/x.db", MEDIA_STORE=str(tmp_path))
+    assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/x.db"
+    assert settings.media_store == str(tmp_path)
+    assert read(tmp_path, MEDIA_STORE="s3://bucket/prefix/").media_store == "s3://bucket/prefix"
+
+
+def test_a_central_server_needs_its_key_and_no_app_secret(tmp_path):
+    account = {"WECHAT_APPID": "wx1", "WECHAT_TOKEN": "t", "WECHAT_TOKEN_SOURCE": "https://token.example/"}
+    assert list(faults(tmp_path, account)) == ["WECHAT_TOKEN_SOURCE_KEY"]
+    settings = Settings.from_env(account | {"WECHAT_TOKEN_SOURCE_KEY": "k"}, tmp_path)
+    assert settings.wechat_token_source == "https://token.example"
+
+
+def test_no_secret_is_shown(tmp_path):
+    secrets = {
+        "WECHAT_APPSECRET": "app-secret",
+        "WECHAT_TOKEN": "callback-token",
+        "WECHAT_TOKEN_PREVIOUS": "callback-token-2",
+        "WECHAT_AES_KEY": AES_KEY,
+        "WECHAT_AES_KEY_PREVIOUS": AES_KEY[::-1],
+        "WECHAT_TOKEN_SOURCE_KEY": "source-key",
+        "TOKEN_SERVER_KEY": "server-key",
+        "ADMIN_PASSWORD": "open sesame",
+        "DATABASE_URL": "postgresql://user:hunter2@host/db",
+    }
+    shown = repr(read(tmp_path, **secrets)) + str(read(tmp_path, **secrets).model_dump())
+    assert not [value for value in [*secrets.values(), "hunter2"] if value in shown]

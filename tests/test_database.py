@@ -1,0 +1,300 @@
+"""Opening, migrating and losing a database: SQLite and PostgreSQL, one process and ten."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from storage.database import MIGRATIONS, LedgerUnavailableError, SchemaError, connect
+from storage.models import metadata
+
+ROOT = Path(__file__).parent.parent
+
+NEXT_REVISION = '''
+"""A later version's schema."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    op.add_column("messages", sa.Column("mood", sa.Text, nullable=False, server_default="fine"))
+'''
+
+CONNECT = """
+import sys
+import alembic.command, storage.database
+print("ready", flush=True)
+sys.stdin.readline()
+database = storage.database.connect(sys.argv[1])
+database.check(wait=30)
+print("done", flush=True)
+"""
+
+INSERT = (
+    "INSERT INTO messages (appid, sender, message_key, msg_type, create_time, received_at, xml) "
+    "VALUES ('wx1', 'fan', 'm:1', 'text', 1, 1.0, '<xml/>')"
+)
+
+
+def later_migrations(folder):
+    shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "0002_mood.py").write_text(NEXT_REVISION)
+    return folder
+
+
+def rows(database, sql):
+    return [tuple(row) for row in database.run(lambda connection: connection.exec_driver_sql(sql).all())]
+
+
+def execute(database, sql, **options):
+    database.run(lambda connection: connection.exec_driver_sql(sql), **options)
+
+
+@pytest.fixture
+def opened():
+    """connect(), with the closing done at the end."""
+    databases = []
+
+    def open_one(*arguments, **options):
+        databases.append(connect(*arguments, **options))
+        return databases[-1]
+
+    yield open_one
+    for database in databases:
+        database.close()
+
+
+class TestConnect:
+    def test_makes_the_schema_of_the_models(self, empty_url, opened):
+        from alembic.autogenerate import compare_metadata
+        from alembic.migration import MigrationContext
+
+        database = opened(empty_url)
+        difference = database.run(
+            lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+        )
+        assert difference == []
+        assert rows(database, "SELECT version_num FROM alembic_version") == [("0001",)]
+
+    def test_again_does_not_even_import_alembic(self, database_url):
+        code = (
+            "import sys; from storage.database import connect; connect(sys.argv[1]).close(); "
+            "sys.exit('alembic' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, database_url], cwd=ROOT).returncode == 0
+
+    def test_ten_processes_at_once(self, empty_url):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", CONNECT, empty_url],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(10)
+        ]
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            assert process.communicate()[0] == "done\n"
+            assert process.returncode == 0
+
+    def test_the_next_version_migrates_with_the_rows(self, empty_url, opened, tmp_path):
+        execute(opened(empty_url), INSERT)
+        later = opened(empty_url, migrations=later_migrations(tmp_path / "100% later"))
+        assert rows(later, "SELECT sender, message_key, mood FROM messages") == [("fan", "m:1", "fine")]
+
+    def test_a_migration_that_fails_changes_nothing(self, empty_url, opened, tmp_path):
+        database = opened(empty_url)
+        folder = later_migrations(tmp_path / "later")
+        with (folder / "versions" / "0002_mood.py").open("a") as file:
+            file.write("    raise RuntimeError('half way')\n")
+        with pytest.raises(RuntimeError, match="half way"):
+            opened(empty_url, migrations=folder)
+        columns = database.run(lambda connection: sqlalchemy.inspect(connection).get_columns("messages"))
+        assert "mood" not in {column["name"] for column in columns}
+        assert rows(opened(empty_url), "SELECT version_num FROM alembic_version") == [("0001",)]
+
+    def test_refuses_a_newer_schema(self, empty_url, opened, tmp_path):
+        opened(empty_url, migrations=later_migrations(tmp_path / "later"))
+        with pytest.raises(SchemaError, match=r"newer version .*schema 0002.*DATABASE_URL"):
+            opened(empty_url)
+
+    @pytest.mark.parametrize(
+        "url",
+        ["mysql://u:hush@h/d", "sqlite://", "sqlite:///:memory:", "no url hush", "postgresql//u:hush@h"],
+    )
+    def test_refuses_other_urls_without_showing_them(self, url):
+        with pytest.raises(ValueError, match="DATABASE_URL") as caught:
+            connect(url)
+        assert "hush" not in str(caught.value)
+        assert caught.value.__context__ is None
+
+    def test_refuses_an_old_sqlite(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+        with pytest.raises(SchemaError, match=r"3\.35 or newer"):
+            connect(f"sqlite:///{tmp_path}/bot.db")
+
+    def test_postgresql_without_a_driver_in_the_url(self, postgresql, opened):
+        url = postgresql.new_migrated()
+        opened(url.replace("postgresql+psycopg://", "postgresql://")).check()
+
+    def test_waits_for_a_server_and_then_says_so(self):
+        with pytest.raises(LedgerUnavailableError, match="DATABASE_URL") as caught:
+            connect("postgresql://bot:hush@127.0.0.1:1/bot", wait=0.1)
+        assert "hush" not in str(caught.value)
+        assert caught.value.__context__ is None
+
+
+class TestSqliteFile:
+    def test_belongs_to_its_owner_alone(self, tmp_path, opened):
+        old = os.umask(0)
+        try:
+            database = opened(f"sqlite:///{tmp_path}/a/b/bot.db")
+            execute(database, INSERT)
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a/b").iterdir()}
+        finally:
+            os.umask(old)
+        assert modes == {"bot.db": 0o600, "bot.db-wal": 0o600, "bot.db-shm": 0o600}
+
+    def test_is_closed_to_others_when_it_was_open(self, tmp_path, opened):
+        first = opened(f"sqlite:///{tmp_path}/bot.db")
+        for path in tmp_path.iterdir():
+            path.chmod(0o644)
+        opened(f"sqlite:///{tmp_path}/bot.db")
+        assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+        execute(first, INSERT)
+
+    def test_is_in_wal_mode_also_after_a_copy(self, tmp_path, opened):
+        first = opened(f"sqlite:///{tmp_path}/bot.db")
+        execute(first, f"VACUUM INTO '{tmp_path}/copy.db'")
+        assert rows(opened(f"sqlite:///{tmp_path}/copy.db"), "PRAGMA journal_mode") == [("wal",)]
+
+    @pytest.mark.parametrize(("sync", "value"), [("full", 2), ("normal", 1)])
+    def test_syncs_as_set(self, tmp_path, opened, sync, value):
+        database = opened(f"sqlite:///{tmp_path}/bot.db", sync=sync)
+        assert rows(database, "PRAGMA synchronous") == [(value,)]
+
+    def test_that_is_none(self, tmp_path):
+        (tmp_path / "bot.db").write_bytes(b"no database, whatever its name says" * 100)
+        with pytest.raises(LedgerUnavailableError, match="not a SQLite database"):
+            connect(f"sqlite:///{tmp_path}/bot.db", wait=0.0)
+
+
+class TestRun:
+    def test_waits_for_the_lock_and_gives_up_when_told(self, tmp_path, opened):
+        database = opened(f"sqlite:///{tmp_path}/bot.db")
+        other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        with pytest.raises(LedgerUnavailableError, match="write lock") as caught:
+            execute(database, INSERT, wait=0.3)
+        assert 0.25 < time.monotonic() - started < 3
+        assert caught.value.__context__ is None
+        with pytest.raises(LedgerUnavailableError):
+            database.check(wait=0.0)
+        other.execute("COMMIT")
+        other.close()
+        execute(database, INSERT, wait=0.3)
+        assert rows(database, "PRAGMA busy_timeout") == [(6000,)]
+
+    def test_goes_on_when_the_lock_is_given_back(self, tmp_path, opened):
+        database = opened(f"sqlite:///{tmp_path}/bot.db")
+        other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+        execute(database, INSERT)
+        other.close()
+
+    def test_goes_on_when_the_disk_can_be_written_again(self, tmp_path, opened):
+        database = opened(f"sqlite:///{tmp_path}/bot.db")
+        pages = rows(database, "PRAGMA page_count")[0][0]
+        execute(database, f"PRAGMA max_page_count = {pages}")
+        big = INSERT.replace("'<xml/>'", "zeroblob(1000000)")
+        # The limit is the connection's own: the repeat, on a new one, has none.
+        execute(database, big, wait=1.0)
+        assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
+
+    def test_survives_a_crash_of_postgresql(self, postgresql, opened):
+        database = opened(postgresql.new_migrated())
+        seven = threading.Barrier(7)
+
+        def together(connection):
+            seven.wait()
+            return connection.exec_driver_sql("SELECT 1").scalar()
+
+        threads = [threading.Thread(target=database.run, args=(together,)) for _ in range(7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        postgresql.crash()
+        with pytest.raises(LedgerUnavailableError, match="PostgreSQL") as caught:
+            execute(database, INSERT, wait=0.5)
+        assert caught.value.__context__ is None
+        starter = threading.Timer(0.3, postgresql.start)
+        starter.start()
+        execute(database, INSERT, wait=20)
+        starter.join()
+        postgresql.crash()
+        postgresql.start()
+        assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
+
+    def test_postgresql_that_may_only_be_read(self, postgresql, opened):
+        database = opened(postgresql.new_migrated())
+        execute(database, "SET default_transaction_read_only = on")
+        # That was the connection's own setting: the repeat, on a new one, is let through.
+        execute(database, INSERT)
+        assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
+
+    def test_postgresql_locked_by_another(self, postgresql, opened):
+        url = postgresql.new_migrated()
+        one, other = opened(url), opened(url)
+
+        def locked(connection):
+            connection.exec_driver_sql("LOCK TABLE messages")
+            execute(other, "SET lock_timeout = '50ms'")
+            with pytest.raises(LedgerUnavailableError, match="lock timeout"):
+                execute(other, INSERT, wait=0.0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("storage.database._POSTGRESQL_SETUP", ("SET lock_timeout = '50ms'",))
+            one.transact(locked)
+
+    def test_other_errors_pass_through_without_the_values(self, database):
+        statement = sqlalchemy.text("SELECT :secret FROM nothing_like_it")
+        with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+            database.run(lambda connection: connection.execute(statement, {"secret": "hush"}))
+        assert "hush" not in str(caught.value)
+        database.check()
+
+    def test_a_transaction_is_kept_whole_or_not_at_all(self, database):
+        def half(connection):
+            connection.exec_driver_sql(INSERT)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            database.transact(half)
+        assert rows(database, "SELECT count(*) FROM messages") == [(0,)]
+
+    def test_a_lost_connection_to_nobody_stays_lost_only_once(self, database):
+        database.check()
+        database.close()
+        database.close()
+        database.check()

@@ -1,0 +1,770 @@
+"""The ledger's promises, on SQLite and on PostgreSQL: one row per message, one worker per claim, nothing lost."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import storage.ledger
+from storage.database import LedgerUnavailableError, connect
+from storage.files import DiskStore, StoredFile
+from storage.ledger import Doomed, Entry, Ledger, Recorded, Status
+from storage.models import messages
+from tests.databases import APPID
+from wechat.messages import parse_message
+
+ROOT = Path(__file__).parent.parent
+FAN = "oFan-AbCdEfGhIjKlMnOpQrSt_01"
+OTHER_FAN = "oFan-AbCdEfGhIjKlMnOpQrSt_02"
+T0 = 1_700_000_000.0  # 2023-11-14, UTC
+DAY = 86400.0
+FILE = StoredFile(f"{APPID}/2023/11/14/1.jpg", 1234, "ab" * 32)
+REPLY = b"<xml><Content>\xe5\x9b\xbe\xe5\xb0\x9a\xe5\xbe\x80\xe6\x9d\xa5</Content></xml>"
+
+
+def message(kind, inner, fan=FAN):
+    return parse_message(
+        f"<xml><ToUserName>gh_1</ToUserName><FromUserName>{fan}</FromUserName><CreateTime>1700000000</CreateTime>"
+        f"<MsgType>{kind}</MsgType>{inner}</xml>".encode()
+    )
+
+
+def text(number, fan=FAN):
+    return message("text", f"<Content>hi</Content><MsgId>{number}</MsgId>", fan)
+
+
+def image(number, fan=FAN):
+    return message("image", f"<MediaId>media-{number}</MediaId><MsgId>{number}</MsgId>", fan)
+
+
+def event(name, fan=FAN, inner=""):
+    return message("event", f"<Event>{name}</Event>{inner}", fan)
+
+
+def count(ledger):
+    return ledger._database.run(
+        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM messages").scalar()
+    )
+
+
+def download(ledger, number=1, *, now=T0, send_back=False):
+    """A recorded picture whose download is claimed."""
+    ledger.record(image(number), REPLY, now, send_back=send_back)
+    (job,) = ledger.claim_downloads(now, 15)
+    return job
+
+
+def send(ledger, number=1, *, now=T0):
+    """A recorded picture that is stored and whose send is claimed."""
+    assert ledger.mark_stored(download(ledger, number, now=now, send_back=True), FILE, now)
+    (job,) = ledger.claim_sends(now, 15)
+    return job
+
+
+class TestRecord:
+    def test_what_is_recorded_is_found(self, ledger):
+        assert ledger.find(image(1)) is None
+        recorded = ledger.record(image(1), REPLY, T0)
+        assert recorded == Recorded(recorded.id, REPLY)
+        assert ledger.find(image(1)) == recorded
+
+    def test_success_is_none(self, ledger):
+        recorded = ledger.record(text(1), None, T0)
+        assert ledger.find(text(1)) == Recorded(recorded.id, None)
+
+    def test_who_comes_second_gets_what_the_first_recorded(self, ledger):
+        first = ledger.record(image(1), REPLY, T0)
+        assert ledger.record(image(1), b"<xml>another</xml>", T0 + 5, send_back=True) == first
+        entry = ledger.get(first.id)
+        assert (entry.reply, entry.received_at, entry.send_state) == (REPLY, T0, None)
+        assert count(ledger) == 1
+
+    def test_two_senders_of_one_msg_id_are_two_rows(self, ledger):
+        one, other = ledger.record(image(1), REPLY, T0), ledger.record(image(1, OTHER_FAN), None, T0)
+        assert one.id != other.id
+        assert ledger.find(image(1)) == one
+        assert ledger.find(image(1, OTHER_FAN)) == other
+        assert [entry.sender for entry in ledger.find_by_msg_id(1)] == [FAN, OTHER_FAN]
+
+    def test_two_accounts_share_nothing(self, ledger, database):
+        neighbour = Ledger(database, "wxneighbour")
+        recorded = ledger.record(image(1), REPLY, T0)
+        assert neighbour.find(image(1)) is None
+        assert neighbour.get(recorded.id) is None
+        assert neighbour.claim_downloads(T0, 15) == []
+        assert neighbour.retry([recorded.id], T0) == 0
+        assert neighbour.purge(T0, before=T0 + 1) == 0
+        assert neighbour.record(image(1), None, T0).id != recorded.id
+        assert ledger.status(T0).pending == 1
+
+    def test_events_are_told_apart_by_what_they_say(self, ledger):
+        pushes = [event("CLICK", inner=f"<EventKey>{key}</EventKey>") for key in "ab"] + [event("subscribe")]
+        assert len({ledger.record(push, None, T0).id for push in pushes * 2}) == 3
+
+    def test_every_column(self, ledger):
+        push = message("image", "<MediaId>m</MediaId><MsgId>18446744073709551615</MsgId>")
+        entry = ledger.get(ledger.record(push, REPLY, T0, send_back=True).id)
+        assert (entry.appid, entry.sender, entry.msg_type, entry.event) == (APPID, FAN, "image", None)
+        assert (entry.msg_id, entry.message_key) == ("18446744073709551615", push.dedupe_key)
+        assert (entry.create_time, entry.received_at) == (1_700_000_000, T0)
+        assert (entry.xml, entry.reply) == (push.raw, REPLY)
+        assert (entry.media_state, entry.media_due, entry.media_id, entry.media_kind) == (
+            "pending",
+            T0,
+            "m",
+            "image",
+        )
+        assert entry.send_state == "waiting"
+        assert "xml" not in repr(entry).replace("xml=", "")
+        assert REPLY.decode() not in repr(entry)
+        assert [field.name for field in dataclasses.fields(Entry)] == [column.name for column in messages.c]
+
+    def test_an_event_with_its_name_and_a_number_of_any_size(self, ledger):
+        push = event("MASSSENDJOBFINISH", inner="<MsgID>99999999999999999999</MsgID>")
+        entry = ledger.get(ledger.record(push, None, T0).id)
+        assert (entry.event, entry.msg_id) == ("MASSSENDJOBFINISH", "99999999999999999999")
+
+    def test_text_has_nothing_to_do_later(self, ledger):
+        entry = ledger.get(ledger.record(text(1), None, T0, send_back=True).id)
+        assert (entry.media_state, entry.send_state) == (None, None)
+        assert ledger.claim_downloads(T0, 15) == ledger.claim_sends(T0, 15) == []
+
+    def test_no_such_row(self, ledger):
+        assert ledger.get(1) is None
+        assert ledger.find_by_msg_id(1) == []
+
+    @pytest.mark.parametrize("appid", ["", "..", "wx/1", "wx 1"])
+    def test_an_appid_that_is_no_folder_name(self, database, appid):
+        with pytest.raises(ValueError, match="WECHAT_APPID"):
+            Ledger(database, appid)
+
+    def test_many_threads_record_one_message_once(self, ledger):
+        barrier = threading.Barrier(8)
+        results = []
+
+        def deliver(number):
+            barrier.wait()
+            results.append(ledger.record(image(1), b"<xml>%d</xml>" % number, T0))
+
+        threads = [threading.Thread(target=deliver, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 8
+        assert set(results) == {ledger.find(image(1))}
+        assert count(ledger) == 1
+
+    def test_a_locked_ledger_is_waited_for(self, ledger, database):
+        if not database.is_sqlite:
+            pytest.skip("one writer at a time is SQLite's way; PostgreSQL's outage is below")
+        pushed = threading.Thread(target=ledger.record, args=(image(1), REPLY, T0))
+
+        def push_and_wait(_):
+            pushed.start()
+            pushed.join(0.3)
+            return ledger.find(image(1))
+
+        assert database.transact(push_and_wait) is None
+        pushed.join()
+        assert ledger.find(image(1)).reply == REPLY
+
+    def test_a_locked_ledger_is_not_waited_for_longer(self, ledger, database):
+        if not database.is_sqlite:
+            pytest.skip("one writer at a time is SQLite's way")
+
+        def while_locked(_):
+            with pytest.raises(LedgerUnavailableError):
+                ledger.record(image(1), REPLY, T0, wait=0.1)
+            return ledger.find(image(2))
+
+        assert database.transact(while_locked) is None
+
+    def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger):
+        first = ledger.record(image(1), REPLY, T0)
+        find = ledger._find
+
+        class Purging(str):
+            """Stands for the statement; the row goes while it is on its way."""
+
+        looks = []
+
+        class Driver:
+            def __init__(self, driver):
+                self._driver = driver
+
+            def execute(self, statement, values):
+                if isinstance(statement, Purging) and not looks:
+                    looks.append(ledger.purge(T0, fan=FAN))
+                return self._driver.execute(str(statement), values)
+
+        ledger._find = Purging(find)
+        with pytest.MonkeyPatch.context() as patch:
+            driver_of = storage.ledger._driver
+            patch.setattr(storage.ledger, "_driver", lambda connection: Driver(driver_of(connection)))
+            second = ledger.record(image(1), None, T0)
+        assert looks == [1]
+        assert second.id > first.id
+        assert second.reply is None
+
+
+class TestClaims:
+    def test_oldest_due_first_and_each_once(self, ledger):
+        ids = [ledger.record(image(number), None, T0 - number).id for number in range(4)]
+        jobs = ledger.claim_downloads(T0, 15, limit=3)
+        assert [job.id for job in jobs] == [ids[3], ids[2], ids[1]]
+        assert [job.id for job in ledger.claim_downloads(T0, 15, limit=3)] == [ids[0]]
+        assert ledger.claim_downloads(T0, 15, limit=3) == []
+
+    def test_what_a_download_says(self, ledger):
+        job = download(ledger, 7)
+        assert (job.appid, job.media_id, job.media_kind, job.attempt) == (APPID, "media-7", "image", 1)
+        assert (job.create_time, job.received_at) == (1_700_000_000, T0)
+        assert isinstance(job.received_at, float)
+        assert job.stem == f"{APPID}/2023/11/14/{job.id}"
+
+    def test_the_folder_is_the_day_in_utc(self, ledger):
+        assert "/2023/11/15/" in download(ledger, now=1_700_006_400.0).stem
+
+    def test_not_before_it_is_due(self, ledger):
+        ledger.record(image(1), None, T0)
+        assert ledger.claim_downloads(T0 - 1, 15) == []
+
+    def test_a_lease_that_runs_out_gives_the_work_to_the_next(self, ledger):
+        dead = download(ledger)
+        assert ledger.claim_downloads(T0 + 14.9, 15) == []
+        (job,) = ledger.claim_downloads(T0 + 15, 15)
+        assert (job.id, job.attempt) == (dead.id, 2)
+        assert job.claim != dead.claim
+
+    def test_who_lost_the_lease_changes_nothing(self, ledger):
+        dead = download(ledger, send_back=True)
+        (job,) = ledger.claim_downloads(T0 + 15, 15)
+        before = ledger.get(job.id)
+        assert not ledger.extend(dead, T0 + 16, 15)
+        assert not ledger.mark_stored(dead, FILE, T0 + 16)
+        assert not ledger.mark_retry(dead, T0 + 20, -1, "busy")
+        assert not ledger.mark_failed(dead, 40007, "gone", T0 + 16)
+        assert not ledger.give_back(dead)
+        assert ledger.get(job.id) == before
+        assert ledger.mark_stored(job, FILE, T0 + 17)
+
+    def test_a_lease_is_extended(self, ledger):
+        job = download(ledger)
+        assert ledger.extend(job, T0 + 10, 15)
+        assert ledger.claim_downloads(T0 + 24, 15) == []
+        assert len(ledger.claim_downloads(T0 + 25, 15)) == 1
+
+    def test_given_back_is_due_at_once_and_does_not_count(self, ledger):
+        job = download(ledger)
+        assert ledger.give_back(job)
+        assert not ledger.give_back(job)
+        assert not ledger.extend(job, T0, 15)
+        (again,) = ledger.claim_downloads(T0, 15)
+        assert again.attempt == 1
+
+    def test_threads_never_share_a_row(self, ledger):
+        for number in range(60):
+            ledger.record(image(number), None, T0)
+        claimed = []
+        barrier = threading.Barrier(6)
+
+        def work():
+            barrier.wait()
+            while jobs := ledger.claim_downloads(T0, 15, limit=3):
+                claimed.extend(job.id for job in jobs)
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(claimed) == sorted(set(claimed))
+        assert len(claimed) == 60
+
+
+class TestDownloads:
+    def test_stored(self, ledger):
+        job = download(ledger)
+        assert ledger.mark_stored(job, FILE, T0 + 2)
+        entry = ledger.get(job.id)
+        assert (entry.media_state, entry.media_done_at, entry.media_lease_until) == ("stored", T0 + 2, None)
+        assert (entry.media_key, entry.media_size, entry.media_sha256) == (FILE.key, FILE.size, FILE.sha256)
+        assert ledger.claim_downloads(T0 + 100, 15) == []
+
+    def test_a_mark_whose_answer_was_lost_is_repeated(self, ledger):
+        job = download(ledger, 1)
+        assert ledger.mark_stored(job, FILE, T0)
+        assert ledger.mark_stored(job, FILE, T0)
+        assert not ledger.mark_failed(job, None, "too late", T0)
+        failing = download(ledger, 2)
+        assert ledger.mark_failed(failing, 40007, "no such media", T0)
+        assert ledger.mark_failed(failing, 40007, "no such media", T0)
+        assert not ledger.mark_stored(failing, FILE, T0)
+
+    def test_retried_with_the_reason_to_be_seen(self, ledger):
+        job = download(ledger)
+        assert ledger.mark_retry(job, T0 + 60, -1, "the platform is busy")
+        entry = ledger.get(job.id)
+        assert (entry.media_state, entry.media_code, entry.media_reason) == (
+            "pending",
+            -1,
+            "the platform is busy",
+        )
+        assert ledger.claim_downloads(T0 + 59, 15) == []
+        (again,) = ledger.claim_downloads(T0 + 60, 15)
+        assert again.attempt == 2
+        assert ledger.mark_stored(again, FILE, T0 + 61)
+        assert ledger.get(job.id).media_reason is None
+
+    def test_failed(self, ledger):
+        job = download(ledger)
+        assert ledger.mark_failed(job, 40007, "no such media", T0 + 1)
+        entry = ledger.get(job.id)
+        assert (entry.media_state, entry.media_code, entry.media_reason) == ("failed", 40007, "no such media")
+        assert (entry.media_done_at, entry.send_state) == (T0 + 1, None)
+        assert ledger.claim_downloads(T0 + 100, 15) == []
+
+
+class TestSends:
+    def test_due_once_the_file_is_stored(self, ledger):
+        job = download(ledger, send_back=True)
+        assert ledger.claim_sends(T0, 15) == []
+        ledger.mark_stored(job, FILE, T0 + 1)
+        assert ledger.claim_sends(T0, 15) == []
+        (send,) = ledger.claim_sends(T0 + 1, 15)
+        assert (send.id, send.appid, send.openid, send.media_kind) == (job.id, APPID, FAN, "image")
+        assert (send.media_key, send.attempt, send.uploaded_media_id, send.sending) == (
+            FILE.key,
+            1,
+            None,
+            False,
+        )
+        assert (send.create_time, send.received_at) == (1_700_000_000, T0)
+
+    def test_fails_with_the_download(self, ledger):
+        job = download(ledger, send_back=True)
+        ledger.mark_failed(job, 40007, "no such media", T0 + 1)
+        entry = ledger.get(job.id)
+        assert (entry.send_state, entry.send_code, entry.send_reason) == ("failed", 40007, "no such media")
+        assert entry.send_done_at == T0 + 1
+
+    def test_sent(self, ledger):
+        job = send(ledger)
+        assert ledger.mark_uploaded(job, "uploaded-1")
+        assert ledger.mark_sending(job)
+        assert ledger.mark_sent(job, T0 + 3)
+        assert ledger.mark_sent(job, T0 + 3)
+        entry = ledger.get(job.id)
+        assert (entry.send_state, entry.send_done_at, entry.send_uploaded_media_id) == (
+            "sent",
+            T0 + 3,
+            "uploaded-1",
+        )
+        assert entry.media_state == "stored"
+        assert ledger.claim_sends(T0 + 100, 15) == []
+
+    def test_one_that_died_after_the_upload_need_not_upload_again(self, ledger):
+        ledger.mark_uploaded(send(ledger), "uploaded-1")
+        (job,) = ledger.claim_sends(T0 + 15, 15)
+        assert (job.uploaded_media_id, job.sending) == ("uploaded-1", False)
+
+    def test_one_that_died_while_sending_must_not_send_again(self, ledger):
+        ledger.mark_sending(send(ledger))
+        (job,) = ledger.claim_sends(T0 + 15, 15)
+        assert job.sending
+        assert ledger.mark_unknown(job, "the process died while it sent", T0 + 16)
+        assert ledger.mark_unknown(job, "the process died while it sent", T0 + 16)
+        assert ledger.claim_sends(T0 + 100, 15) == []
+        assert ledger.get(job.id).send_state == "unknown"
+
+    def test_a_refusal_that_may_be_repeated_is_no_doubt(self, ledger):
+        job = send(ledger)
+        ledger.mark_uploaded(job, "uploaded-1")
+        ledger.mark_sending(job)
+        assert ledger.mark_retry(job, T0 + 5, -1, "busy")
+        (again,) = ledger.claim_sends(T0 + 5, 15)
+        assert (again.sending, again.uploaded_media_id) == (False, "uploaded-1")
+
+    def test_refused_for_good_keeps_the_file(self, ledger):
+        job = send(ledger)
+        assert ledger.mark_failed(job, 48001, "not allowed", T0 + 1)
+        entry = ledger.get(job.id)
+        assert (entry.send_state, entry.send_code, entry.media_state) == ("failed", 48001, "stored")
+        assert entry.media_code is None
+
+    def test_a_lost_lease(self, ledger):
+        dead = send(ledger)
+        (job,) = ledger.claim_sends(T0 + 15, 15)
+        assert not ledger.mark_uploaded(dead, "uploaded-1")
+        assert not ledger.mark_sending(dead)
+        assert not ledger.mark_sent(dead, T0)
+        assert not ledger.mark_unknown(dead, "time-out", T0)
+        assert ledger.extend(job, T0 + 20, 15)
+        assert ledger.give_back(job)
+
+
+class TestRetry:
+    def test_a_failed_download_is_due_again_and_its_send_waits(self, ledger):
+        job = download(ledger, send_back=True)
+        ledger.mark_failed(job, 40007, "no such media", T0)
+        assert ledger.retry([job.id], T0 + 50) == 1
+        entry = ledger.get(job.id)
+        assert (entry.send_state, entry.send_done_at, entry.media_done_at) == ("waiting", None, None)
+        (again,) = ledger.claim_downloads(T0 + 50, 15)
+        assert again.attempt == 2
+        assert ledger.mark_stored(again, FILE, T0 + 51)
+        assert len(ledger.claim_sends(T0 + 51, 15)) == 1
+
+    def test_a_failed_send_is_due_again_with_a_new_upload(self, ledger):
+        job = send(ledger)
+        ledger.mark_uploaded(job, "uploaded-1")
+        ledger.mark_sending(job)
+        ledger.mark_failed(job, 45015, "out of time", T0)
+        assert ledger.retry(None, T0 + 50) == 1
+        (again,) = ledger.claim_sends(T0 + 50, 15)
+        assert (again.id, again.uploaded_media_id, again.sending) == (job.id, None, False)
+
+    def test_unknown_only_by_its_id(self, ledger):
+        job = send(ledger)
+        ledger.mark_unknown(job, "time-out", T0)
+        assert ledger.retry(None, T0) == 0
+        assert ledger.get(job.id).send_state == "unknown"
+        assert ledger.retry([job.id], T0) == 1
+        assert len(ledger.claim_sends(T0, 15)) == 1
+
+    def test_what_did_not_fail_stays(self, ledger):
+        stored, pending = download(ledger, 1), ledger.record(image(2), None, T0)
+        ledger.mark_stored(stored, FILE, T0)
+        words = ledger.record(text(3), None, T0)
+        assert ledger.retry([stored.id, pending.id, words.id, 999], T0) == 0
+        assert ledger.retry([], T0) == ledger.retry(None, T0) == 0
+
+    def test_all_of_many(self, ledger, monkeypatch):
+        monkeypatch.setattr(storage.ledger, "_BATCH", 3)
+        for number in range(8):
+            ledger.mark_failed(download(ledger, number), None, "no", T0)
+        ids = [job.id for job in ledger.claim_downloads(T0, 15, limit=10)]
+        assert ids == []
+        assert ledger.retry(None, T0) == 8
+        jobs = ledger.claim_downloads(T0, 15, limit=10)
+        assert len(jobs) == 8
+        for job in jobs:
+            ledger.mark_failed(job, None, "no", T0)
+        assert ledger.retry([job.id for job in jobs], T0) == 8
+
+
+class TestStatus:
+    def test_nothing(self, ledger):
+        assert ledger.status(T0) == Status(0, 0, 0, 0, 0.0)
+
+    def test_counts_and_age(self, ledger):
+        for number in range(3):
+            ledger.mark_stored(download(ledger, number, send_back=number == 0), FILE, T0)
+        ledger.mark_failed(download(ledger, 3), None, "no", T0)
+        ledger.record(image(4), None, T0 + 10, send_back=True)
+        ledger.record(image(5), None, T0 + 20)
+        ledger.record(text(6), None, T0 - 99)
+        ledger.claim_downloads(T0 + 30, 15)
+        assert ledger.status(T0 + 40) == Status(
+            pending=2, stored=3, failed=1, replies_pending=2, oldest_pending_seconds=30.0
+        )
+        assert ledger.status(T0).oldest_pending_seconds == 0.0
+
+
+class TestPurge:
+    def test_by_age_in_batches_with_the_files(self, ledger):
+        jobs = []
+        for number in range(4):
+            jobs.append(download(ledger, number, now=T0 + number * DAY))
+            ledger.mark_stored(jobs[-1], StoredFile(f"{jobs[-1].stem}.jpg", 1, "00"), T0 + 9 * DAY)
+        words = ledger.record(text(9), None, T0 + 2 * DAY)
+        now = T0 + 10 * DAY
+        assert ledger.purge(now, before=T0) == 0
+        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 3
+        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 1
+        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 0
+        assert ledger.get(words.id) is None
+        assert ledger.get(jobs[3].id) is not None
+        doomed = ledger.doomed(now)
+        assert sorted(doomed, key=lambda file: file.stem) == [
+            Doomed(job.stem, f"{job.stem}.jpg") for job in jobs[:3]
+        ]
+        ledger.forget(doomed[:2])
+        assert ledger.doomed(now) == doomed[2:]
+        ledger.forget(doomed)
+        assert ledger.doomed(now) == []
+
+    def test_an_empty_ledger(self, ledger):
+        assert ledger.purge(T0, before=T0) == ledger.purge(T0, fan=FAN) == 0
+        with pytest.raises(ValueError, match="time or a fan"):
+            ledger.purge(T0)
+
+    def test_by_age_though_the_clock_jumped(self, ledger):
+        times = [1, 2, 50, 3, 4, 5, 60, 61]
+        ids = [ledger.record(text(number), None, T0 + time).id for number, time in enumerate(times)]
+        while ledger.purge(T0, before=T0 + 10, limit=2):
+            pass
+        left = [entry.received_at - T0 for entry in map(ledger.get, ids) if entry is not None]
+        assert left == [50, 60, 61]
+
+    def test_an_id_never_comes_again(self, ledger):
+        newest = ledger.record(image(1), None, T0)
+        ledger.purge(T0, fan=FAN)
+        assert ledger.record(image(1), None, T0).id > newest.id
+
+    def test_by_fan(self, ledger):
+        mine = [ledger.record(image(number), None, T0 + number).id for number in range(3)]
+        hers = ledger.record(image(1, OTHER_FAN), None, T0)
+        assert ledger.purge(T0, fan=FAN, before=T0 + 1) == 1
+        assert ledger.purge(T0, fan=FAN, limit=1) == 1
+        assert ledger.purge(T0, fan=FAN) == 1
+        assert [ledger.get(number) for number in mine] == [None] * 3
+        assert ledger.get(hers.id) is not None
+        assert ledger.purge(T0, fan="nobody") == 0
+
+    def test_among_very_many(self, ledger, database, monkeypatch):
+        monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.ledger, "_INDEX_STEP", 30)
+        for number in range(100):
+            ledger.record(text(number, FAN if number % 5 == 0 else OTHER_FAN), None, T0 + number)
+
+        def in_index(fan):
+            sql = f"SELECT count(*) FROM purge_index WHERE sender = '{fan}'"
+            return database.run(lambda connection: connection.exec_driver_sql(sql).scalar())
+
+        assert ledger.purge(T0, fan=FAN, limit=15) == 15
+        assert (in_index(FAN), in_index(OTHER_FAN)) == (3, 72)
+        assert ledger.purge(T0, fan=FAN, limit=15) == 5
+        assert ledger.purge(T0, fan=FAN) == 0
+        assert in_index(FAN) == 0
+        assert ledger.purge(T0, before=T0 + 50) == 40
+        assert in_index(OTHER_FAN) == 32
+        assert count(ledger) == 40
+
+    def test_several_at_once(self, ledger, monkeypatch):
+        monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.ledger, "_INDEX_STEP", 7)
+        for number in range(60):
+            ledger.mark_stored(download(ledger, number), FILE, T0)
+        purged = []
+        barrier = threading.Barrier(4)
+
+        def purge():
+            barrier.wait()
+            while rows := ledger.purge(T0, before=T0 + 1, limit=5):
+                purged.append(rows)
+
+        threads = [threading.Thread(target=purge) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        while rows := ledger.purge(T0, before=T0 + 1):
+            purged.append(rows)
+        assert sum(purged) == 60
+        assert len(ledger.doomed(T0 + 99)) == 60
+
+    def test_takes_the_pending_download_and_the_worker_notices(self, ledger):
+        died = download(ledger, 1, now=T0)
+        assert ledger.mark_retry(died, T0 + 999, None, "truncated")
+        job = download(ledger, 2, now=T0 + 100)
+        untouched = ledger.record(image(3), None, T0 + 100)
+        assert ledger.purge(T0 + 100, fan=FAN) == 3
+        assert not ledger.extend(job, T0 + 101, 15)
+        assert not ledger.mark_stored(job, FILE, T0 + 101)
+        assert ledger.get(job.id) is None
+        # What an attempt may have left is looked for once no worker can be at it any more.
+        assert ledger.doomed(T0 + 100) == [Doomed(died.stem, None)]
+        ledger.forget(ledger.doomed(T0 + 100))
+        # The row that no attempt was made for has nothing to look for.
+        assert ledger.get(untouched.id) is None
+        assert ledger.doomed(T0 + 115) == [Doomed(job.stem, None)]
+
+
+WORKER = """
+import sys
+from storage.database import connect
+from storage.ledger import Ledger
+ledger = Ledger(connect(sys.argv[1], sync="normal"), sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+{}
+"""
+
+CLAIM_ALL = """
+claimed = []
+while jobs := ledger.claim_downloads(float(sys.argv[3]), 15, limit=2):
+    claimed += [job.id for job in jobs]
+print(*claimed, flush=True)
+"""
+
+CLAIM_AND_HANG = """
+print(*[job.id for job in ledger.claim_downloads(float(sys.argv[3]), 15, limit=3)], flush=True)
+sys.stdin.readline()
+"""
+
+STORE_AND_HANG = """
+from pathlib import Path
+from storage.files import DiskStore
+(job,) = ledger.claim_downloads(float(sys.argv[3]), 15)
+stored = DiskStore(Path("{}")).put(job.stem, [b"photo"], extension=lambda _: "jpg", attempt=job.attempt)
+print(stored.key, flush=True)
+sys.stdin.readline()
+"""
+
+RECORD = """
+from tests.test_ledger import image
+print(*[ledger.record(image(number), b"<xml/>", float(sys.argv[3])).id for number in range(50)], flush=True)
+"""
+
+
+@pytest.fixture
+def workers(database_url):
+    """Starts processes that run the code together; they are ended when the test ends."""
+    processes = []
+
+    def start(code, number):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER.format(code), database_url, APPID, str(T0)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(number)
+        ]
+        processes.extend(started)
+        for process in started:
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return started
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+class TestProcesses:
+    def test_never_share_a_claim(self, ledger, workers):
+        for number in range(200):
+            ledger.record(image(number), None, T0)
+        claimed = [
+            int(word) for process in workers(CLAIM_ALL, 3) for word in process.stdout.readline().split()
+        ]
+        assert Counter(claimed) == Counter(range(1, 201))
+
+    def test_record_the_same_messages_once(self, ledger, workers):
+        answers = [process.stdout.readline() for process in workers(RECORD, 3)]
+        assert len(set(answers)) == 1
+        assert count(ledger) == 50
+
+    def test_one_killed_gives_its_work_back(self, ledger, workers):
+        for number in range(5):
+            ledger.record(image(number), None, T0)
+        (process,) = workers(CLAIM_AND_HANG, 1)
+        taken = [int(word) for word in process.stdout.readline().split()]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(taken) == 3
+        assert len(ledger.claim_downloads(T0 + 1, 15, limit=9)) == 2
+        again = ledger.claim_downloads(T0 + 15, 15, limit=9)
+        assert [job.id for job in again if job.attempt == 2] == taken[:3]
+
+    def test_one_killed_between_the_file_and_its_mark(self, ledger, workers, tmp_path):
+        ledger.record(image(1), REPLY, T0, send_back=True)
+        (process,) = workers(STORE_AND_HANG.format(str(tmp_path / "media")), 1)
+        key = process.stdout.readline().strip()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert ledger.claim_sends(T0 + 15, 15) == []
+        (job,) = ledger.claim_downloads(T0 + 15, 15)
+        store = DiskStore(tmp_path / "media")
+        stored = store.put(job.stem, [b"photo"], extension=lambda _: "jpg", attempt=job.attempt)
+        assert stored.key == key
+        assert ledger.mark_stored(job, stored, T0 + 16)
+        assert [path.name for path in tmp_path.glob("media/**/*.*") if path.is_file()] == [f"{job.id}.jpg"]
+        assert [send.media_key for send in ledger.claim_sends(T0 + 16, 15)] == [key]
+
+
+class TestCost:
+    """What keeps the ledger quick when it is large: the indexes are used, and pushes touch few of them."""
+
+    def plan(self, database, sql):
+        prefix = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+
+        def explain(connection):
+            if not database.is_sqlite:  # or a small table is read through
+                connection.exec_driver_sql("SET enable_seqscan = off")
+                connection.exec_driver_sql("SET enable_bitmapscan = off")
+            return "\n".join(str(tuple(row)) for row in connection.exec_driver_sql(prefix + sql))
+
+        try:
+            return database.run(explain)
+        finally:
+            database.close()
+
+    @pytest.mark.parametrize(
+        ("condition", "index"),
+        [
+            (f"message_key = 'm:1' AND sender = '{FAN}' AND appid = '{APPID}'", "messages_key"),
+            (
+                f"appid = '{APPID}' AND media_state = 'pending' AND media_due <= 1 ORDER BY media_due",
+                "downloads_due",
+            ),
+            (
+                f"appid = '{APPID}' AND send_state = 'pending' AND send_due <= 1 ORDER BY send_due",
+                "sends_due",
+            ),
+            (f"appid = '{APPID}' AND media_state = 'failed' AND id > 1 ORDER BY id", "downloads_failed"),
+            (f"appid = '{APPID}' AND send_state = 'failed' AND id > 1 ORDER BY id", "sends_failed"),
+            (f"appid = '{APPID}' AND media_state = 'stored'", "downloads_stored"),
+        ],
+    )
+    def test_indexes_are_used(self, database, condition, index):
+        plan = self.plan(database, f"SELECT id FROM messages WHERE {condition}")
+        assert index in plan
+        assert "TEMP B-TREE" not in plan
+        assert "Sort" not in plan
+
+    def test_a_claim_uses_its_index(self, ledger, database, monkeypatch):
+        statement = storage.ledger._LANES["media"].claim_due.compile(
+            dialect=database._engine.dialect, compile_kwargs={"literal_binds": False}
+        )
+        assert "media_state = 'pending'" in str(statement)
+        assert ("FOR UPDATE SKIP LOCKED" in str(statement)) is not database.is_sqlite
+
+
+def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
+    database = connect(postgresql.new_migrated())
+    ledger = Ledger(database, APPID)
+    ledger.record(image(1), REPLY, T0)
+    postgresql.crash()
+    results = []
+    threads = [
+        threading.Thread(target=lambda n=number: results.append(ledger.record(image(n), REPLY, T0, wait=20)))
+        for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    started = time.monotonic()
+    with pytest.raises(LedgerUnavailableError):
+        ledger.record(image(9), REPLY, T0, wait=0.2)
+    assert time.monotonic() - started < 5
+    postgresql.start()
+    for thread in threads:
+        thread.join()
+    assert len({recorded.id for recorded in results}) == 4
+    assert count(ledger) == 4
+    database.close()

@@ -1,0 +1,564 @@
+"""Steering the sandbox: faults, rules, clock, counts, reset, who may ask, and running it as a program."""
+
+import hashlib
+import http.client
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from sandbox import THROWAWAY, Account, running_sandbox
+
+ROOT = Path(__file__).parent.parent
+PHOTO = (ROOT / "sandbox/photos/china.jpg").read_bytes()
+FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
+TOKEN = "/cgi-bin/token"
+CREDENTIALS = {"grant_type": "client_credential", "appid": THROWAWAY.appid, "secret": THROWAWAY.appsecret}
+
+
+@pytest.fixture
+def sandbox():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        with running_sandbox(
+            callback=f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat?tenant=7"
+        ) as sandbox:
+            yield sandbox
+
+
+def faults(sandbox, *given):
+    answer = requests.put(f"{sandbox.url}/sandbox/faults", json=list(given), timeout=10)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def fetch(sandbox, path=TOKEN, **more):
+    return requests.get(sandbox.url + path, params=CREDENTIALS | more, timeout=10)
+
+
+def calls(sandbox):
+    return requests.get(f"{sandbox.url}/sandbox/calls", timeout=10).json()
+
+
+def picture(sandbox, data=PHOTO):
+    """The address of a picture and the query that gets it."""
+    media_id = sandbox.state.store_media("image", data).media_id
+    token = fetch(sandbox).json()["access_token"]
+    return {"path": "/cgi-bin/media/get", "access_token": token, "media_id": media_id}
+
+
+# Faults
+
+
+def test_an_errcode_strikes_as_often_as_it_says(sandbox):
+    (fault,) = faults(sandbox, {"path": TOKEN, "times": 2, "errcode": -1})
+    assert fault["times"] == 2
+    codes = [fetch(sandbox).json().get("errcode") for _ in range(3)]
+    assert codes == [-1, -1, None]
+    assert calls(sandbox) == {TOKEN: {"-1": 2, "ok": 1}}
+
+
+def test_without_times_a_fault_strikes_for_ever(sandbox):
+    faults(sandbox, {"path": TOKEN, "times": None, "errcode": 45009})
+    assert [fetch(sandbox).json()["errcode"] for _ in range(5)] == [45009] * 5
+    assert fetch(sandbox, "/cgi-bin/getcallbackip").json()["errcode"] == 41001, "another path is not touched"
+    assert faults(sandbox) == []
+    assert "access_token" in fetch(sandbox).json()
+
+
+def test_faults_of_one_path_strike_in_order(sandbox):
+    faults(sandbox, {"path": TOKEN, "times": 1, "errcode": 89503}, {"path": TOKEN, "times": 1, "status": 502})
+    assert fetch(sandbox).json()["errcode"] == 89503
+    assert fetch(sandbox).status_code == 502
+    assert "access_token" in fetch(sandbox).json()
+
+
+def test_errmsg_status_and_content_type(sandbox):
+    faults(
+        sandbox,
+        {"path": TOKEN, "times": 1, "errcode": 40164, "errmsg": "invalid ip 198.51.100.3, not in whitelist"},
+        {"path": TOKEN, "times": 1, "errcode": 40001, "content_type": "text/plain", "status": 500},
+        {"path": TOKEN, "times": 1, "errcode": 99999},
+        {"path": TOKEN, "times": 1, "content_type": "text/plain"},
+    )
+    assert fetch(sandbox).json()["errmsg"].startswith("invalid ip 198.51.100.3, not in whitelist rid: ")
+    second = fetch(sandbox)
+    assert (second.status_code, second.headers["Content-Type"]) == (500, "text/plain")
+    assert second.json()["errcode"] == 40001
+    assert fetch(sandbox).json()["errcode"] == 99999
+    last = fetch(sandbox)
+    assert last.headers["Content-Type"] == "text/plain"
+    assert "access_token" in last.json(), "the real answer, bent"
+    assert calls(sandbox)[TOKEN] == {"40164": 1, "HTTP 500": 1, "99999": 1, "ok": 1}
+
+
+def test_bodies(sandbox):
+    faults(
+        sandbox,
+        {"path": TOKEN, "times": 1, "status": 502, "body": "<html>Bad Gateway</html>"},
+        {"path": TOKEN, "times": 1, "body": '{"errcode": "40001"}'},
+        {"path": TOKEN, "times": 1, "body": "[1]"},
+        {"path": TOKEN, "times": 1, "body": "not JSON", "content_type": "application/json"},
+        {"path": TOKEN, "times": 1, "status": 503},
+    )
+    first = fetch(sandbox)
+    assert (first.status_code, first.text) == (502, "<html>Bad Gateway</html>")
+    assert first.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert fetch(sandbox).headers["Content-Type"] == "application/json; encoding=utf-8"
+    assert fetch(sandbox).text == "[1]"
+    assert fetch(sandbox).headers["Content-Type"] == "application/json"
+    assert "<h1>503</h1>" in fetch(sandbox).text
+    assert calls(sandbox)[TOKEN] == {"HTTP 502": 1, "40001": 1, "ok": 2, "HTTP 503": 1}
+
+
+def test_delay(sandbox):
+    faults(sandbox, {"path": TOKEN, "times": 1, "delay": 0.3})
+    started = time.monotonic()
+    assert "access_token" in fetch(sandbox).json()
+    assert time.monotonic() - started >= 0.3
+
+
+def test_a_delay_ends_with_the_sandbox():
+    with running_sandbox() as sandbox:
+        faults(sandbox, {"path": TOKEN, "delay": 60})
+        connection = http.client.HTTPConnection(sandbox.url.removeprefix("http://"), timeout=30)
+        connection.request("GET", TOKEN)
+        started = time.monotonic()
+    try:
+        with connection.getresponse() as answer:
+            assert answer.status == 200
+    except ConnectionError:
+        pass  # it ended before the call was taken up
+    finally:
+        connection.close()
+    assert time.monotonic() - started < 20
+
+
+def test_disconnect(sandbox):
+    faults(sandbox, {"path": TOKEN, "times": 1, "disconnect": True})
+    with pytest.raises(requests.ConnectionError):
+        fetch(sandbox)
+    assert "access_token" in fetch(sandbox).json()
+    assert calls(sandbox)[TOKEN] == {"disconnect": 1, "ok": 1}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1000, 300_000])
+def test_truncate_keeps_the_length_and_closes(sandbox, cut):
+    data = PHOTO * 4
+    query = picture(sandbox, data)
+    faults(sandbox, {"path": query["path"], "times": 1, "truncate": cut})
+    with requests.get(sandbox.url + query["path"], params=query, stream=True, timeout=10) as answer:
+        assert answer.headers["Content-Length"] == str(len(data))
+        assert answer.headers["Content-Type"] == "image/jpeg"
+        with pytest.raises(http.client.IncompleteRead) as error:
+            answer.raw._fp.read()
+    assert error.value.partial == data[:cut]
+    whole = requests.get(sandbox.url + query["path"], params=query, timeout=10)
+    assert hashlib.sha256(whole.content).digest() == hashlib.sha256(data).digest()
+    assert calls(sandbox)[query["path"]] == {"truncated": 1, "ok": 1}
+
+
+def test_truncating_beyond_the_end_is_the_whole_answer(sandbox):
+    query = picture(sandbox)
+    faults(sandbox, {"path": query["path"], "times": 1, "truncate": len(PHOTO) + 1})
+    assert requests.get(sandbox.url + query["path"], params=query, timeout=10).content == PHOTO
+
+
+def test_truncate_with_delay_hangs_in_the_middle():
+    with running_sandbox() as sandbox:
+        query = picture(sandbox)
+        faults(sandbox, {"path": query["path"], "truncate": 1000, "delay": 60})
+        answer = requests.get(sandbox.url + query["path"], params=query, stream=True, timeout=30)
+        assert answer.raw._fp.read(1000) == PHOTO[:1000], "the first bytes come at once"
+    with answer:
+        assert answer.raw._fp.read(1) == b"", "the hanging ends with the sandbox"
+
+
+def test_an_upload_is_whole_although_a_fault_bends_its_answer(sandbox):
+    query = {"access_token": fetch(sandbox).json()["access_token"], "type": "image"}
+    path = "/cgi-bin/media/upload"
+    faults(sandbox, {"path": path, "times": 1, "delay": 0.05, "content_type": "text/plain"})
+    form = {"media": ("a.jpg", PHOTO)}
+    answer = requests.post(sandbox.url + path, params=query, files=form, timeout=10)
+    assert answer.headers["Content-Type"] == "text/plain"
+    assert sandbox.state.find_media(answer.json()["media_id"]).sha256 == hashlib.sha256(PHOTO).hexdigest()
+
+
+def test_truncate_an_error_of_its_own(sandbox):
+    faults(sandbox, {"path": TOKEN, "errcode": 40001, "truncate": 5})
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        fetch(sandbox)
+
+
+def test_a_client_that_hangs_up_early_harms_nobody(sandbox):
+    query = picture(sandbox, PHOTO * 40)
+    faults(sandbox, {"path": query["path"], "times": 1, "truncate": len(PHOTO) * 39})
+    for _ in range(2):
+        with requests.get(sandbox.url + query["path"], params=query, stream=True, timeout=10) as answer:
+            assert answer.raw.read(10) == PHOTO[:10]
+    assert len(requests.get(sandbox.url + query["path"], params=query, timeout=10).content) == len(PHOTO) * 40
+
+
+def test_a_fault_on_the_address_of_a_video(sandbox):
+    media = sandbox.state.store_media("video", b"\0\0\0\x18ftyp")
+    faults(sandbox, {"path": "/video", "times": 1, "status": 502})
+    assert requests.get(f"{sandbox.url}/video", params={"key": media.key}, timeout=10).status_code == 502
+    assert requests.get(f"{sandbox.url}/video", params={"key": media.key}, timeout=10).ok
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"path": TOKEN},
+        ["x"],
+        [{}],
+        [{"path": 7}],
+        [{"path": "cgi-bin/token"}],
+        [{"path": "/"}],
+        [{"path": "/sandbox/calls", "errcode": 1}],
+        [{"path": TOKEN, "unknown": 1}],
+        [{"path": TOKEN, "times": 0}],
+        [{"path": TOKEN, "times": True}],
+        [{"path": TOKEN, "times": "1"}],
+        [{"path": TOKEN, "errcode": "40001"}],
+        [{"path": TOKEN, "errmsg": 7}],
+        [{"path": TOKEN, "status": 99}],
+        [{"path": TOKEN, "status": 600}],
+        [{"path": TOKEN, "body": {}}],
+        [{"path": TOKEN, "delay": -1}],
+        [{"path": TOKEN, "delay": "1"}],
+        [{"path": TOKEN, "truncate": -1}],
+        [{"path": TOKEN, "disconnect": 1}],
+        [{"path": TOKEN, "content_type": "a\r\nb"}],
+    ],
+)
+def test_faults_that_are_none(sandbox, given):
+    answer = requests.put(f"{sandbox.url}/sandbox/faults", json=given, timeout=10)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error"}
+
+
+# Rules, clock, counts, reset
+
+
+def test_rules_change_one_by_one(sandbox):
+    url = f"{sandbox.url}/sandbox/rules"
+    default = {"token_life": 7200, "deliveries": 3, "failure_text": "该公众号暂时无法提供服务，请稍后再试"}
+    assert requests.put(url, json={}, timeout=10).json() == default
+    assert requests.put(url, json={"deliveries": 4}, timeout=10).json() == default | {"deliveries": 4}
+    assert requests.put(url, json={"token_life": 310}, timeout=10).json()["deliveries"] == 4
+    for wrong in (
+        [],
+        {"unknown": 1},
+        {"token_life": 0},
+        {"token_life": "7200"},
+        {"deliveries": 11},
+        {"deliveries": True},
+        {"failure_text": ""},
+        {"failure_text": 7},
+    ):
+        assert requests.put(url, json=wrong, timeout=10).status_code == 400
+    assert requests.put(url, data=b"{", timeout=10).status_code == 400
+
+
+def test_the_clock_moves_forward_only(sandbox):
+    url = f"{sandbox.url}/sandbox/clock"
+    before = requests.post(url, json={"advance": 0}, timeout=10).json()["now"]
+    after = requests.post(url, json={"advance": 1000.5}, timeout=10).json()["now"]
+    assert 1000 < after - before < 1010
+    for wrong in ({}, {"advance": -1}, {"advance": "1"}, {"advance": True}, []):
+        assert requests.post(url, json=wrong, timeout=10).status_code == 400
+
+
+def test_pushed_timestamps_stay_real(sandbox):
+    requests.post(f"{sandbox.url}/sandbox/clock", json={"advance": 10_000}, timeout=10)
+    result = send(sandbox, type="text", content="x", attempts=1, mode="plain").json()
+    sent = int(result["attempts"][0]["sent"].split("<CreateTime>")[1].split("<")[0])
+    assert abs(sent - time.time()) < 10
+    assert abs(result["shown"][0]["time"] - time.time()) < 10
+
+
+def test_stuck_is_a_yes_or_no(sandbox):
+    url = f"{sandbox.url}/sandbox/token/expire"
+    assert requests.post(url, timeout=10).json() == {"ok": True}
+    assert requests.post(url, json={"stuck": "yes"}, timeout=10).status_code == 400
+
+
+def test_reset_forgets_all_but_account_and_callback(sandbox):
+    query = picture(sandbox)
+    callback = sandbox.callback
+    send(sandbox, type="text", content="x", attempts=1)
+    faults(sandbox, {"path": TOKEN, "errcode": -1})
+    requests.put(f"{sandbox.url}/sandbox/rules", json={"token_life": 310}, timeout=10)
+    requests.post(f"{sandbox.url}/sandbox/clock", json={"advance": 10_000}, timeout=10)
+    assert requests.post(f"{sandbox.url}/sandbox/reset", timeout=10).json() == {"ok": True}
+    assert calls(sandbox) == {}
+    assert requests.get(f"{sandbox.url}/sandbox/fans/{FAN}/messages", timeout=10).json() == []
+    assert abs(sandbox.state.now() - time.time()) < 10
+    assert requests.get(sandbox.url + query["path"], params=query, timeout=10).json()["errcode"] == 40001
+    assert fetch(sandbox).json()["expires_in"] == 7200
+    query["access_token"] = fetch(sandbox).json()["access_token"]
+    assert requests.get(sandbox.url + query["path"], params=query, timeout=10).json()["errcode"] == 40007
+    assert sandbox.callback == callback
+    assert sandbox.account == THROWAWAY
+
+
+def test_a_push_that_ends_after_a_reset_leaves_no_trace(sandbox):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sandbox.callback = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        results = []
+        arguments = {"type": "text", "content": "x", "attempts": 1, "timeout": 1}
+        thread = threading.Thread(target=lambda: results.append(send(sandbox, **arguments).json()))
+        thread.start()
+        silent.accept()[0].close()
+        requests.post(f"{sandbox.url}/sandbox/reset", timeout=10)
+        thread.join(10)
+    assert len(results[0]["attempts"]) == 1
+    assert requests.get(f"{sandbox.url}/sandbox/fans/{FAN}/messages", timeout=10).json() == []
+
+
+def test_who_listens_hears_what_happens(sandbox):
+    heard = []
+    stop = sandbox.state.listen(lambda name, facts: heard.append((name, facts)))
+    send(sandbox, type="text", content="x", attempts=1)
+    fetch(sandbox)
+    requests.post(f"{sandbox.url}/sandbox/reset", timeout=10)
+    stop()
+    fetch(sandbox)
+    assert [name for name, _ in heard] == ["message", "attempt", "message", "call", "reset"]
+    assert heard[0][1]["openid"] == FAN
+    assert heard[1][1]["verdict"] == "refused"
+    assert heard[3][1] == {"path": TOKEN, "outcome": "ok"}
+
+
+# Pushing: wrong use
+
+
+def send(sandbox, openid=FAN, **fields):
+    return requests.post(f"{sandbox.url}/sandbox/fans/{openid}/messages", json=fields, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({}, "type"),
+        ({"type": "text"}, "content"),
+        ({"type": "text", "content": 7}, "content"),
+        ({"type": "text", "content": "\x01"}, "content"),
+        ({"type": "text", "content": "x", "unknown": 1}, "unknown"),
+        ({"type": "text", "content": "x", "file": "a.jpg"}, "multipart"),
+        ({"type": "text", "content": "x", "media_id": "m"}, "media_id"),
+        ({"type": "te xt", "content": "x"}, "type"),
+        ({"type": "image"}, "needs a file"),
+        ({"type": "event"}, "event"),
+        ({"type": "text", "content": "x", "mode": "raw"}, "mode"),
+        ({"type": "text", "content": "x", "attempts": 0}, "attempts"),
+        ({"type": "text", "content": "x", "attempts": 1.5}, "attempts"),
+        ({"type": "text", "content": "x", "attempts": "many"}, "attempts"),
+        ({"type": "text", "content": "x", "attempts": True}, "attempts"),
+        ({"type": "text", "content": "x", "timeout": 61}, "timeout"),
+        ({"type": "text", "content": "x", "timeout": []}, "timeout"),
+        ({"type": "text", "content": "x", "force": "maybe"}, "force"),
+        ({"type": "text", "content": "x", "msg_id": "x"}, "msg_id"),
+        ({"type": "text", "content": "x", "msg_id": -1}, "msg_id"),
+        ({"type": "text", "content": "x", "msg_id": True}, "msg_id"),
+        ({"type": "text", "content": "x", "msg_id": 2**63}, "msg_id"),
+    ],
+)
+def test_pushes_that_are_none(sandbox, fields, word):
+    answer = send(sandbox, **fields)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error"}
+    assert word in answer.json()["error"]
+    assert requests.get(f"{sandbox.url}/sandbox/fans/{FAN}/messages", timeout=10).json() == []
+
+
+def test_bodies_that_are_no_push(sandbox):
+    url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
+    assert requests.post(url, data=b"{", timeout=10).status_code == 400
+    assert requests.post(url, json=[1], timeout=10).status_code == 400
+    form = {"type": (None, "text"), "content": (None, "x"), "file": ("a.jpg", PHOTO)}
+    answer = requests.post(url, files=form, timeout=10)
+    assert answer.status_code == 400
+    assert "neither file" in answer.json()["error"]
+
+
+def test_words_of_a_form(sandbox):
+    url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
+    form = {
+        "type": "image",
+        "attempts": "2",
+        "timeout": "0.1",
+        "msg_id": "7",
+        "force": "true",
+        "together": "false",
+    }
+    answer = requests.post(url, data=form, files={"file": ("a.jpg", PHOTO)}, timeout=10).json()
+    assert answer["msg_id"] == 7
+    assert [attempt["verdict"] for attempt in answer["attempts"]] == ["refused"] * 2
+
+
+# Who may ask
+
+
+def test_it_listens_on_the_loopback_alone(sandbox):
+    host, port = sandbox.url.removeprefix("http://").split(":")
+    assert host == "127.0.0.1"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", int(port)), timeout=5)
+
+
+@pytest.mark.parametrize("path", ["/", "/sandbox/calls", "/cgi-bin/getcallbackip"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "[bad", "[::zz]"])
+def test_another_host_name_is_refused(sandbox, path, host):
+    answer = requests.get(sandbox.url + path, headers={"Host": host}, timeout=10)
+    assert answer.status_code == 403
+    assert set(answer.json()) == {"error"}
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8001", "127.0.0.1", "[::1]:80"])
+def test_names_of_this_machine_are_taken(sandbox, host):
+    assert requests.get(f"{sandbox.url}/sandbox/calls", headers={"Host": host}, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "same-site"}]
+)
+def test_other_sites_pages_are_refused(sandbox, headers):
+    url = f"{sandbox.url}/sandbox/reset"
+    assert requests.post(url, headers=headers, timeout=10).status_code == 403
+    assert requests.get(sandbox.url, headers=headers, timeout=10).status_code == 200, "a link to the page"
+    own = {"Origin": sandbox.url, "Sec-Fetch-Site": "same-origin"}
+    assert requests.post(url, headers=own, timeout=10).status_code == 200
+
+
+def test_unknown_control_routes(sandbox):
+    answer = requests.get(f"{sandbox.url}/sandbox/unknown", timeout=10)
+    assert (answer.status_code, set(answer.json())) == (404, {"error"})
+    answer = requests.get(f"{sandbox.url}/sandbox/reset", timeout=10)
+    assert (answer.status_code, set(answer.json())) == (405, {"error"})
+    assert calls(sandbox) == {}, "control routes are not counted"
+
+
+def test_the_page_shows_the_account_without_its_secrets(sandbox):
+    sandbox.callback = "http://name:password@127.0.0.1:1/wechat?tenant=7"
+    page = requests.get(sandbox.url, timeout=10)
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert THROWAWAY.appid in page.text
+    assert "http://127.0.0.1:1/wechat<" in page.text
+    assert "None yet" in page.text
+    for secret in (THROWAWAY.appsecret, THROWAWAY.token, THROWAWAY.aes_key, "tenant", "password"):
+        assert secret not in page.text
+    send(sandbox, openid="<script>", type="text", content="x", attempts=1)
+    sandbox.callback = None
+    page = requests.get(sandbox.url, timeout=10).text
+    assert "&lt;script&gt; sent text" in page
+    assert "<script>" not in page
+    assert "none: start with --callback" in page
+
+
+def test_no_log_line_shows_a_query(sandbox, caplog):
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("urllib3").setLevel(logging.INFO)
+    fetch(sandbox)
+    fetch(sandbox, "/unknown")
+    send(sandbox, type="text", content="x", attempts=1)
+    for garbage in ("GARBAGE /?secret=%s", "GET /?secret=%s a HTTP/1.1", "GET / HTTP/%s", "?%s"):
+        with socket.create_connection(sandbox.url.removeprefix("http://").split(":"), timeout=10) as raw:
+            raw.sendall(garbage.replace("%s", THROWAWAY.appsecret).encode() + b"\r\n\r\n")
+            while raw.recv(1000):
+                pass
+    lines = "\n".join(record.getMessage() for record in caplog.records if record.name != "urllib3")
+    assert "GET /cgi-bin/token 200" in lines
+    assert "GET /unknown 404" in lines
+    assert lines.count("a request that is not HTTP") == 4
+    for secret in (THROWAWAY.appsecret, "signature", "?"):
+        assert secret not in lines
+
+
+# The account
+
+
+def test_the_account_of_the_environment():
+    assert Account.from_env({}) == Account.from_env({"WECHAT_APPID": ""}) == THROWAWAY
+    environ = {
+        "WECHAT_APPID": "wx1",
+        "WECHAT_APPSECRET": "secret",
+        "WECHAT_TOKEN": "token",
+        "WECHAT_AES_KEY": "",
+    }
+    account = Account.from_env(environ)
+    assert (account.appid, account.appsecret, account.token, account.aes_key) == (
+        "wx1",
+        "secret",
+        "token",
+        None,
+    )
+    assert account.original_id == Account.from_env(environ).original_id
+    assert account.original_id.startswith("gh_")
+    assert Account.from_env(environ | {"WECHAT_AES_KEY": "A" * 43}).aes_key == "A" * 43
+    assert "secret" not in repr(account)
+    with pytest.raises(ValueError, match="WECHAT_APPSECRET and WECHAT_TOKEN"):
+        Account.from_env({"WECHAT_APPID": "wx1"})
+    with pytest.raises(ValueError, match="WECHAT_AES_KEY"):
+        Account.from_env(environ | {"WECHAT_AES_KEY": "short"})
+
+
+# As a program
+
+
+def start(*arguments, **environ):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WECHAT_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sandbox", *arguments],
+        cwd=ROOT,
+        env=clean | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_program_says_where_it_is_and_ends_cleanly(number):
+    environ = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "topsecret", "WECHAT_TOKEN": "token"}
+    process = start("--port", "0", "--callback", "http://127.0.0.1:1/wechat", **environ)
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("sandbox on http://127.0.0.1:")
+        url = first.split()[-1]
+        query = {"grant_type": "client_credential", "appid": "wx1", "secret": "topsecret"}
+        assert "access_token" in requests.get(url + TOKEN, params=query, timeout=10).json()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert out == ""
+    assert "GET /cgi-bin/token 200" in err
+    assert "topsecret" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "word"),
+    [
+        (["--port", "0"], {}, "--callback"),
+        (["--port", "0", "--callback", "127.0.0.1:8000"], {}, "--callback"),
+        (["--port", "0", "--callback", "http://127.0.0.1:1"], {"WECHAT_APPID": "wx1"}, "WECHAT_APPSECRET"),
+    ],
+)
+def test_wrong_use_of_the_program(arguments, environ, word):
+    process = start(*arguments, **environ)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert word in err.splitlines()[-1]

@@ -1,0 +1,748 @@
+"""Pushes: how the sandbox signs and repeats them, and how its judge takes good and bad answers."""
+
+import hashlib
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+from lxml import etree
+from wechatpy.crypto import WeChatCrypto
+from wechatpy.utils import check_signature
+
+from sandbox import THROWAWAY, Account, running_sandbox
+
+PHOTO = (Path(__file__).parent.parent / "sandbox/photos/grace_hopper.jpg").read_bytes()
+FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
+FAILURE = "该公众号暂时无法提供服务，请稍后再试"
+MODES = ["plain", "compat", "safe"]
+CRYPTO = WeChatCrypto(THROWAWAY.token, THROWAWAY.aes_key, THROWAWAY.appid)
+
+
+class Request:
+    """What the bot was sent, read by other code than the sandbox's."""
+
+    def __init__(self, handler):
+        self.method, self.path, self.headers = handler.command, urlsplit(handler.path).path, handler.headers
+        self.query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
+        self.body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        self.connection = handler.connection
+
+    @property
+    def sealed(self):
+        return "msg_signature" in self.query
+
+    def opened(self):
+        """The XML that counts, by wechatpy's decryption when there is a sealed part."""
+        if not self.sealed:
+            return self.body.decode()
+        query = self.query
+        return CRYPTO.decrypt_message(self.body, query["msg_signature"], query["timestamp"], query["nonce"])
+
+    def value(self, name):
+        return etree.fromstring(self.opened()).findtext(name)
+
+    def reply(self, kind="text", inner="<Content>hi</Content>", **other):
+        """A plain reply; `other` replaces one of the four common elements."""
+        common = {
+            "ToUserName": self.value("FromUserName"),
+            "FromUserName": self.value("ToUserName"),
+            "CreateTime": "1760000000",
+            "MsgType": kind,
+        } | other
+        head = "".join(f"<{name}>{value}</{name}>" for name, value in common.items())
+        return f"<xml>{head}{inner}</xml>"
+
+    def seal(self, xml):
+        return CRYPTO.encrypt_message(xml, self.query["nonce"], "1760000103")
+
+    def answer(self, *args, **other):
+        """The reply in the form of the mode."""
+        reply = self.reply(*args, **other)
+        return self.seal(reply) if self.sealed else reply
+
+
+class Bot:
+    """A callback server that answers as a test says: `answer(request)` gives body, or (status, body)."""
+
+    def __init__(self):
+        self.requests = []
+        self.answer = lambda request: request.answer()
+        bot = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_request(self):
+                request = Request(self)
+                bot.requests.append(request)
+                answer = bot.answer(request)
+                status, body = answer if isinstance(answer, tuple) else (200, answer)
+                body = body.encode() if isinstance(body, str) else body
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                except OSError:
+                    self.close_connection = True  # the sandbox has hung up
+
+            do_GET = do_POST = handle_request  # noqa: N815
+
+            def log_message(self, *args):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/wechat"
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def bot():
+    bot = Bot()
+    yield bot
+    bot.close()
+
+
+@pytest.fixture
+def sandbox(bot):
+    with running_sandbox(callback=bot.url) as sandbox:
+        yield sandbox
+
+
+def push(sandbox, openid=FAN, **fields):
+    """One push by JSON, or with a `file` by multipart."""
+    url = f"{sandbox.url}/sandbox/fans/{openid}/messages"
+    file = fields.pop("file", None)
+    fields = {"type": "text", "content": "hello"} | fields
+    if file is None:
+        answer = requests.post(url, json=fields, timeout=30)
+    else:
+        answer = requests.post(url, data=fields, files={"file": ("a.bin", file)}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def chat(sandbox, openid=FAN):
+    return requests.get(f"{sandbox.url}/sandbox/fans/{openid}/messages", timeout=10).json()
+
+
+def verdicts(result):
+    return [attempt["verdict"] for attempt in result["attempts"]]
+
+
+# What crosses the wire
+
+
+def test_a_plain_push_as_the_bot_sees_it(sandbox, bot):
+    result = push(sandbox, mode="plain", content="你好 ]]> 🚀 &lt;")
+    (request,) = bot.requests
+    assert list(request.query) == ["signature", "timestamp", "nonce", "openid"]
+    assert request.query["openid"] == FAN
+    assert request.headers["Content-Type"] == "text/xml"
+    assert request.headers["User-Agent"] == "Mozilla/4.0"
+    check_signature(THROWAWAY.token, *(request.query[name] for name in ("signature", "timestamp", "nonce")))
+    assert request.value("Content") == "你好 ]]> 🚀 &lt;"
+    assert request.value("FromUserName") == FAN
+    assert request.value("ToUserName") == THROWAWAY.original_id
+    assert request.value("MsgId") == str(result["msg_id"])
+    assert result["msg_id"] > 2**53
+    assert abs(int(request.value("CreateTime")) - time.time()) < 5
+    (attempt,) = result["attempts"]
+    assert set(attempt) == {"query", "sent", "received", "opened", "seconds", "verdict", "why"}
+    assert attempt["sent"] == request.body.decode()
+    assert parse_qs(attempt["query"]) == {name: [value] for name, value in request.query.items()}
+    assert attempt["received"] == {"status": 200, "body": request.reply()}
+    assert attempt["opened"] == request.reply()
+    assert attempt["verdict"] == "reply"
+    assert 0 < attempt["seconds"] < 5
+
+
+def test_compat_and_safe_bodies(sandbox, bot):
+    push(sandbox, mode="compat")
+    push(sandbox, mode="safe")
+    compat, safe = bot.requests
+    for request in (compat, safe):
+        assert list(request.query)[4:] == ["encrypt_type", "msg_signature"]
+        assert request.query["encrypt_type"] == "aes"
+        check_signature(
+            THROWAWAY.token, *(request.query[name] for name in ("signature", "timestamp", "nonce"))
+        )
+        assert request.value("Content") == "hello"
+    assert [element.tag for element in etree.fromstring(safe.body)] == ["ToUserName", "Encrypt"]
+    tags = [element.tag for element in etree.fromstring(compat.body)]
+    assert tags == ["ToUserName", "FromUserName", "CreateTime", "MsgType", "Content", "MsgId", "Encrypt"]
+    plain = etree.fromstring(compat.body)
+    plain.remove(plain.find("Encrypt"))
+    assert etree.tostring(plain) == etree.tostring(etree.fromstring(compat.opened()))
+
+
+def test_the_mode_follows_the_account(bot):
+    account = Account(appid="wx1", appsecret="s", token="t", aes_key=None, original_id="gh_1")
+    with running_sandbox(account=account, callback=f"{bot.url}?tenant=1") as sandbox:
+        assert verdicts(push(sandbox)) == ["reply"]
+        answer = requests.post(
+            f"{sandbox.url}/sandbox/fans/{FAN}/messages",
+            json={"type": "text", "content": "x", "mode": "safe"},
+            timeout=10,
+        )
+    assert answer.status_code == 400
+    assert "no AES key" in answer.json()["error"]
+    assert "msg_signature" not in bot.requests[0].query
+    assert bot.requests[0].query["tenant"] == "1", "the callback's own query is kept"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_photo_comes_back(sandbox, bot, mode):
+    bot.answer = lambda request: request.answer(
+        "image", f"<Image><MediaId>{request.value('MediaId')}</MediaId></Image>"
+    )
+    result = push(sandbox, type="image", mode=mode, file=PHOTO)
+    assert verdicts(result) == ["reply"]
+    assert result["media_id"] == bot.requests[0].value("MediaId")
+    sha256 = hashlib.sha256(PHOTO).hexdigest()
+    (shown,) = result["shown"]
+    assert set(shown) == {"from", "by", "type", "content", "media_id", "sha256", "time"}
+    assert (shown["from"], shown["by"], shown["type"], shown["sha256"]) == (
+        "account",
+        "passive",
+        "image",
+        sha256,
+    )
+    sent, seen = chat(sandbox)
+    assert (sent["from"], sent["by"], sent["sha256"]) == ("fan", "push", sha256)
+    assert seen == shown
+    assert requests.get(bot.requests[0].value("PicUrl"), timeout=10).content == PHOTO
+    assert result["attempts"][0]["opened"].startswith("<xml><ToUserName>oTest")
+
+
+def elements(sandbox, bot, **fields):
+    """The own elements of a push, in order, as a mapping of their text or their inner XML."""
+    bot.answer = lambda request: "success"
+    push(sandbox, mode="plain", **fields)
+    root = etree.fromstring(bot.requests[-1].body)
+    common = ("ToUserName", "FromUserName", "CreateTime", "MsgType", "MsgId", "Event")
+    return {
+        child.tag: child.text if not len(child) else [grandchild.tag for grandchild in child]
+        for child in root
+        if child.tag not in common
+    }
+
+
+def test_elements_of_messages(sandbox, bot):
+    def sent(**fields):
+        return elements(sandbox, bot, **fields)
+
+    amr = sent(type="voice", file=b"#!AMR\n")
+    assert list(amr) == ["MediaId", "Format", "MediaId16K"]
+    assert amr["Format"] == "amr"
+    assert sent(type="voice", file=b"ID3")["Format"] == "mp3"
+    assert sent(type="voice", media_id="unknown") == {"MediaId": "unknown", "Format": "amr"}
+    assert sent(type="image", media_id="unknown") == {"PicUrl": "", "MediaId": "unknown"}
+    for kind in ("video", "shortvideo"):
+        video = sent(type=kind, file=b"\0\0\0\x18ftypmp42")
+        assert list(video) == ["MediaId", "ThumbMediaId"]
+        assert sandbox.state.find_media(video["ThumbMediaId"]).extension == "jpg"
+        assert sandbox.state.find_media(video["MediaId"]).type == "video"
+    place = ["Location_X", "Location_Y", "Scale", "Label"]
+    assert list(sent(type="location").keys()) == place
+    assert list(sent(type="location", content="1.5,-2,12,Here, there").values()) == [
+        "1.5",
+        "-2",
+        "12",
+        "Here, there",
+    ]
+    assert sent(type="location", content="1,2")["Scale"] == "16"
+    assert sent(type="location", content="At home")["Label"] == "At home"
+    assert sent(type="link", content="Title\nText\nhttps://example.org/?a=1&b=2") == {
+        "Title": "Title",
+        "Description": "Text",
+        "Url": "https://example.org/?a=1&b=2",
+    }
+    assert sent(type="link", content="Title") == {"Title": "Title", "Description": "", "Url": ""}
+    assert sent(type="hologram", content="new") == {"Content": "new"}
+    assert sent(type="hologram", content=None) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"event": "subscribe"}, []),
+        ({"event": "subscribe", "event_key": "qrscene_7"}, ["EventKey", "Ticket"]),
+        ({"event": "unsubscribe"}, []),
+        ({"event": "SCAN", "event_key": "7"}, ["EventKey", "Ticket"]),
+        ({"event": "LOCATION"}, ["Latitude", "Longitude", "Precision"]),
+        ({"event": "CLICK", "event_key": "K"}, ["EventKey"]),
+        ({"event": "VIEW", "event_key": "https://example.org"}, ["EventKey", "MenuId"]),
+        ({"event": "view_miniprogram", "event_key": "p"}, ["EventKey", "MenuId"]),
+        ({"event": "scancode_push", "event_key": "K"}, ["EventKey", "ScanCodeInfo"]),
+        ({"event": "pic_weixin", "event_key": "K"}, ["EventKey", "SendPicsInfo"]),
+        ({"event": "location_select", "event_key": "K"}, ["EventKey", "SendLocationInfo"]),
+        ({"event": "TEMPLATESENDJOBFINISH"}, ["MsgID", "Status"]),
+        ({"event": "something_new"}, []),
+        ({"event": "something_new", "event_key": "K"}, ["EventKey"]),
+    ],
+)
+def test_elements_of_events(sandbox, bot, fields, names):
+    assert list(elements(sandbox, bot, type="event", content=None, **fields)) == names
+    request = bot.requests[-1]
+    assert request.value("Event") == fields["event"]
+    assert request.value("MsgType") == "event"
+    assert request.value("MsgId") is None
+
+
+def test_an_event_has_no_msg_id(sandbox):
+    result = push(sandbox, type="event", event="CLICK", event_key="K", msg_id=7)
+    assert result["msg_id"] is None
+    assert result["media_id"] is None
+    assert chat(sandbox)[0]["content"] == "CLICK K"
+
+
+def test_msg_ids_are_new_or_as_given(sandbox, bot):
+    given = 2**63 - 1
+    assert push(sandbox, msg_id=given)["msg_id"] == given
+    assert push(sandbox, msg_id=str(given))["msg_id"] == given
+    assert bot.requests[-1].value("MsgId") == str(given)
+    ids = [push(sandbox)["msg_id"] for _ in range(5)]
+    assert ids == sorted(set(ids))
+
+
+# Repeats
+
+
+def test_a_slow_answer_is_not_waited_for_and_the_repeat_gets_it(sandbox, bot):
+    done = threading.Event()
+
+    def slow_at_first(request):
+        if len(bot.requests) == 1:
+            done.wait(10)
+        return request.answer()
+
+    bot.answer = slow_at_first
+    started = time.monotonic()
+    result = push(sandbox, timeout=0.3)
+    assert time.monotonic() - started < 8
+    done.set()
+    assert verdicts(result) == ["timeout", "reply"]
+    assert result["attempts"][0]["received"] is None
+    assert 0.25 < result["attempts"][0]["seconds"] < 8
+    assert [message["type"] for message in result["shown"]] == ["text"]
+    assert result["shown"][0]["content"] == "hi"
+    first, second = bot.requests
+    assert first.opened() == second.opened(), "same MsgId, same CreateTime"
+    assert first.query["nonce"] != second.query["nonce"]
+    assert [message["by"] for message in chat(sandbox)] == ["push", "passive"]
+
+
+@pytest.mark.parametrize(
+    "head", ["HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", ""]
+)
+def test_an_answer_that_trickles_is_cut_at_the_time_out(sandbox, bot, head):
+    def trickle(request):
+        request.connection.sendall(head.encode())
+        try:
+            for _ in range(500):
+                request.connection.sendall(b"<")
+                time.sleep(0.02)
+        except OSError:
+            pass  # cut, as it should be
+        return b""
+
+    bot.answer = trickle
+    started = time.monotonic()
+    assert verdicts(push(sandbox, timeout=0.3, attempts=1)) == ["timeout"]
+    assert time.monotonic() - started < 8
+
+
+def test_the_socket_is_closed_at_the_time_out(sandbox, bot):
+    closed = []
+
+    def wait_for_the_end(request):
+        request.connection.settimeout(5)
+        closed.append(request.connection.recv(1))
+        return "success"
+
+    bot.answer = wait_for_the_end
+    assert verdicts(push(sandbox, timeout=0.2, attempts=1)) == ["timeout"]
+    deadline = time.monotonic() + 5
+    while not closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert closed == [b""]
+
+
+def test_when_all_deliveries_time_out_the_fan_sees_the_failure_once(sandbox, bot):
+    done = threading.Event()
+    bot.answer = lambda request: "success" if done.wait(10) else ""
+    result = push(sandbox, timeout=0.1)
+    assert verdicts(result) == ["timeout"] * 3
+    assert [(m["from"], m["by"], m["type"], m["content"]) for m in result["shown"]] == [
+        ("system", "platform", "text", FAILURE)
+    ]
+    rules = {"deliveries": 4, "failure_text": "出现故障"}
+    assert requests.put(f"{sandbox.url}/sandbox/rules", json=rules, timeout=10).json()["deliveries"] == 4
+    result = push(sandbox, timeout=0.1)
+    assert verdicts(result) == ["timeout"] * 4
+    assert result["shown"][0]["content"] == "出现故障"
+    assert verdicts(push(sandbox, timeout=0.1, attempts=2)) == ["timeout"] * 2
+    done.set()
+
+
+@pytest.mark.parametrize("answer", ["success", ""])
+def test_silence_ends_the_deliveries(sandbox, bot, answer):
+    bot.answer = lambda request: answer
+    result = push(sandbox)
+    assert verdicts(result) == ["silent"]
+    assert result["attempts"][0]["opened"] is None
+    assert result["shown"] == []
+    assert len(chat(sandbox)) == 1
+
+
+def test_force_delivers_all_of_them(sandbox, bot):
+    result = push(sandbox, force=True)
+    assert verdicts(result) == ["reply"] * 3
+    assert len({attempt["opened"] for attempt in result["attempts"]}) == 1
+    assert len(result["shown"]) == 1, "the fan sees the first"
+    assert len(chat(sandbox)) == 2
+
+
+def test_together_delivers_at_the_same_time(sandbox, bot):
+    all_there = threading.Barrier(4)
+
+    def answer(request):
+        all_there.wait(10)
+        return request.answer()
+
+    bot.answer = answer
+    result = push(sandbox, together=True, attempts=4)
+    assert verdicts(result) == ["reply"] * 4
+    assert len({request.query["nonce"] for request in bot.requests}) == 4
+    assert len(result["shown"]) == 1
+
+
+def test_a_status_other_than_200_is_repeated(sandbox, bot):
+    bot.answer = lambda request: request.answer() if len(bot.requests) == 2 else (503, "")
+    result = push(sandbox, timeout=1)
+    assert verdicts(result) == ["refused", "reply"]
+    assert result["attempts"][0]["why"] == "HTTP 503 instead of 200"
+    assert result["attempts"][0]["received"] == {"status": 503, "body": ""}
+    assert [message["content"] for message in result["shown"]] == ["hi"]
+
+
+def test_when_nobody_listens(sandbox):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        result = push(sandbox, timeout=0.1)
+    assert verdicts(result) == ["refused"] * 3
+    assert "connection refused" in result["attempts"][0]["why"]
+    assert result["attempts"][0]["received"] is None
+    assert [message["content"] for message in result["shown"]] == [FAILURE]
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "without an answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsuccess", "in the middle"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nsuccess", "in the middle"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "no usable HTTP answer"),
+    ],
+)
+def test_answers_that_are_no_http_answer(sandbox, bot, raw, why):
+    def answer(request):
+        request.connection.sendall(raw)
+        request.connection.shutdown(socket.SHUT_RDWR)
+        return b""
+
+    bot.answer = answer
+    result = push(sandbox, attempts=1)
+    assert verdicts(result) == ["refused"]
+    assert why in result["attempts"][0]["why"]
+
+
+def test_without_a_callback_there_is_nothing_to_push_to(sandbox):
+    sandbox.callback = None
+    answer = requests.post(
+        f"{sandbox.url}/sandbox/fans/{FAN}/messages", json={"type": "text", "content": "x"}, timeout=10
+    )
+    assert answer.status_code == 400
+    assert "--callback" in answer.json()["error"]
+
+
+def test_the_end_of_the_sandbox_ends_the_repeats(bot):
+    started, results = threading.Event(), []
+    bot.answer = lambda request: (503, "") if started.set() is None else ""
+    with running_sandbox(callback=bot.url) as sandbox:
+        thread = threading.Thread(target=lambda: results.append(push(sandbox, timeout=50)))
+        thread.start()
+        assert started.wait(10)
+        before = time.monotonic()
+    thread.join(10)
+    assert time.monotonic() - before < 5
+    assert verdicts(results[0]) == ["refused"]
+
+
+# The judge
+
+
+def good_replies():
+    item = "<item><Title>t</Title><Description/><PicUrl/><Url>https://example.org</Url></item>"
+    yield "text", "<Content><![CDATA[a ]]]]><![CDATA[> b]]></Content>"
+    yield "text", f"<Content>{'字' * 682}ab</Content>"
+    yield "image", "<Image><MediaId>{image}</MediaId></Image>"
+    yield "voice", "<Voice><MediaId>{voice}</MediaId></Voice>"
+    yield "video", "<Video><MediaId>{video}</MediaId><Title>clip</Title><Description/></Video>"
+    yield "music", "<Music><ThumbMediaId>{thumb}</ThumbMediaId><Title>song</Title></Music>"
+    yield "news", f"<ArticleCount>1</ArticleCount><Articles>{item}</Articles>"
+    yield "transfer_customer_service", ""
+    yield "transfer_customer_service", "<TransInfo><KfAccount>kf2001@demo</KfAccount></TransInfo>"
+    yield "transfer_biz_ai_ivr", ""
+    yield "text", "<FuncFlag>0</FuncFlag><Content>an element that is not known</Content>\n"
+
+
+def media(sandbox):
+    data = {"image": PHOTO, "voice": b"#!AMR\n", "video": b"\0\0\0\x18ftyp", "thumb": PHOTO}
+    return {kind: sandbox.state.store_media(kind, content).media_id for kind, content in data.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("kind", "inner"), list(good_replies()))
+def test_good_replies(sandbox, bot, mode, kind, inner):
+    ids = media(sandbox)
+    bot.answer = lambda request: request.answer(kind, inner.format(**ids))
+    result = push(sandbox, mode=mode)
+    assert verdicts(result) == ["reply"], result["attempts"][0]["why"]
+    if kind.startswith("transfer"):
+        assert result["shown"] == []
+    else:
+        assert [message["type"] for message in result["shown"]] == [kind]
+    if mode == "compat":
+        bot.answer = lambda request: request.reply(kind, inner.format(**ids))
+        assert verdicts(push(sandbox, mode=mode)) == ["reply"], "compat takes plain replies too"
+
+
+def test_what_the_fan_sees_of_each(sandbox, bot):
+    ids = media(sandbox)
+    shown = []
+    for kind, inner in good_replies():
+        bot.answer = lambda request, kind=kind, inner=inner: request.answer(kind, inner.format(**ids))
+        shown += [(m["type"], m["content"], m["media_id"]) for m in push(sandbox)["shown"]]
+    assert shown == [
+        ("text", "a ]]> b", None),
+        ("text", "字" * 682 + "ab", None),
+        ("image", None, ids["image"]),
+        ("voice", None, ids["voice"]),
+        ("video", "clip", ids["video"]),
+        ("music", "song", ids["thumb"]),
+        ("news", "t\nhttps://example.org", None),
+        ("text", "an element that is not known", None),
+    ]
+
+
+def articles(count, said=None, item=None):
+    item = item or "<item><Title>t</Title><Description/><PicUrl/><Url>u</Url></item>"
+    return f"<ArticleCount>{said or count}</ArticleCount><Articles>{item * count}</Articles>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner", "other", "why"),
+    [
+        ("text", "", {}, "Content is missing"),
+        ("text", "<Content></Content>", {}, "Content is empty"),
+        ("text", "<Content> \n </Content>", {}, "Content is empty"),
+        ("text", f"<Content>{'字' * 683}</Content>", {}, "longer than 2048 bytes"),
+        ("text", "<Content>a<b/></Content>", {}, "text alone"),
+        ("text", "<Content>a</Content><Content>b</Content>", {}, "there 2 times"),
+        ("text", "<Content>a</Content><MsgType>image</MsgType>", {}, "MsgType is there 2 times"),
+        ("text", "<Content>hi</Content>", {"ToUserName": THROWAWAY.original_id}, "swapped"),
+        ("text", "<Content>hi</Content>", {"FromUserName": FAN}, "swapped"),
+        ("text", "<Content>hi</Content>", {"ToUserName": ""}, "ToUserName is empty"),
+        ("text", "<Content>hi</Content>", {"CreateTime": "[1760000000]"}, "CreateTime is not a whole number"),
+        ("text", "<Content>hi</Content>", {"CreateTime": "1760000000.5"}, "CreateTime is not a whole number"),
+        ("hologram", "<Content>hi</Content>", {}, "'hologram' is not a reply"),
+        ("", "<Content>hi</Content>", {}, "MsgType is empty"),
+        ("image", "", {}, "Image is missing"),
+        ("image", "<Image>{image}</Image>", {}, "must hold elements"),
+        ("image", "<Image>x<MediaId>{image}</MediaId></Image>", {}, "must hold elements"),
+        ("image", "<MediaId>{image}</MediaId>", {}, "Image is missing"),
+        ("image", "<Image><MediaId>unknown</MediaId></Image>", {}, "unknown or older"),
+        ("image", "<Image><MediaId>{voice}</MediaId></Image>", {}, "is a voice, not a image"),
+        ("voice", "<Voice><MediaId>{image}</MediaId></Voice>", {}, "is a image, not a voice"),
+        ("music", "<Music><Title>song</Title></Music>", {}, "ThumbMediaId is missing"),
+        ("news", articles(2), {}, "2 articles; 1 at most"),
+        ("news", articles(1, said=2), {}, "not the number of items"),
+        ("news", articles(0), {}, "must hold elements"),
+        ("news", articles(1, item="<article/>"), {}, "not an item"),
+        ("news", articles(1, item="<item><Title>t</Title></item>"), {}, "Description is missing"),
+        ("transfer_customer_service", "<TransInfo/>", {}, "must hold elements"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["plain", "safe"])
+def test_replies_that_are_refused(sandbox, bot, mode, kind, inner, other, why):
+    ids = media(sandbox)
+    inner = inner.format(**ids) if "{image}" in inner or "{voice}" in inner else inner
+    bot.answer = lambda request: request.answer(kind, inner, **other)
+    result = push(sandbox, mode=mode)
+    assert verdicts(result) == ["refused"], "a wrong answer is not asked for again"
+    assert why in result["attempts"][0]["why"]
+    assert result["attempts"][0]["opened"] == bot.requests[-1].reply(kind, inner, **other)
+    assert [message["content"] for message in result["shown"]] == [FAILURE]
+
+
+def test_news_after_an_event_may_have_eight_articles(sandbox, bot):
+    for count, verdict in ((8, "reply"), (9, "refused")):
+        bot.answer = lambda request, count=count: request.answer("news", articles(count))
+        assert verdicts(push(sandbox, type="event", event="CLICK", event_key="K")) == [verdict]
+
+
+def test_media_older_than_three_days_are_refused(sandbox, bot):
+    ids = media(sandbox)
+    bot.answer = lambda request: request.answer("image", f"<Image><MediaId>{ids['image']}</MediaId></Image>")
+    assert verdicts(push(sandbox)) == ["reply"]
+    requests.post(f"{sandbox.url}/sandbox/clock", json={"advance": 3 * 24 * 3600}, timeout=10)
+    assert "older than three days" in push(sandbox)["attempts"][0]["why"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda xml: "\ufeff" + xml, "byte order mark"),
+        (lambda xml: "\n" + xml, "white space"),
+        (lambda xml: "debug" + xml, "begins with 'debug"),
+        (lambda xml: xml + "debug", "malformed XML"),
+        (lambda xml: xml[:-1], "malformed XML"),
+        (lambda xml: xml.replace("<xml>", "<xmls>").replace("</xml>", "</xmls>"), "root element"),
+        (lambda xml: "<!DOCTYPE xml [<!ENTITY a 'b'>]>" + xml, "not an XML reply"),
+        (lambda xml: xml.replace("hi", "&unknown;"), "malformed XML"),
+        (lambda xml: '{"Content": "hi"}', "JSON"),
+        (lambda xml: "<html><body>Error</body></html>", "begins with '<html>"),
+        (lambda xml: '"success"', "not an XML reply"),
+        (lambda xml: "success\n", "not an XML reply"),
+        (lambda xml: " ", "white space"),
+        (lambda xml: xml.replace("hi", "\x01"), "malformed XML"),
+        (lambda xml: xml.encode().replace(b"hi", b"\xff"), "not UTF-8"),
+    ],
+)
+def test_answers_that_are_no_reply(sandbox, bot, mode, change, why):
+    """As they are, and in compat and safe mode also inside a correct envelope."""
+    answers = [lambda request: change(request.reply())]
+    if mode != "plain":
+        answers.append(lambda request: request.seal(change(request.reply())))
+    for answer in answers:
+        bot.answer = answer
+        result = push(sandbox, mode=mode)
+        assert verdicts(result) == ["refused"]
+        assert why in result["attempts"][0]["why"]
+        assert [message["content"] for message in result["shown"]] == [FAILURE]
+
+
+def test_plain_xml_in_safe_mode_is_refused(sandbox, bot):
+    bot.answer = lambda request: request.reply()
+    result = push(sandbox, mode="safe")
+    assert verdicts(result) == ["refused"]
+    assert "must be encrypted" in result["attempts"][0]["why"]
+    assert result["attempts"][0]["opened"] is None
+
+
+def test_a_sealed_reply_to_a_plain_push_is_refused(sandbox, bot):
+    bot.answer = lambda request: CRYPTO.encrypt_message(request.reply(), request.query["nonce"], "1")
+    assert "plaintext push" in push(sandbox, mode="plain")["attempts"][0]["why"]
+
+
+def seal_with(token=THROWAWAY.token, key=THROWAWAY.aes_key, appid=THROWAWAY.appid, nonce=None):
+    def answer(request):
+        crypto = WeChatCrypto(token, key, appid)
+        return crypto.encrypt_message(request.reply(), nonce or request.query["nonce"], "1760000103")
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (seal_with(token="another"), "MsgSignature does not match"),
+        (seal_with(key="A" * 43), "padding"),
+        (seal_with(appid="wxffffffffffffffff"), "another AppID"),
+        (seal_with(nonce="1"), "Nonce is not the one"),
+        (lambda request: request.answer().replace("<TimeStamp>1", "<TimeStamp>x"), "TimeStamp is not"),
+        (lambda request: request.answer().replace("TimeStamp", "Timestamp"), "TimeStamp is missing"),
+        (lambda request: re.sub("<Encrypt>.*</Encrypt>", "<Encrypt/>", request.answer()), "Encrypt is empty"),
+        (lambda request: request.answer().replace("MsgSignature", "Signature"), "MsgSignature is missing"),
+        (lambda request: request.seal("success"), "not an XML reply"),
+        (lambda request: request.seal(request.answer()), "ToUserName is missing"),
+    ],
+)
+def test_envelopes_that_are_refused(sandbox, bot, answer, why):
+    bot.answer = answer
+    result = push(sandbox, mode="safe")
+    assert verdicts(result) == ["refused"]
+    assert why in result["attempts"][0]["why"]
+    assert [message["content"] for message in result["shown"]] == [FAILURE]
+
+
+def test_a_reply_does_not_reach_a_fan_who_has_left(sandbox, bot):
+    result = push(sandbox, type="event", event="unsubscribe", content=None)
+    assert verdicts(result) == ["reply"]
+    assert result["shown"] == []
+    push(sandbox)
+    assert [message["by"] for message in chat(sandbox)] == ["push", "push", "passive"]
+
+
+def test_chats_are_kept_apart(sandbox):
+    push(sandbox, content="one")
+    push(sandbox, openid="oOther", content="two")
+    assert [message["content"] for message in chat(sandbox)] == ["one", "hi"]
+    assert [message["content"] for message in chat(sandbox, "oOther")] == ["two", "hi"]
+    assert chat(sandbox, "oNobody") == []
+
+
+# 验证URL有效性
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda request: request.query["echostr"], None),
+        (lambda request: request.query["echostr"] + "\n", "white space"),
+        (lambda request: "\ufeff" + request.query["echostr"], "byte order mark"),
+        (lambda request: f'"{request.query["echostr"]}"', "quotes"),
+        (lambda request: "success", "not echostr"),
+        (lambda request: "", "empty answer"),
+        (lambda request: (403, ""), "HTTP 403"),
+    ],
+)
+def test_the_console_verifies_the_callback(sandbox, bot, answer, why):
+    bot.answer = answer
+    result = requests.post(f"{sandbox.url}/sandbox/verify", timeout=10).json()
+    assert set(result) == {"ok", "why", "status", "body"}
+    assert result["ok"] is (why is None)
+    assert (why or "echostr came back") in result["why"]
+    (request,) = bot.requests
+    assert request.method == "GET"
+    assert list(request.query) == ["signature", "timestamp", "nonce", "echostr"]
+    check_signature(THROWAWAY.token, *(request.query[name] for name in ("signature", "timestamp", "nonce")))
+
+
+def test_verification_of_a_callback_that_does_not_answer(sandbox):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        result = requests.post(f"{sandbox.url}/sandbox/verify", timeout=10).json()
+        assert result["ok"] is False
+        assert "connection refused" in result["why"]
+        nobody.listen()  # now it connects, and nothing comes
+        result = requests.post(f"{sandbox.url}/sandbox/verify", json={"timeout": 0.2}, timeout=10).json()
+    assert "within 0.2 s" in result["why"]

@@ -1,0 +1,377 @@
+"""The worker against the sandbox: every download ends stored or failed, every send once, whatever the platform does."""
+
+import hashlib
+import os
+import time
+
+import pytest
+import requests
+
+import parts
+import worker as worker_module
+from app import create_app
+from config import Settings
+from tests import pushing
+from tests.conftest import ACCOUNT, FAN, ROOT, eventually
+from tests.serving import serving
+
+PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
+SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
+AMR = b"#!AMR\n" + bytes(range(256)) * 20
+MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 400
+
+
+class Rig:
+    """A bot in this process whose worker does one piece of work at a time, with a clock of its own."""
+
+    def __init__(self, sandbox, settings):
+        self.sandbox, self.settings = sandbox, settings
+        self.app = create_app(settings)
+        self.parts = self.app.extensions["parts"]
+        self.now = time.time()
+        self.worker = worker_module.Worker(
+            self.parts.ledger,
+            self.parts.client,
+            self.parts.files,
+            self.parts.token,
+            lease_seconds=settings.lease_seconds,
+            max_media_bytes=settings.max_media_bytes,
+            clock=lambda: self.now,
+            jitter=lambda: 0.5,
+        )
+
+    def push(self, kind="image", data=None, **fields):
+        """A fan sends `data`; returns the ledger's entry."""
+        files = {"file": (f"x.{kind}", PHOTO.read_bytes() if data is None else data)}
+        url = f"{self.sandbox.url}/sandbox/fans/{FAN}/messages"
+        answer = requests.post(url, data={"type": kind, "mode": "plain", **fields}, files=files, timeout=30)
+        assert answer.status_code == 200, answer.text
+        self.now = max(self.now, time.time())
+        (entry,) = self.parts.ledger.find_by_msg_id(int(answer.json()["msg_id"]))
+        return entry
+
+    def entry(self, entry):
+        return self.parts.ledger.get(entry.id)
+
+    def fault(self, path="/cgi-bin/media/get", times=None, **fault):
+        requests.put(
+            f"{self.sandbox.url}/sandbox/faults", json=[{"path": path, "times": times, **fault}], timeout=5
+        )
+
+    def heal(self):
+        requests.put(f"{self.sandbox.url}/sandbox/faults", json=[], timeout=5)
+
+    def calls(self, path):
+        return requests.get(f"{self.sandbox.url}/sandbox/calls", timeout=5).json().get(path, {})
+
+    def chat(self):
+        return requests.get(f"{self.sandbox.url}/sandbox/fans/{FAN}/messages", timeout=5).json()
+
+    def stored_files(self):
+        root = self.settings.media_store
+        return sorted(
+            os.path.relpath(os.path.join(folder, name), root)
+            for folder, _, names in os.walk(root)
+            for name in names
+        )
+
+
+@pytest.fixture
+def make_rig(sandbox, tmp_path):
+    opened = []
+
+    def make(**environ):
+        given = ACCOUNT | {
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+            "WECHAT_API_BASE": sandbox.url,
+        }
+        rig = Rig(sandbox, Settings.from_env(given | environ, tmp_path))
+        server = serving(rig.app)
+        sandbox.callback = f"{server.__enter__()}/wechat"
+        opened.append(server)
+        return rig
+
+    yield make
+    for server in opened:
+        server.__exit__(None, None, None)
+
+
+def test_a_photo_is_stored_whole_under_its_ledger_id(make_rig):
+    rig = make_rig()
+    entry = rig.push()
+    assert rig.worker.run_once()
+    stored = rig.entry(entry)
+    day = time.strftime("%Y/%m/%d", time.gmtime(stored.received_at))
+    assert stored.media_state == "stored"
+    assert stored.media_key == f"{rig.settings.wechat_appid}/{day}/{entry.id}.jpg"
+    assert (stored.media_size, stored.media_sha256) == (PHOTO.stat().st_size, SHA256)
+    with rig.parts.files.open(stored.media_key) as file:
+        assert file.read() == PHOTO.read_bytes()
+    assert not rig.worker.run_once()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "extension"), [("voice", AMR, "amr"), ("video", MP4, "mp4"), ("shortvideo", MP4, "mp4")]
+)
+def test_voice_and_video_are_stored_too(make_rig, kind, data, extension):
+    rig = make_rig()
+    entry = rig.push(kind, data)
+    assert rig.worker.run_once()
+    stored = rig.entry(entry)
+    assert (stored.media_state, stored.media_sha256) == ("stored", hashlib.sha256(data).hexdigest())
+    assert stored.media_key.endswith(f".{extension}")
+
+
+RETRIED = {
+    "busy": {"errcode": -1, "errmsg": "system error"},
+    "quota": {"errcode": 45009, "errmsg": "reach max api daily quota limit"},
+    "an operator's": {"errcode": 48001, "errmsg": "api unauthorized"},
+    "an unknown code": {"errcode": 99999, "errmsg": "?"},
+    "an error as text/plain": {"errcode": 45011, "errmsg": "slower", "content_type": "text/plain"},
+    "a gateway's page": {"status": 502, "body": "<html>Bad Gateway</html>", "content_type": "text/html"},
+    "a truncated body": {"truncate": 1000},
+    "a hang-up": {"disconnect": True},
+}
+
+
+@pytest.mark.parametrize("case", RETRIED)
+def test_retried_with_its_reason_visible_until_it_works(make_rig, case):
+    rig = make_rig()
+    entry = rig.push()
+    rig.fault(**RETRIED[case])
+    assert rig.worker.run_once()
+    pending = rig.entry(entry)
+    assert pending.media_state == "pending"
+    assert pending.media_reason
+    assert pending.media_due == pytest.approx(rig.now + 1.0)
+    assert not rig.worker.run_once(), "not before its pause is over"
+    assert rig.stored_files() == [], "no partial file is left"
+    rig.now += 1.1
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_due == pytest.approx(rig.now + 2.0)
+    rig.heal()
+    rig.now += 2.1
+    assert rig.worker.run_once()
+    stored = rig.entry(entry)
+    assert (stored.media_state, stored.media_reason, stored.media_attempts) == ("stored", None, 3)
+    assert rig.stored_files() == [stored.media_key]
+
+
+FAILED = {
+    "gone": {"errcode": 40007, "errmsg": "invalid media_id rid: 64f4444a-5f19e663-62c00404"},
+    "gone, as text/plain": {"errcode": 40007, "errmsg": "invalid media_id", "content_type": "text/plain"},
+}
+
+
+@pytest.mark.parametrize("case", FAILED)
+def test_failed_at_once_with_the_platforms_code_and_a_hint(make_rig, case):
+    rig = make_rig()
+    entry = rig.push()
+    rig.fault(**FAILED[case])
+    assert rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert (failed.media_state, failed.media_code) == ("failed", 40007)
+    assert "invalid media_id" in failed.media_reason
+    assert "素材已过期" in failed.media_reason
+    assert rig.stored_files() == []
+    rig.heal()
+    assert rig.parts.ledger.retry(None, rig.now) == 1
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_state == "stored"
+
+
+def test_a_body_over_the_cap_fails_and_leaves_nothing(make_rig):
+    rig = make_rig(MAX_MEDIA_BYTES="50000")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert failed.media_state == "failed"
+    assert "MAX_MEDIA_BYTES" in failed.media_reason
+    assert rig.stored_files() == []
+
+
+def test_retries_end_three_days_after_the_message(make_rig):
+    rig = make_rig()
+    entry = rig.push()
+    rig.fault(errcode=-1, errmsg="system error")
+    for _ in range(1000):
+        due = rig.entry(entry).media_due
+        if rig.entry(entry).media_state == "failed":
+            break
+        rig.now = max(rig.now, due + 0.01)
+        rig.fault(errcode=45009, errmsg="reach max api daily quota limit")
+        assert rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert failed.media_state == "failed"
+    assert rig.now == pytest.approx(entry.create_time + 3 * 86400, abs=700)
+    assert failed.media_attempts > 300, "pauses grow to 10 minutes and no further"
+    assert "45009" in failed.media_reason
+
+
+def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
+    rig = make_rig()
+    entry = rig.push()
+    free = rig.parts.files.free_bytes()
+    monkeypatch.setattr(worker_module, "MIN_FREE_BYTES", free * 2)
+    assert not rig.worker.run_once()
+    pending = rig.entry(entry)
+    assert pending.media_state == "pending"
+    assert "make room" in pending.media_reason
+    assert rig.push().reply is not None, "answers go on"
+    monkeypatch.undo()
+    rig.now += 11
+    while rig.worker.run_once():
+        pass
+    assert rig.entry(entry).media_state == "stored"
+
+
+def test_a_lost_claim_changes_nothing(make_rig):
+    rig = make_rig()
+    entry = rig.push()
+    ledger = rig.parts.ledger
+    (lost,) = ledger.claim_downloads(rig.now, 15)
+    rig.now += 16
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_state == "stored"
+    assert not ledger.mark_failed(lost, None, "late", rig.now)
+    assert rig.entry(entry).media_state == "stored"
+
+
+# -- ECHO_VIA=upload --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "data"), [("image", None), ("voice", AMR), ("video", MP4)])
+def test_upload_sends_the_stored_copy_back_once(make_rig, kind, data):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push(kind, data)
+    assert entry.reply is None
+    assert entry.send_state == "waiting"
+    assert rig.worker.run_once()
+    assert rig.worker.run_once()
+    assert not rig.worker.run_once()
+    sent = rig.entry(entry)
+    assert (sent.media_state, sent.send_state) == ("stored", "sent")
+    (shown,) = [one for one in rig.chat() if one["from"] == "account"]
+    assert (shown["type"], shown["by"], shown["sha256"]) == (kind, "custom", sent.media_sha256)
+    assert shown["media_id"] != entry.media_id
+    assert rig.calls("/cgi-bin/media/upload") == {"ok": 1}
+
+
+def test_upload_leaves_words_as_ever(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    with rig.app.test_client() as client:
+        path, body = pushing.plain(pushing.text(5))
+        assert b"Content" in client.post(path, data=body).data
+    assert not rig.worker.run_once()
+
+
+@pytest.mark.parametrize("code", [45015, 45047, 48001, 40003])
+def test_a_refused_send_fails_and_the_file_stays_stored(make_rig, code):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    rig.fault("/cgi-bin/message/custom/send", errcode=code, errmsg="refused")
+    assert rig.worker.run_once()
+    assert rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert (failed.media_state, failed.send_state, failed.send_code) == ("stored", "failed", code)
+    assert str(code) in failed.send_reason
+
+
+def test_a_time_out_after_the_send_left_is_unknown_and_never_repeated(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    rig.fault("/cgi-bin/message/custom/send", disconnect=True)
+    assert rig.worker.run_once()
+    assert rig.worker.run_once()
+    unknown = rig.entry(entry)
+    assert unknown.send_state == "unknown"
+    assert "may have arrived" in unknown.send_reason
+    rig.heal()
+    rig.now += 3600
+    assert not rig.worker.run_once()
+    assert sum(rig.calls("/cgi-bin/message/custom/send").values()) == 1
+
+
+def test_a_crash_while_the_send_was_on_its_way_is_unknown(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    (send,) = rig.parts.ledger.claim_sends(rig.now, 15)
+    assert rig.parts.ledger.mark_sending(send)
+    rig.now += 16
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "unknown"
+    assert rig.calls("/cgi-bin/message/custom/send") == {}
+
+
+def test_a_busy_platform_delays_a_send_and_uploads_once(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    rig.fault("/cgi-bin/message/custom/send", errcode=45009, errmsg="reach max api daily quota limit")
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "pending"
+    assert "45009" in rig.entry(entry).send_reason
+    rig.heal()
+    rig.now += 2
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "sent"
+    assert rig.calls("/cgi-bin/media/upload") == {"ok": 1}
+
+
+def test_what_may_not_be_uploaded_fails_before_the_network(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push("voice", b"#!AMR\n" + bytes(3 * 1024 * 1024))
+    assert rig.worker.run_once()
+    assert rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert (failed.media_state, failed.send_state) == ("stored", "failed")
+    assert rig.calls("/cgi-bin/media/upload") == {}
+
+
+def test_a_failed_download_fails_its_send(make_rig):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    rig.fault(errcode=40007, errmsg="invalid media_id")
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "failed"
+    assert not rig.worker.run_once()
+
+
+# -- threads ----------------------------------------------------------------------------------------------------
+
+
+def test_started_threads_work_and_stop_gives_work_back(make_rig):
+    rig = make_rig()
+    entry = rig.push()
+    worker = rig.parts.worker
+    worker.start(2)
+    try:
+        eventually(lambda: rig.entry(entry).media_state == "stored", what="the download")
+        rig.fault(delay=30)
+        slow = rig.push()
+        worker.wake()
+        eventually(lambda: rig.entry(slow).media_lease_until, what="the claim")
+    finally:
+        worker.stop()
+
+
+def test_a_long_download_keeps_its_claim(make_rig):
+    rig = make_rig(LEASE_SECONDS="1")
+    entry = rig.push()
+    rig.fault(delay=3, times=1)
+    worker = rig.parts.worker
+    worker.start(1)
+    try:
+        eventually(lambda: rig.entry(entry).media_state == "stored", what="the download")
+    finally:
+        worker.stop()
+    assert rig.entry(entry).media_attempts == 1
+    assert rig.calls("/cgi-bin/media/get") == {"ok": 1}
+
+
+def test_parts_cost_no_io(tmp_path):
+    given = ACCOUNT | {"DATABASE_URL": f"sqlite:///{tmp_path}/no/bot.db", "MEDIA_STORE": f"{tmp_path}/media"}
+    parts.build(Settings.from_env(given, tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""GET and POST /wechat: what the platform calls. Converts a request, calls, converts the answer back.
+
+Knows the order of an answer: open, parse, look up, handle, record, seal. Does not know cryptography, XML or SQL. A
+refusal is told to our log in one line and to the caller by its status alone.
+https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+import handlers
+from storage.ledger import Ledger, LedgerUnavailableError, Recorded
+from web import metrics
+from wechat.errors import PushError
+from wechat.messages import Message, UnknownMessage, parse_message
+from wechat.receiver import Receiver
+from wechat.replies import ImageReply, VideoReply, VoiceReply, render_reply
+
+log = logging.getLogger(__name__)
+
+DEADLINE_SECONDS = 5.0  # then the platform drops the connection and repeats the push
+
+
+def callback(
+    receiver: Receiver,
+    ledger: Ledger,
+    *,
+    max_push_bytes: int,
+    upload: bool,
+    wake: Callable[[], None],
+    clock: Callable[[], float] = time.time,
+) -> Blueprint:
+    """The two views. `upload`: what a handler gives back of the fan's own is sent later from the stored copy.
+    `wake` is called when a download was recorded."""
+    blueprint = Blueprint("callback", __name__)
+
+    @blueprint.get("/wechat", provide_automatic_options=False)
+    def verify() -> Response:
+        return Response(receiver.verify_url(request.args, clock()), mimetype="text/plain")
+
+    @blueprint.post("/wechat", provide_automatic_options=False)
+    def receive() -> Response:
+        arrived = time.perf_counter()
+        now = clock()
+        request.max_content_length = max_push_bytes
+        push = receiver.open(request.args, request.get_data(cache=False), now)
+        message = parse_message(push.xml)
+        known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
+        metrics.DELIVERIES.labels(known).inc()
+        recorded = ledger.find(message)
+        if recorded is None:
+            recorded = answer(message, now)
+        else:
+            metrics.DUPLICATES.inc()
+        if recorded.reply is None:
+            response = Response(b"success", mimetype="text/plain")
+        else:
+            response = Response(push.seal(recorded.reply, int(clock())), mimetype="application/xml")
+        seconds = time.perf_counter() - arrived
+        metrics.REPLY_SECONDS.observe(seconds)
+        if seconds > DEADLINE_SECONDS:
+            metrics.DEADLINE_MISSES.inc()
+        return response
+
+    def answer(message: Message, now: float) -> Recorded:
+        fault: Exception | None = None
+        xml, send_back = None, False
+        try:
+            reply = handlers.dispatch(message)
+            send_back = (
+                upload
+                and isinstance(reply, ImageReply | VoiceReply | VideoReply)
+                and reply.media_id == message.media_id
+            )
+            if reply is not None and not send_back:
+                xml = render_reply(reply, message, int(now))
+        except Exception as error:  # a handler's fault must not become the fan's
+            fault = error
+        recorded = ledger.record(message, xml, now, send_back=send_back)
+        if fault is not None:
+            log.error(
+                "a handler failed; the fan was answered success",
+                exc_info=fault,
+                extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
+            )
+        if message.media_id is not None:
+            wake()
+        return recorded
+
+    @blueprint.errorhandler(PushError)
+    def refused(refusal: PushError) -> Response:
+        return refuse(refusal.status, refusal.reason, str(refusal))
+
+    @blueprint.errorhandler(LedgerUnavailableError)
+    def unavailable(error: LedgerUnavailableError) -> Response:
+        log.error(
+            "the ledger cannot be written; the platform will repeat the push", extra={"reason": str(error)}
+        )
+        return Response(status=503)
+
+    @blueprint.errorhandler(RequestEntityTooLarge)
+    def too_large(error: RequestEntityTooLarge) -> Response:
+        return refuse(413, "size", f"the body is over MAX_PUSH_BYTES={max_push_bytes}")
+
+    @blueprint.errorhandler(HTTPException)
+    def unreadable(error: HTTPException) -> Response:
+        return refuse(400, "xml", "the body could not be read")
+
+    return blueprint
+
+
+def wrong_method(error: MethodNotAllowed) -> Response:
+    """405, for the application: routing fails before a blueprint is chosen."""
+    if request.path != "/wechat":
+        return Response(status=405, headers={"Allow": ", ".join(error.valid_methods or ())})
+    return refuse(405, "method", "the platform calls with GET and POST only")
+
+
+def refuse(status: int, reason: str, why: str) -> Response:
+    metrics.REFUSALS.labels(reason).inc()
+    log.warning("refused: %s", why, extra={"reason": reason, "status": status})
+    return Response(status=status)

@@ -1,0 +1,17 @@
+"""The counters that the web processes keep themselves; names as Prometheus shows them.
+
+Knows names and buckets. Does not know who counts, nor the figures that live in the database: web.ops reads those when
+it is asked. Under gunicorn all processes count into one folder (PROMETHEUS_MULTIPROC_DIR, set by gunicorn.conf.py).
+"""
+
+from prometheus_client import Counter, Histogram
+
+DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["type"])
+DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger")
+REFUSALS = Counter("wechat_refusals", "Requests to the callback that were refused", ["reason"])
+DEADLINE_MISSES = Counter("wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds")
+REPLY_SECONDS = Histogram(
+    "wechat_reply_seconds",
+    "Seconds from a push's arrival to its answer",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 4.5, 5, 10),
+)

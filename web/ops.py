@@ -1,0 +1,108 @@
+"""GET /healthz, /readyz and /metrics: what a load balancer, an operator and Prometheus ask.
+
+Knows which figures there are and where they come from: counters of the web processes, the rest from the database at
+the moment of asking. Does not know how they are counted. Shows no secret, and no fan.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from flask import Blueprint, Response, jsonify
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from storage.files import FileStore
+from storage.ledger import Ledger, LedgerUnavailableError
+from wechat.access_token import AccessToken
+
+
+def ops(ledger: Ledger, files: FileStore, token: AccessToken) -> Blueprint:
+    blueprint = Blueprint("ops", __name__)
+
+    @blueprint.get("/healthz")
+    def healthz() -> Response:
+        return Response("ok\n", mimetype="text/plain")
+
+    @blueprint.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        checks = {"database": _database(ledger), "media": _media(files), "token": _token(token)}
+        ready = checks["database"] == checks["media"] == "ok"
+        return jsonify(ready=ready, checks=checks), 200 if ready else 503
+
+    @blueprint.get("/metrics")
+    def metrics() -> Response:
+        registry = CollectorRegistry()
+        registry.register(_DatabaseFigures(ledger, token))
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            counters = CollectorRegistry()
+            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
+        else:
+            counters = REGISTRY
+        return Response(
+            generate_latest(counters) + generate_latest(registry), content_type=CONTENT_TYPE_LATEST
+        )
+
+    return blueprint
+
+
+def _database(ledger: Ledger) -> str:
+    try:
+        ledger.status(time.time())
+    except LedgerUnavailableError as error:
+        return str(error)
+    return "ok"
+
+
+def _media(files: FileStore) -> str:
+    try:
+        files.check()
+    except OSError as error:
+        return f"MEDIA_STORE: {error}"
+    return "ok"
+
+
+def _token(token: AccessToken) -> str:
+    try:
+        row = token.row()
+    except LedgerUnavailableError as error:
+        return str(error)
+    if row.reason is not None:
+        return row.reason
+    return "ok" if row.value is not None else "not fetched yet: nobody has asked for it"
+
+
+class _DatabaseFigures(Collector):
+    def __init__(self, ledger: Ledger, token: AccessToken) -> None:
+        self._ledger, self._token = ledger, token
+
+    def collect(self) -> Iterable[Metric]:
+        now = time.time()
+        try:
+            status, row = self._ledger.status(now), self._token.row()
+        except LedgerUnavailableError:
+            return
+        media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
+        for state in ("pending", "stored", "failed"):
+            media.add_metric([state], getattr(status, state))
+        yield media
+        yield GaugeMetricFamily(
+            "wechat_queue_depth", "Downloads and sends not done yet", status.pending + status.replies_pending
+        )
+        yield GaugeMetricFamily(
+            "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
+        )
+        if row.value is not None:
+            yield GaugeMetricFamily(
+                "wechat_token_age_seconds", "Seconds since the access_token was fetched", now - row.fetched_at
+            )
+        fetches = CounterMetricFamily(
+            "wechat_token_fetches", "Fetches of the access_token", labels=["result"]
+        )
+        pass
+
+        yield fetches

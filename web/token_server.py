@@ -1,0 +1,115 @@
+"""The central token server (中控服务器): hands the one access_token to those who hold TOKEN_SERVER_KEY.
+
+Knows two faces of the same token: our own (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`,
+`/cgi-bin/stable_token`), so that an SDK whose API host can be set needs no change. A client's wish to force a refresh
+is not obeyed: a token that failed is reported to `/token/refresh`, and N reports cost one fetch. Does not fetch itself.
+https://developers.weixin.qq.com/doc/service/en/Basic_Information/Get_access_token.html
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from storage.ledger import LedgerUnavailableError
+from web import metrics
+from wechat.access_token import AccessToken
+from wechat.errors import TokenUnavailableError
+
+log = logging.getLogger(__name__)
+
+
+def token_server(
+    token: AccessToken, *, key: str, appid: str, clock: Callable[[], float] = time.time
+) -> Blueprint:
+    blueprint = Blueprint("token_server", __name__)
+
+    @blueprint.get("/token")
+    def hand_out() -> tuple[Response, int]:
+        return _own_face(token.get)
+
+    @blueprint.post("/token/refresh")
+    def refresh() -> tuple[Response, int]:
+        body = request.get_json(silent=True)
+        stale = body.get("access_token") if isinstance(body, dict) else None
+        if not isinstance(stale, str) or not stale:
+            if not _holds_key():
+                return _no_key()
+            return jsonify(error='say which token failed: {"access_token": "..."}'), 400
+        return _own_face(lambda: token.renew(stale))
+
+    @blueprint.get("/cgi-bin/token")
+    def platform_token() -> Response:
+        return _platform_face(request.args.get("appid"), request.args.get("secret"))
+
+    @blueprint.post("/cgi-bin/stable_token")
+    def platform_stable_token() -> Response:
+        body = request.get_json(silent=True, force=True)
+        asked: dict[str, Any] = body if isinstance(body, dict) else {}
+        return _platform_face(asked.get("appid"), asked.get("secret"))
+
+    @blueprint.after_request
+    def never_stored(response: Response) -> Response:
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    def _own_face(get: Callable[[], str]) -> tuple[Response, int]:
+        if not _holds_key():
+            return _no_key()
+        try:
+            return jsonify(_handed_out(get)), 200
+        except TokenUnavailableError as error:
+            return jsonify(error=error.reason), 503
+        except LedgerUnavailableError as error:
+            return jsonify(error=str(error)), 503
+
+    def _platform_face(asked_appid: object, secret: object) -> Response:
+        if asked_appid != appid:
+            return jsonify(errcode=40013, errmsg="invalid appid")
+        if not _same(secret, key):
+            _refused()
+            return jsonify(
+                errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
+            )
+        try:
+            return jsonify(_handed_out(token.get))
+        except TokenUnavailableError as error:
+            return jsonify(errcode=error.code or -1, errmsg=error.reason)
+        except LedgerUnavailableError as error:
+            return jsonify(errcode=-1, errmsg=str(error))
+
+    def _handed_out(get: Callable[[], str]) -> dict[str, Any]:
+        value = get()
+        row = token.row()  # as new as `value` or newer
+        expires_in = max(int(row.expires_at - clock()), 0)
+        log.info(
+            "token handed out",
+            extra={"to": request.remote_addr, "path": request.path, "expires_in": expires_in},
+        )
+        return {"access_token": row.value or value, "expires_in": expires_in}
+
+    def _holds_key() -> bool:
+        authorization = request.authorization
+        return (
+            authorization is not None and authorization.type == "bearer" and _same(authorization.token, key)
+        )
+
+    def _no_key() -> tuple[Response, int]:
+        _refused()
+        return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
+
+    return blueprint
+
+
+def _same(given: object, key: str) -> bool:
+    return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
+
+
+def _refused() -> None:
+    metrics.REFUSALS.labels("key").inc()
+    log.warning("refused: wrong TOKEN_SERVER_KEY", extra={"reason": "key", "from": request.remote_addr})

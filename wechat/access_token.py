@@ -1,0 +1,558 @@
+"""The account's one access_token: kept in a shared row, renewed early, fetched by one caller at a time.
+
+It knows when a token is due, how a lease and a back-off keep all threads, processes and machines to one
+fetch, and how a refused token is replaced without a loop. It must not know where the row is kept (a
+TokenStore) or who uses the token. Tokens from /cgi-bin/token and /cgi-bin/stable_token are two slots of the
+platform that never disturb each other; one AccessToken uses one of them.
+https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html
+https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
+"""
+
+import logging
+import random as randomness
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from wechat.client import ApiHosts, Timeouts
+from wechat.errors import (
+    ApiError,
+    InvalidTokenError,
+    TokenUnavailableError,
+    TransportError,
+    WeChatError,
+    explain,
+)
+
+__all__ = [
+    "EMPTY",
+    "LEASE_SECONDS",
+    "AccessToken",
+    "CentralTokenFetcher",
+    "ClassicTokenFetcher",
+    "Fetcher",
+    "Grant",
+    "MemoryTokenStore",
+    "StableTokenFetcher",
+    "TokenRow",
+    "TokenStore",
+]
+
+log = logging.getLogger(__name__)
+
+#: One HTTP step of a renewal: at most 5 s per host, 10 s for all hosts with their pauses.
+FETCH_TIMEOUT: Final = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
+#: A lease outlives any such step (a host's last connect may overrun by its 3 s), and is taken anew before each.
+LEASE_SECONDS: Final = 15.0
+
+_MARGIN_SECONDS: Final = 10.0  # what is left of a life must be enough for the call it is taken for
+_LONGEST_LIFE: Final = 7200.0
+_EARLIEST_RENEWAL: Final = 300.0  # before that stable_token gives the same token again
+_LATEST_RENEWAL: Final = 240.0
+_SHORT_LIFE: Final = 600.0
+_CLOCK_ERROR: Final = 60.0
+_FIRST_BACKOFF: Final = 1.0
+_LONGEST_BACKOFF: Final = 60.0
+_WAIT_SECONDS: Final = 20.0
+_POLL_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 30.0
+_FORCED_APART: Final = 30.0
+_FORCED_PER_DAY: Final = 20
+_DAY: Final = 86400
+_BEIJING: Final = 8 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """What all processes share about the token. All times are unix seconds, wall clock; 0 is never.
+
+    `expires_at` 0 beside a value means that the platform refuses this value. `retry_at`, `failures`,
+    `reason` and `code` describe the failed fetches since the last good one. `forced_*` count the
+    force_refresh calls, `forced_day` in days since 1970 by Beijing's clock.
+    """
+
+    value: str | None = field(default=None, repr=False)
+    expires_at: float = 0.0
+    fetched_at: float = 0.0
+    retry_at: float = 0.0
+    failures: int = 0
+    reason: str | None = None
+    code: int | None = None
+    forced_at: float = 0.0
+    forced_day: int = 0
+    forced_count: int = 0
+
+
+EMPTY: Final = TokenRow()
+
+
+class TokenStore(Protocol):
+    """The row and its lease, shared by everybody who uses the account."""
+
+    def load(self) -> TokenRow:
+        """The row, EMPTY when there is none."""
+
+    def lease(self, holder: str, now: float, seconds: float) -> bool:
+        """Take the lease, or prolong one's own; False while another holds it."""
+
+    def save(self, holder: str, row: TokenRow, now: float) -> bool:
+        """Write the row if `holder` holds the lease; the lease goes on."""
+
+    def release(self, holder: str) -> None:
+        """Give the lease back if `holder` holds it."""
+
+
+class MemoryTokenStore:
+    """A TokenStore for one process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._row = EMPTY
+        self._holder: str | None = None
+        self._until = 0.0
+
+    def load(self) -> TokenRow:
+        return self._row
+
+    def lease(self, holder: str, now: float, seconds: float) -> bool:
+        with self._lock:
+            if self._holder not in (None, holder) and now < self._until:
+                return False
+            self._holder, self._until = holder, now + seconds
+            return True
+
+    def save(self, holder: str, row: TokenRow, now: float) -> bool:
+        with self._lock:
+            if self._holder != holder or now >= self._until:
+                return False
+            self._row = row
+            return True
+
+    def release(self, holder: str) -> None:
+        with self._lock:
+            if self._holder == holder:
+                self._holder = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A token as it was handed out, and the seconds it lives from then on (0 < life <= 7200)."""
+
+    value: str = field(repr=False)
+    life: float
+
+
+class Fetcher(Protocol):
+    """Where new tokens come from. All methods raise ApiError, TransportError or TokenUnavailableError."""
+
+    #: force_refresh is limited by the platform: 30 s apart, 20 a day
+    force_is_limited: bool
+
+    def fetch(self) -> Grant:
+        """The token of the day; it may be the one we have."""
+
+    def is_dead(self, token: str) -> bool:
+        """Does the source itself refuse this token, although it handed it out as valid?"""
+
+    def force(self, stale: str) -> Grant:
+        """A token instead of `stale`."""
+
+
+class StableTokenFetcher:
+    """POST /cgi-bin/stable_token: safe beside other programs that do the same."""
+
+    force_is_limited = True
+
+    def __init__(self, hosts: ApiHosts, appid: str, secret: str) -> None:
+        self._hosts = hosts
+        self._appid = appid
+        self._secret = secret
+
+    def fetch(self) -> Grant:
+        return self._post(force=False)
+
+    def is_dead(self, token: str) -> bool:
+        return _is_refused(self._hosts, token)
+
+    def force(self, stale: str) -> Grant:
+        return self._post(force=True)
+
+    def _post(self, *, force: bool) -> Grant:
+        answer = self._hosts.call(
+            "POST",
+            "/cgi-bin/stable_token",
+            json={
+                "grant_type": "client_credential",
+                "appid": self._appid,
+                "secret": self._secret,
+                "force_refresh": force,
+            },
+            repeatable=not force,  # a second forced one within 30 s changes nothing but the day's count
+            timeout=FETCH_TIMEOUT,
+        )
+        return _grant(answer)
+
+
+class ClassicTokenFetcher:
+    """GET /cgi-bin/token: each fetch replaces the token, so nobody else may fetch for this account."""
+
+    force_is_limited = True
+
+    def __init__(self, hosts: ApiHosts, appid: str, secret: str) -> None:
+        self._hosts = hosts
+        self._appid = appid
+        self._secret = secret
+
+    def fetch(self) -> Grant:
+        answer = self._hosts.call(
+            "GET",
+            "/cgi-bin/token",
+            params={"grant_type": "client_credential", "appid": self._appid, "secret": self._secret},
+            repeatable=True,
+            timeout=FETCH_TIMEOUT,
+        )
+        return _grant(answer)
+
+    def is_dead(self, token: str) -> bool:
+        return _is_refused(self._hosts, token)
+
+    def force(self, stale: str) -> Grant:
+        return self.fetch()
+
+
+class CentralTokenFetcher:
+    """A central token server (中控服务器) that does the fetching: no AppSecret here, and no call of ours to
+    the platform's token APIs. `base_url` is WECHAT_TOKEN_SOURCE, `key` WECHAT_TOKEN_SOURCE_KEY."""
+
+    force_is_limited = False
+
+    def __init__(self, base_url: str, key: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._hosts = ApiHosts([base_url], sleep=sleep)
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    def fetch(self) -> Grant:
+        return self._call("GET", "/token")
+
+    def is_dead(self, token: str) -> bool:
+        return True  # the central server judges that itself when the token is reported to it
+
+    def force(self, stale: str) -> Grant:
+        return self._call("POST", "/token/refresh", json={"access_token": stale})
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> Grant:
+        try:
+            answer = self._hosts.call(
+                method, path, headers=self._headers, repeatable=True, timeout=FETCH_TIMEOUT, **kwargs
+            )
+        except TransportError as error:
+            failure = error
+        else:
+            return _grant(answer)
+        if failure.status in _CENTRAL_REASONS:
+            raise TokenUnavailableError(_CENTRAL_REASONS[failure.status])
+        raise TokenUnavailableError(f"the central token server (WECHAT_TOKEN_SOURCE) failed: {failure}")
+
+
+_CENTRAL_REASONS: Final[dict[int | None, str]] = {
+    401: "the central token server refuses WECHAT_TOKEN_SOURCE_KEY: it must equal TOKEN_SERVER_KEY over there / "
+    "中控服务器拒绝了 WECHAT_TOKEN_SOURCE_KEY，须与其 TOKEN_SERVER_KEY 一致",
+    404: "no central token server at WECHAT_TOKEN_SOURCE: check the address, and that TOKEN_SERVER_KEY is set "
+    "over there / WECHAT_TOKEN_SOURCE 处没有中控服务器，请检查地址及其 TOKEN_SERVER_KEY",
+    503: "the central token server (WECHAT_TOKEN_SOURCE) has no token itself: see its /readyz and log / "
+    "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
+}
+
+
+class AccessToken:
+    """The account's token for any number of threads; with a shared store, of processes and machines.
+
+    `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
+    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "transport".
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        fetcher: Fetcher,
+        *,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[], float] = randomness.random,
+        sleep: Callable[[float], None] = time.sleep,
+        on_fetch: Callable[[str], None] = lambda result: None,
+    ) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._clock = clock
+        self._random = random
+        self._sleep = sleep
+        self._on_fetch = on_fetch
+        self._lock = threading.Lock()
+        self._jitter: tuple[str | None, float] = (None, 0.0)
+
+    def get(self) -> str:
+        """The token. It never waits while there is a valid one.
+
+        Raises TokenUnavailableError: at once during the pause after a failed fetch, else after that fetch, or
+        when another process has not brought a token within 20 s.
+        """
+        return self._usable(self._store.load()) or self._alone(self._usable, stale=None)
+
+    def renew(self, stale: str) -> str:
+        """The token after `stale`, which the platform refused. Many reports of one token cost one fetch.
+
+        If the normal fetch gives `stale` again, the source is asked whether it really is dead; only then a
+        forced renewal follows, within the platform's limits. A token that the source vouches for is returned
+        as it is: the caller's one repeat then shows what is wrong. Raises TokenUnavailableError.
+        """
+
+        def newer(row: TokenRow) -> str | None:
+            return None if row.value == stale else self._usable(row)
+
+        return newer(self._store.load()) or self._alone(newer, stale=stale)
+
+    def refresh(self) -> str:
+        """The token after a fetch now, whatever the back-off says: the operator has mended something.
+
+        stable_token gives the same token again while it is young. Raises TokenUnavailableError.
+        """
+        return self._alone(lambda row: None, stale=None, patient=False)
+
+    def keep_fresh(self) -> float:
+        """Renew the token if it is due; the seconds until the next look. For a loop in each process.
+
+        A token that nobody has asked for yet is not fetched. A failed fetch is in the row and in the log.
+        """
+        pause = self._until_due()
+        if pause > 0:
+            return min(pause, _LOOK_SECONDS)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._renew_if_due()
+            finally:
+                self._lock.release()
+        return min(max(self._until_due(), 1.0), _LOOK_SECONDS)
+
+    def row(self) -> TokenRow:
+        """The shared row, for those who show its state."""
+        return self._store.load()
+
+    def _usable(self, row: TokenRow) -> str | None:
+        return row.value if row.expires_at - self._clock() > _MARGIN_SECONDS else None
+
+    def _until_due(self) -> float:
+        """Seconds until the token is to be renewed, 0 or less when it is due."""
+        row = self._store.load()
+        now = self._clock()
+        if row.value is None:
+            return _LOOK_SECONDS
+        if self._jitter[0] != row.value:
+            self._jitter = (row.value, self._random())
+        life = row.expires_at - row.fetched_at
+        if now < row.fetched_at - _CLOCK_ERROR:
+            due = now  # the clock was set back, and what it says of this token is worth nothing
+        elif life < _SHORT_LIFE:
+            due = row.fetched_at + life / 2
+        else:
+            due = row.expires_at - _LATEST_RENEWAL - (_EARLIEST_RENEWAL - _LATEST_RENEWAL) * self._jitter[1]
+        return max(due - now, _back_off_left(row, now))
+
+    def _renew_if_due(self) -> None:
+        holder = secrets.token_hex(8)
+        if not self._store.lease(holder, self._clock(), LEASE_SECONDS):
+            return
+        try:
+            if self._until_due() <= 0:
+                self._replace(holder, stale=None)
+        except (TokenUnavailableError, _LeaseLostError):
+            pass  # it is in the row and in the log; another look comes
+        finally:
+            self._store.release(holder)
+
+    def _alone(
+        self, found: Callable[[TokenRow], str | None], *, stale: str | None, patient: bool = True
+    ) -> str:
+        """What is `found` in the row, or else a renewal, by one thread of one process at a time."""
+
+        def look() -> str | None:
+            row = self._store.load()
+            value = found(row)
+            if value is None and patient and _back_off_left(row, self._clock()) > 0:
+                raise TokenUnavailableError(row.reason or "", code=row.code, retry_at=row.retry_at)
+            return value
+
+        holder = secrets.token_hex(8)  # of this very call: a forked process never shares it
+        if self._lock.acquire(timeout=_WAIT_SECONDS):
+            try:
+                for _ in range(int(_WAIT_SECONDS / _POLL_SECONDS)):
+                    value = look()
+                    if value is not None:
+                        return value
+                    if self._store.lease(holder, self._clock(), LEASE_SECONDS):
+                        try:
+                            return look() or self._replace(holder, stale)
+                        except _LeaseLostError:
+                            pass  # whoever has it now brings the token
+                        finally:
+                            self._store.release(holder)
+                    self._sleep(_POLL_SECONDS)
+            finally:
+                self._lock.release()
+        raise TokenUnavailableError(
+            f"another thread or process has been fetching the token for {_WAIT_SECONDS:.0f} s: try again / "
+            f"其他进程正在获取 token，请稍后重试"
+        )
+
+    def _replace(self, holder: str, stale: str | None) -> str:
+        """One renewal under the lease. A failure goes into the row, beside the old token."""
+        failure: WeChatError
+        try:
+            return self._replaced(holder, stale)
+        except (ApiError, TransportError, TokenUnavailableError) as error:
+            failure = error
+        row = self._store.load()
+        retry_at = self._clock() + min(_FIRST_BACKOFF * 2.0 ** min(row.failures, 10), _LONGEST_BACKOFF)
+        reason = _reason(failure)
+        code = getattr(failure, "code", None)
+        row = replace(row, retry_at=retry_at, failures=row.failures + 1, reason=reason, code=code)
+        self._save(holder, row)
+        log.warning("access_token not renewed: %s", reason, extra={"code": code, "failures": row.failures})
+        raise TokenUnavailableError(reason, code=code, retry_at=retry_at)
+
+    def _replaced(self, holder: str, stale: str | None) -> str:
+        row = self._store.load()
+        if row.value is not None and row.expires_at == 0:
+            stale = row.value
+        asked_at = self._clock()
+        grant = self._fetch(holder, self._fetcher.fetch)
+        if grant.value == stale and self._is_dead(holder, grant.value):
+            if self._fetcher.force_is_limited:
+                row = replace(row, value=stale, expires_at=0.0)
+                self._save(holder, row)
+                row = self._count_forced(row)
+                self._save(holder, row)  # before the call: one that is cut off counts too
+            asked_at = self._clock()
+            grant = self._fetch(holder, lambda: self._fetcher.force(stale))
+            if grant.value == stale and self._fetcher.force_is_limited:
+                raise TokenUnavailableError(
+                    "the platform refuses its own token and gives no other, even by force_refresh / "
+                    "平台拒绝该 token，强制刷新后仍返回同一个"
+                )
+        kept = TokenRow(
+            value=grant.value,
+            expires_at=asked_at + grant.life,
+            fetched_at=asked_at,
+            forced_at=row.forced_at,
+            forced_day=row.forced_day,
+            forced_count=row.forced_count,
+        )
+        self._save(holder, kept)
+        log.info("access_token renewed", extra={"expires_in": round(grant.life)})
+        return grant.value
+
+    def _fetch(self, holder: str, ask: Callable[[], Grant]) -> Grant:
+        self._hold(holder)
+        result = "transport"
+        try:
+            grant = ask()
+            result = "ok"
+        except ApiError as error:
+            result = str(error.code)
+            raise
+        finally:
+            self._on_fetch(result)
+        return grant
+
+    def _is_dead(self, holder: str, token: str) -> bool:
+        self._hold(holder)
+        return self._fetcher.is_dead(token)
+
+    def _count_forced(self, row: TokenRow) -> TokenRow:
+        now = self._clock()
+        day = int((now + _BEIJING) // _DAY)
+        count = row.forced_count if row.forced_day == day else 0
+        if count >= _FORCED_PER_DAY:
+            raise TokenUnavailableError(
+                f"the token is dead and force_refresh was used {count} times today, which is all the platform "
+                f"allows: find out what kills the tokens / token 已失效，今日强制刷新次数（{count} 次）已用尽"
+            )
+        if 0 <= now - row.forced_at < _FORCED_APART:
+            raise TokenUnavailableError(
+                "the token is dead and force_refresh was used less than 30 s ago: wait / "
+                "token 已失效，距上次强制刷新不足 30 秒，请稍候"
+            )
+        return replace(row, forced_at=now, forced_day=day, forced_count=count + 1)
+
+    def _hold(self, holder: str) -> None:
+        if not self._store.lease(holder, self._clock(), LEASE_SECONDS):
+            raise _LeaseLostError
+
+    def _save(self, holder: str, row: TokenRow) -> None:
+        if not self._store.save(holder, row, self._clock()):
+            raise _LeaseLostError
+
+
+class _LeaseLostError(Exception):
+    """Another process took the lease over; what we know is out of date."""
+
+
+def _back_off_left(row: TokenRow, now: float) -> float:
+    """Seconds until the next fetch may be tried; a moment that only a changed clock explains is void."""
+    left = row.retry_at - now
+    return left if left <= _LONGEST_BACKOFF + _CLOCK_ERROR else 0.0
+
+
+def _is_refused(hosts: ApiHosts, token: str) -> bool:
+    """getcallbackip is the cheapest call that needs a token."""
+    try:
+        hosts.call(
+            "GET",
+            "/cgi-bin/getcallbackip",
+            params={"access_token": token},
+            repeatable=True,
+            timeout=FETCH_TIMEOUT,
+        )
+    except InvalidTokenError:
+        return True
+    return False
+
+
+def _grant(answer: dict[str, Any]) -> Grant:
+    value = answer.get("access_token")
+    try:
+        life = float(str(answer.get("expires_in")))
+    except ValueError:
+        life = 0.0
+    if not isinstance(value, str) or not value or not life > 0:
+        raise TokenUnavailableError(
+            "the answer holds no usable access_token and expires_in / 返回中没有可用的 token"
+        )
+    return Grant(value, min(life, _LONGEST_LIFE))
+
+
+_CALLER_IP: Final = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")
+_SETTINGS: Final = {
+    40001: "WECHAT_APPSECRET",
+    40013: "WECHAT_APPID",
+    40125: "WECHAT_APPSECRET",
+    41002: "WECHAT_APPID",
+    41004: "WECHAT_APPSECRET",
+}
+
+
+def _reason(failure: WeChatError) -> str:
+    """What to show an operator: code, the platform's text, and what to do, in English and Chinese."""
+    if not isinstance(failure, ApiError):
+        return str(failure)
+    # 40001 for a token call means the AppSecret, not a token.
+    known = explain(40125 if failure.code == 40001 else failure.code)
+    hint_en, hint_zh = known.hint_en, known.hint_zh
+    ip = _CALLER_IP.search(failure.errmsg)
+    if failure.code == 40164 and ip:
+        hint_en = f"Add {ip[1]} to the account's IP whitelist"
+        hint_zh = f"请将 {ip[1]} 加入公众平台 IP 白名单"
+    setting = f" ({_SETTINGS[failure.code]})" if failure.code in _SETTINGS else ""
+    return f"{failure.code} ({failure.errmsg}): {hint_en} / {hint_zh}{setting}"

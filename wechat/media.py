@@ -1,0 +1,307 @@
+"""Temporary media (临时素材): upload a file, download one by its media_id, tell a file's kind by its content.
+
+It knows the platform's limits, that a download may answer JSON instead of bytes, and how far to trust a
+video_url. It must not know where the bytes go or come from. A message's PicUrl is never fetched.
+https://developers.weixin.qq.com/doc/service/api/material/temporary/api_uploadtempmedia
+https://developers.weixin.qq.com/doc/service/api/material/temporary/api_getmedia
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, Final, Literal
+from urllib.parse import urljoin
+
+import filetype
+
+from wechat.client import CHUNK_BYTES, Answer, ApiClient, ApiHosts, Timeouts, json_object, raise_errcode
+from wechat.errors import (
+    MediaRefusedError,
+    MediaTooLargeError,
+    TransportError,
+    TruncatedMediaError,
+    UnsafeMediaUrlError,
+)
+
+__all__ = ["HEAD_BYTES", "extension", "open_media", "upload", "uploaded_media_id"]
+
+#: How much of a file's beginning `extension` looks at.
+HEAD_BYTES: Final = 512
+
+_UPLOAD_PATH: Final = "/cgi-bin/media/upload"
+_UPLOAD_TIMEOUT: Final = Timeouts(read=30.0, host=300.0, call=300.0)
+_DOWNLOAD_TIMEOUT: Final = Timeouts(host=600.0, call=600.0)
+_SMALL_JSON_BYTES: Final = 64 * 1024
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_SEND_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    max_bytes: int
+    too_large: int  # the platform's code
+    extensions: frozenset[str]
+
+
+_LIMITS: Final[Mapping[str, _Limit]] = {
+    "image": _Limit(10 * 1024 * 1024, 40009, frozenset({"jpg", "png", "gif"})),
+    "voice": _Limit(2 * 1024 * 1024, 40010, frozenset({"amr", "mp3"})),
+    "video": _Limit(10 * 1024 * 1024, 40011, frozenset({"mp4"})),
+    "thumb": _Limit(64 * 1024, 40012, frozenset({"jpg"})),
+}
+_CONTENT_TYPES: Final[Mapping[str, str]] = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "gif": "image/gif",
+    "amr": "audio/amr",
+    "mp3": "audio/mpeg",
+    "mp4": "video/mp4",
+}
+
+
+def upload(
+    client: ApiClient,
+    *,
+    kind: Literal["image", "voice", "video", "thumb"],
+    file: BinaryIO,
+    filename: str,
+    size: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Upload `size` bytes of `file`, from where it stands; the platform's JSON (see `uploaded_media_id`).
+
+    Type, size and format (by content) are checked first: MediaRefusedError, which calls the file `filename`;
+    the platform gets a plain name of ours. The file is streamed and sent from its beginning again if the
+    call is repeated. `progress` hears the bytes sent since the last time, a negative number at a new
+    beginning. Raises ApiError, TransportError and TokenUnavailableError too.
+    """
+    shown = filename.encode("unicode_escape").decode()
+    limit = _LIMITS.get(kind)
+    if limit is None:
+        raise MediaRefusedError(40004, f"{shown}: there is no media type {kind!r}")
+    if size <= 0:
+        raise MediaRefusedError(40006, f"{shown} is empty")
+    if size > limit.max_bytes:
+        raise MediaRefusedError(limit.too_large, f"{shown} has {size} bytes, {kind} takes {limit.max_bytes}")
+    with _rewindable(file, size) as source:
+        start = source.tell()
+        found = extension(source.read(HEAD_BYTES))
+        if found not in limit.extensions:
+            wanted = ", ".join(sorted(limit.extensions))
+            raise MediaRefusedError(40005, f"{shown} is by its content no {kind} that can be sent ({wanted})")
+        if source.seek(0, os.SEEK_END) - start != size:
+            raise MediaRefusedError(40006, f"{shown} has not the {size} bytes it should have")
+        return client.call(
+            "POST",
+            _UPLOAD_PATH,
+            params={"type": kind},
+            body=_Multipart(source, start, size, f"{kind}.{found}", _CONTENT_TYPES[found], progress),
+            repeatable=True,  # a second copy on the platform harms nobody
+            timeout=_UPLOAD_TIMEOUT,
+        )
+
+
+def uploaded_media_id(answer: Mapping[str, Any]) -> str:
+    """The id in an upload's answer; for a thumbnail it is called thumb_media_id.
+
+    Raises TransportError if there is none.
+    """
+    media_id = answer.get("media_id") or answer.get("thumb_media_id")
+    if not isinstance(media_id, str):
+        raise TransportError(_UPLOAD_PATH, sent=True, status=200, detail="the answer holds no media_id")
+    return media_id
+
+
+@contextmanager
+def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[Iterator[bytes]]:
+    """The file as chunks of at most 64 KiB; the connection is closed on leaving.
+
+    Raised on entering or while iterating: ApiError; TokenUnavailableError; TransportError (no usable
+    answer); TruncatedMediaError (broken off, stalled, or empty); MediaTooLargeError; UnsafeMediaUrlError.
+    What was iterated before an error is no file.
+    """
+    opened = client.exchange(
+        "GET",
+        "/cgi-bin/media/get",
+        read=_file_or_url,
+        params={"media_id": media_id},
+        repeatable=True,
+        timeout=_DOWNLOAD_TIMEOUT,
+    )
+    answer = opened if isinstance(opened, Answer) else _follow(client.hosts, opened)
+    try:
+        if answer.length is not None and answer.length > max_bytes:
+            raise MediaTooLargeError(max_bytes)
+        yield _chunks(answer, max_bytes)
+    finally:
+        answer.close()
+
+
+def extension(head: bytes) -> str:
+    """jpg, png, gif, amr, speex, mp3, mp4 or bin, by the first bytes of a file (HEAD_BYTES are enough)."""
+    if head.startswith(b"#!AMR"):  # filetype does not know AMR-WB
+        return "amr"
+    if head.startswith(b"OggS"):
+        return "speex" if b"Speex   " in head else "bin"
+    if head[4:8] == b"ftyp":
+        # An ftyp box of a brand it does not know, or longer than what we show it, still is one.
+        return _BY_FILETYPE.get(filetype.guess_extension(head), "bin") if filetype.guess(head) else "mp4"
+    found = _BY_FILETYPE.get(filetype.guess_extension(head), "bin")
+    return "mp3" if found == "bin" and _is_mp3_frame(head) else found
+
+
+_BY_FILETYPE: Final[Mapping[str | None, str]] = {
+    "jpg": "jpg",
+    "png": "png",
+    "apng": "png",
+    "gif": "gif",
+    "mp3": "mp3",
+    "mp4": "mp4",
+    "m4v": "mp4",
+}
+
+
+def _is_mp3_frame(head: bytes) -> bool:
+    """An MPEG audio frame of layer III, whatever its version; filetype knows three of the possible heads."""
+    return (
+        len(head) > 2
+        and head[0] == 0xFF
+        and head[1] & 0xE6 == 0xE2
+        and head[1] & 0x18 != 0x08  # no such version
+        and head[2] & 0xF0 != 0xF0  # no such bit rate
+    )
+
+
+def _file_or_url(answer: Answer) -> Answer | str:
+    """The answer if it is a file, or the video_url it names. Raises ApiError, TransportError.
+
+    Neither the content type nor a Content-disposition proves a file: small JSON with an errcode is an error
+    under any headers (fans cannot send such a file). Other JSON, and pages, are files only with a
+    Content-disposition.
+    """
+    named = bool(answer.header("Content-Disposition"))
+    head, complete = answer.peek(0)
+    value = None
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        head, complete = answer.peek(_SMALL_JSON_BYTES)
+        value = json_object(head) if complete else None
+    if value is not None:
+        raise_errcode(value, answer.path)
+        url = value.get("video_url")
+        if not named and isinstance(url, str):
+            answer.close()
+            return url
+    if not named:
+        content_type = answer.header("Content-Type").lower()
+        if (
+            value is not None
+            or content_type.startswith(("text/html", "application/json"))
+            or head[:1] == b"<"
+        ):
+            raise TransportError(
+                answer.path, sent=True, status=200, detail=f"{answer.host} sent a page instead of a file"
+            )
+    return answer
+
+
+def _follow(hosts: ApiHosts, url: str) -> Answer:
+    """The video behind a video_url. Every redirect is checked as the first address was."""
+    for _ in range(1 + _MAX_REDIRECTS):
+        answer = hosts.get_url(url, path="video_url", timeout=_DOWNLOAD_TIMEOUT)
+        if answer.status not in _REDIRECTS:
+            return _video(answer)
+        answer.close()
+        try:
+            url = urljoin(url, answer.header("Location"))
+        except ValueError:
+            url = ""  # refused by get_url
+    raise UnsafeMediaUrlError("video_url is redirected again and again")
+
+
+def _video(answer: Answer) -> Answer:
+    try:
+        if answer.status == 200 and isinstance(_file_or_url(answer), Answer):
+            return answer
+        raise TransportError(
+            answer.path, sent=True, status=answer.status, detail=f"no video at {answer.host}"
+        )
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _chunks(answer: Answer, max_bytes: int) -> Iterator[bytes]:
+    total = 0
+    while chunk := _read(answer, total):
+        total += len(chunk)
+        if total > max_bytes:
+            raise MediaTooLargeError(max_bytes)
+        yield chunk
+    if total == 0:
+        raise TruncatedMediaError("the platform sent an empty file")
+
+
+def _read(answer: Answer, total: int) -> bytes:
+    try:
+        return answer.read()
+    except TransportError:
+        pass
+    raise TruncatedMediaError(f"the download broke off after {total} bytes")
+
+
+@contextmanager
+def _rewindable(file: BinaryIO, size: int) -> Iterator[IO[bytes]]:
+    """The file itself, or a copy on disk of one that cannot be read twice (an object of a remote store)."""
+    if file.seekable():
+        yield file
+        return
+    with tempfile.SpooledTemporaryFile(max_size=_SMALL_JSON_BYTES) as copy:
+        shutil.copyfileobj(file, copy, CHUNK_BYTES)
+        copy.seek(0)
+        yield copy
+
+
+class _Multipart:
+    """A form with the one file, at a known length: the platform is not known to take chunked bodies."""
+
+    def __init__(
+        self,
+        source: IO[bytes],
+        start: int,
+        size: int,
+        name: str,
+        content_type: str,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self._before = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="media"; filename="{name}"\r\n'
+            f"Content-Type: {content_type}\r\n\r\n"
+        ).encode()
+        self._after = f"\r\n--{boundary}--\r\n".encode()
+        self._source = source
+        self._start = start
+        self._size = size
+        self._progress = progress or (lambda sent: None)
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return len(self._before) + self._size + len(self._after)
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._sent:
+            self._progress(-self._sent)
+            self._sent = 0
+        self._source.seek(self._start)
+        yield self._before
+        while chunk := self._source.read(_SEND_BYTES):
+            yield chunk
+            self._sent += len(chunk)
+            self._progress(len(chunk))
+        yield self._after

@@ -1,0 +1,217 @@
+"""Passive replies: what a handler may answer, and the XML of each.
+
+A reply is checked when it is built (ReplyError), so that rendering has only the message to look at. Every value
+passes the one escaping function. It must not know handlers, encryption or HTTP. No reply at all, the platform's
+`success`, is None and has no class here.
+
+https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
+"""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from wechat.elements import cdata, legal
+from wechat.errors import ReplyError
+from wechat.messages import Event, Message
+
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "AiTransferReply",
+    "Article",
+    "ImageReply",
+    "MusicReply",
+    "NewsReply",
+    "Reply",
+    "TextReply",
+    "TransferReply",
+    "VideoReply",
+    "VoiceReply",
+    "render_reply",
+]
+
+#: Bytes of UTF-8. The platform's page names no limit; what others send without loss is this.
+MAX_TEXT_BYTES: Final = 2048
+_MAX_ARTICLES_AFTER_EVENT: Final = 8
+_MAX_ARTICLES_AFTER_MESSAGE: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TextReply:
+    """Text. `content` becomes what XML can carry (line ends as \\n) and at most 2048 bytes, cut on a character."""
+
+    content: str
+
+    def __post_init__(self) -> None:
+        _need(self.content, "a text reply needs content: answer None to say nothing")
+        content = legal(self.content)
+        data = content.encode()
+        if len(data) > MAX_TEXT_BYTES:
+            content = data[:MAX_TEXT_BYTES].decode(errors="ignore")
+        object.__setattr__(self, "content", content)
+
+    def _xml(self) -> str:
+        return f"<MsgType><![CDATA[text]]></MsgType><Content>{cdata(self.content)}</Content>"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReply:
+    """A picture, by its MediaId: an uploaded one, a permanent one, or the fan's own."""
+
+    media_id: str
+
+    def __post_init__(self) -> None:
+        _need(self.media_id, "an image reply needs a media_id")
+
+    def _xml(self) -> str:
+        return f"<MsgType><![CDATA[image]]></MsgType><Image><MediaId>{cdata(self.media_id)}</MediaId></Image>"
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceReply:
+    """Speech, by its MediaId."""
+
+    media_id: str
+
+    def __post_init__(self) -> None:
+        _need(self.media_id, "a voice reply needs a media_id")
+
+    def _xml(self) -> str:
+        return f"<MsgType><![CDATA[voice]]></MsgType><Voice><MediaId>{cdata(self.media_id)}</MediaId></Voice>"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoReply:
+    """A video, by its MediaId."""
+
+    media_id: str
+    title: str | None = None
+    description: str | None = None
+
+    def __post_init__(self) -> None:
+        _need(self.media_id, "a video reply needs a media_id")
+
+    def _xml(self) -> str:
+        return (
+            "<MsgType><![CDATA[video]]></MsgType>"
+            f"<Video><MediaId>{cdata(self.media_id)}</MediaId>"
+            f"{_optional('Title', self.title)}{_optional('Description', self.description)}</Video>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MusicReply:
+    """A piece of music. `thumb_media_id` is the picture shown, `hq_music_url` is used on Wi-Fi."""
+
+    thumb_media_id: str
+    title: str | None = None
+    description: str | None = None
+    music_url: str | None = None
+    hq_music_url: str | None = None
+
+    def __post_init__(self) -> None:
+        _need(self.thumb_media_id, "a music reply needs a thumb_media_id")
+
+    def _xml(self) -> str:
+        return (
+            "<MsgType><![CDATA[music]]></MsgType>"
+            f"<Music>{_optional('Title', self.title)}{_optional('Description', self.description)}"
+            f"{_optional('MusicUrl', self.music_url)}{_optional('HQMusicUrl', self.hq_music_url)}"
+            f"<ThumbMediaId>{cdata(self.thumb_media_id)}</ThumbMediaId></Music>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """One item of a news reply. `pic_url` is a JPG or PNG, about 360x200."""
+
+    title: str
+    description: str = ""
+    pic_url: str = ""
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        _need(self.title, "an article needs a title")
+
+    def _xml(self) -> str:
+        return (
+            f"<item><Title>{cdata(self.title)}</Title><Description>{cdata(self.description)}</Description>"
+            f"<PicUrl>{cdata(self.pic_url)}</PicUrl><Url>{cdata(self.url)}</Url></item>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NewsReply:
+    """Articles: at most one in answer to a message, eight in answer to an event."""
+
+    articles: tuple[Article, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.articles) <= _MAX_ARTICLES_AFTER_EVENT:
+            raise ReplyError(f"a news reply needs 1 to {_MAX_ARTICLES_AFTER_EVENT} articles")
+
+    def _xml(self) -> str:
+        items = "".join(article._xml() for article in self.articles)
+        return (
+            "<MsgType><![CDATA[news]]></MsgType>"
+            f"<ArticleCount>{len(self.articles)}</ArticleCount><Articles>{items}</Articles>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TransferReply:
+    """Hands the message to the customer-service client, to the agent `kf_account` if one is named."""
+
+    kf_account: str | None = None
+
+    def _xml(self) -> str:
+        account = _optional("KfAccount", self.kf_account)
+        return (
+            "<MsgType><![CDATA[transfer_customer_service]]></MsgType>"
+            f"{account and f'<TransInfo>{account}</TransInfo>'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AiTransferReply:
+    """Hands the message to the account's own AI reply, which must be switched on in the console."""
+
+    def _xml(self) -> str:
+        return "<MsgType><![CDATA[transfer_biz_ai_ivr]]></MsgType>"
+
+
+Reply: TypeAlias = (
+    TextReply
+    | ImageReply
+    | VoiceReply
+    | VideoReply
+    | MusicReply
+    | NewsReply
+    | TransferReply
+    | AiTransferReply
+)
+
+
+def render_reply(reply: Reply, message: Message, now: int) -> bytes:
+    """The reply to `message` as plain XML, UTF-8, the names swapped. `now` is in unix seconds.
+
+    Raises ReplyError for more than one article in answer to a message that is no event.
+    """
+    if isinstance(reply, NewsReply) and not isinstance(message, Event):
+        surplus = len(reply.articles) - _MAX_ARTICLES_AFTER_MESSAGE
+        if surplus > 0:
+            raise ReplyError(f"a message is answered with one article: leave out {surplus}")
+    return (
+        f"<xml><ToUserName>{cdata(message.from_user_name)}</ToUserName>"
+        f"<FromUserName>{cdata(message.to_user_name)}</FromUserName>"
+        f"<CreateTime>{now:d}</CreateTime>{reply._xml()}</xml>"
+    ).encode()
+
+
+def _need(value: str | None, otherwise: str) -> None:
+    # None is what a message's media_id may be.
+    if not value or not legal(value):
+        raise ReplyError(otherwise)
+
+
+def _optional(tag: str, value: str | None) -> str:
+    return "" if value is None else f"<{tag}>{cdata(value)}</{tag}>"

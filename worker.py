@@ -1,0 +1,341 @@
+"""Works off the ledger: downloads what fans sent, and sends back what ECHO_VIA=upload owes them.
+
+Knows the order of a download and of a send, and what each failure means for the row. Does not know Flask, XML or SQL.
+A claim is a lease that a heartbeat renews; whoever lost it stops, and no mark of his changes anything. A signal only
+sets a flag: work in hand finishes within GRACE_SECONDS or is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from storage.files import FileStore
+from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
+from wechat import customer_service, media
+from wechat.access_token import AccessToken
+from wechat.client import ApiClient
+from wechat.errors import (
+    ApiError,
+    Kind,
+    MediaError,
+    MediaRefusedError,
+    TokenUnavailableError,
+    TransportError,
+    WeChatError,
+)
+from wechat.messages import MediaKind
+from wechat.replies import ImageReply, VideoReply, VoiceReply
+
+log = logging.getLogger(__name__)
+
+MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three days
+SEND_LIFE_SECONDS = 2 * 86400  # a fan's message gives the right to send for 48 hours
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
+MIN_FREE_BYTES = 200 * 1024 * 1024
+LOW_DISK_PAUSE_SECONDS = 10.0
+IDLE_SECONDS = (0.05, 1.0)  # between looks at an empty ledger: the first, the longest
+GRACE_SECONDS = 20.0  # for work in hand when the process is asked to stop
+
+
+class _Stopped(Exception):
+    """The process is asked to stop: give the work back."""
+
+
+class _ClaimLost(Exception):
+    """Another process holds this work now."""
+
+
+class Worker:
+    """One process's share of the work."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: ApiClient,
+        files: FileStore,
+        token: AccessToken,
+        *,
+        lease_seconds: float,
+        max_media_bytes: int,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._ledger, self._client, self._files, self._token = ledger, client, files, token
+        self._lease, self._max_media_bytes = lease_seconds, max_media_bytes
+        self._clock, self._jitter, self._grace = clock, jitter, grace_seconds
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._abandon = threading.Event()
+        self._finished = threading.Event()
+        self._held: dict[int, _Held] = {}
+        self._lock = threading.Lock()
+        self._running: list[threading.Thread] = []
+
+    def wake(self) -> None:
+        """Says that there is work: the next look comes at once."""
+        self._wake.set()
+
+    def start(self, threads: int) -> None:
+        """Works in threads of this process until `stop()`; with `threads` 0 it only keeps the token fresh."""
+        targets = [self.keep_token_fresh, *([lambda: self.run_forever(threads)] if threads else [])]
+        self._running = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._running:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends `run_forever()`; returns when the work in hand is finished or given back."""
+        self.ask_to_stop()
+        for thread in self._running:
+            thread.join()
+
+    def ask_to_stop(self) -> None:
+        """Only sets flags: safe in a signal handler."""
+        self._stop.set()
+        self._wake.set()
+
+    def keep_token_fresh(self) -> None:
+        """Renews the access_token while the old one still serves, until `stop()`."""
+        while not self._stop.is_set():
+            try:
+                pause = self._token.keep_fresh()
+            except LedgerUnavailableError as error:
+                log.error("the token row cannot be read", extra={"reason": str(error)})
+                pause = IDLE_SECONDS[1]
+            self._stop.wait(pause)
+
+    def run_forever(self, threads: int) -> None:
+        """Claims and works, `threads` pieces at once, until `stop()`; an unreachable database is waited for."""
+        heartbeat = threading.Thread(target=self._keep_claims, name="keep_claims", daemon=True)
+        heartbeat.start()
+        idle = IDLE_SECONDS[0]
+        with ThreadPoolExecutor(threads, "work") as pool:
+            while not self._stop.is_set():
+                self._wake.clear()
+                try:
+                    claimed = self._claim(threads - len(self._held))
+                except LedgerUnavailableError as error:
+                    log.error("the ledger cannot be read", extra={"reason": str(error)})
+                    claimed = []
+                for job in claimed:
+                    pool.submit(self._work, job)
+                if claimed:
+                    idle = IDLE_SECONDS[0]
+                else:
+                    self._wake.wait(idle)
+                    idle = min(idle * 2, IDLE_SECONDS[1])
+            deadline = time.monotonic() + self._grace
+            while self._held and time.monotonic() < deadline:
+                self._wake.clear()
+                self._wake.wait(0.1)
+            self._abandon.set()
+        self._finished.set()
+        heartbeat.join()
+
+    def run_once(self) -> bool:
+        """Claims one piece of work and does it; False when nothing was due."""
+        claimed = self._claim(1)
+        for job in claimed:
+            self._work(job)
+        return bool(claimed)
+
+    # -- claims ------------------------------------------------------------------------------------------------
+
+    def _claim(self, limit: int) -> list[Download | Send]:
+        if limit <= 0:
+            return []
+        now = self._clock()
+        jobs: list[Download | Send] = [*self._ledger.claim_sends(now, self._lease, limit)]
+        if limit > len(jobs):
+            jobs += self._claim_downloads(now, limit - len(jobs))
+        with self._lock:
+            for job in jobs:
+                self._held[id(job)] = _Held(job)
+        return jobs
+
+    def _claim_downloads(self, now: float, limit: int) -> list[Download]:
+        free = self._files.free_bytes()
+        if free is None or free >= MIN_FREE_BYTES:
+            return self._ledger.claim_downloads(now, self._lease, limit)
+        reason = (
+            f"the disk of MEDIA_STORE has {free >> 20} MB free, less than {MIN_FREE_BYTES >> 20}: make room"
+        )
+        for download in self._ledger.claim_downloads(now, self._lease, 1):
+            log.error(reason, extra={"ledger_id": download.id})
+            self._ledger.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
+        return []
+
+    def _keep_claims(self) -> None:
+        """Renews each held lease at a third of its length, for as long as work is in hand."""
+        while not self._finished.wait(self._lease / 3):
+            with self._lock:
+                held = list(self._held.values())
+            for one in held:
+                try:
+                    one.lost = one.lost or not self._ledger.extend(one.job, self._clock(), self._lease)
+                except LedgerUnavailableError as error:
+                    log.error(
+                        "a lease cannot be renewed", extra={"ledger_id": one.job.id, "reason": str(error)}
+                    )
+
+    # -- work --------------------------------------------------------------------------------------------------
+
+    def _work(self, job: Download | Send) -> None:
+        held = self._held[id(job)]
+        try:
+            if isinstance(job, Download):
+                self._download(job, held)
+            else:
+                self._send(job)
+        except _ClaimLost:
+            log.warning("another process took this work over", extra={"ledger_id": job.id})
+        except _Stopped:
+            self._ledger.give_back(job)
+        except LedgerUnavailableError as error:
+            # The lease runs out, and whoever reaches the database first goes on.
+            log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
+        except Exception:
+            log.exception("unexpected fault; the work is tried again", extra={"ledger_id": job.id})
+            self._retry(job, None, "unexpected fault; see the log of this ledger id")
+        finally:
+            with self._lock:
+                del self._held[id(job)]
+            self._wake.set()
+
+    def _download(self, job: Download, held: _Held) -> None:
+        try:
+            with media.open_media(self._client, job.media_id, max_bytes=self._max_media_bytes) as chunks:
+                stored = self._files.put(
+                    job.stem, self._watched(chunks, held), extension=media.extension, attempt=job.attempt
+                )
+        except (WeChatError, OSError) as error:
+            code, reason, final = _explain(error)
+            if final:
+                self._fail(job, code, reason)
+            else:
+                self._retry(job, code, reason, not_before=_retry_at(error))
+            return
+        if self._ledger.mark_stored(job, stored, self._clock()):
+            log.info("stored", extra={"ledger_id": job.id, "key": stored.key, "size": stored.size})
+            return
+        entry = self._ledger.get(job.id)
+        if entry is None or entry.media_state == "failed":  # purged or given up meanwhile; nobody else's file
+            self._files.delete(stored.key)
+
+    def _watched(self, chunks: Iterable[bytes], held: _Held) -> Iterator[bytes]:
+        for chunk in chunks:
+            if held.lost:
+                raise _ClaimLost
+            if self._abandon.is_set():
+                raise _Stopped
+            yield chunk
+
+    def _send(self, job: Send) -> None:
+        if job.sending:
+            self._ledger.mark_unknown(
+                job, "the process ended while the message was on its way", self._clock()
+            )
+            return
+        try:
+            media_id = job.uploaded_media_id or self._upload(job)
+            if not self._ledger.mark_sending(job):
+                raise _ClaimLost
+            try:
+                customer_service.send(self._client, job.openid, _reply(job.media_kind, media_id))
+            except TransportError as error:
+                if not error.sent:
+                    raise
+                reason = f"the message may have arrived, so it is not sent again: {error}"
+                log.warning("a message's fate is unknown", extra={"ledger_id": job.id, "reason": str(error)})
+                self._ledger.mark_unknown(job, reason, self._clock())
+                return
+        except FileNotFoundError:
+            self._fail(job, None, "the stored file is gone from MEDIA_STORE")
+        except (WeChatError, OSError) as error:
+            code, reason, final = _explain(error)
+            if final or code in _SEND_REFUSALS:
+                self._fail(job, code, reason)
+            else:
+                self._retry(job, code, reason, not_before=_retry_at(error))
+        else:
+            self._ledger.mark_sent(job, self._clock())
+            log.info("sent back", extra={"ledger_id": job.id})
+
+    def _upload(self, job: Send) -> str:
+        size = self._files.size(job.media_key)
+        if size is None:
+            raise FileNotFoundError(job.media_key)
+        with self._files.open(job.media_key) as file:
+            answer = media.upload(
+                self._client,
+                kind=cast(MediaKind, job.media_kind),
+                file=file,
+                filename=job.media_key,
+                size=size,
+            )
+        media_id = media.uploaded_media_id(answer)
+        if not self._ledger.mark_uploaded(job, media_id):
+            raise _ClaimLost
+        return media_id
+
+    # -- marks -------------------------------------------------------------------------------------------------
+
+    def _retry(
+        self, job: Download | Send, code: int | None, reason: str, not_before: float | None = None
+    ) -> None:
+        now = self._clock()
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(job.attempt - 1, 20), LONGEST_PAUSE_SECONDS)
+        due = max(now + pause * (0.75 + 0.5 * self._jitter()), not_before or 0.0)
+        life = MEDIA_LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
+        if due > min(job.create_time, job.received_at) + life:
+            self._fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
+            return
+        log.warning("failed, tried again later", extra={"ledger_id": job.id, "code": code, "reason": reason})
+        self._ledger.mark_retry(job, due, code, reason)
+
+    def _fail(self, job: Download | Send, code: int | None, reason: str) -> None:
+        log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
+        self._ledger.mark_failed(job, code, reason, self._clock())
+
+
+class _Held:
+    """Work in hand; `lost` is set by the heartbeat when another process took the claim."""
+
+    def __init__(self, job: Download | Send) -> None:
+        self.job = job
+        self.lost = False
+
+
+def _reply(media_kind: str, media_id: str) -> ImageReply | VoiceReply | VideoReply:
+    return {"image": ImageReply, "voice": VoiceReply, "video": VideoReply}[media_kind](media_id)
+
+
+# The account may not send this, or not now: neither waiting nor repeating helps this message.
+_SEND_REFUSALS = frozenset({48001, 48004, 48008, 50001, 50002})
+
+
+def _explain(error: WeChatError | OSError) -> tuple[int | None, str, bool]:
+    """(the platform's code, a reason a person can act on, whether repeating is useless)."""
+    if isinstance(error, ApiError):
+        rid = f" rid: {error.rid}" if error.rid and error.rid not in error.errmsg else ""
+        reason = f"{error.code} {error.errmsg}{rid}. {error.hint_en} ({error.hint_zh})"
+        return error.code, reason, error.kind is Kind.GIVE_UP
+    if isinstance(error, MediaRefusedError):
+        return error.code, str(error), True
+    if isinstance(error, MediaError):
+        return None, str(error), not error.retryable
+    if isinstance(error, TokenUnavailableError):
+        return error.code, error.reason, False
+    if isinstance(error, OSError):
+        return None, f"MEDIA_STORE: {error.strerror or error}", False
+    return None, str(error), False
+
+
+def _retry_at(error: Exception) -> float | None:
+    return error.retry_at if isinstance(error, TokenUnavailableError) else None
