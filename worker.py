@@ -313,7 +313,9 @@ class _Held:
 
 
 def _reply(media_kind: str, media_id: str) -> ImageReply | VoiceReply | VideoReply:
-    return {"image": ImageReply, "voice": VoiceReply, "video": VideoReply}[media_kind](media_id)
+    if media_kind == "image":
+        return ImageReply(media_id)
+    return VoiceReply(media_id) if media_kind == "voice" else VideoReply(media_id)
 
 
 # The account may not send this, or not now: neither waiting nor repeating helps this message.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from handlers import event, media, text
 from wechat.messages import (
     ImageMessage,
     Message,
@@ -19,8 +20,6 @@ from wechat.messages import (
     VoiceMessage,
 )
 from wechat.replies import Reply
-
-from handlers import event, media, text
 
 # Any: each handler takes the one message type that stands beside it.
 HANDLERS: Mapping[type[Message], Callable[[Any], Reply | None]] = {

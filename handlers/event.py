@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from handlers.text import HINT
 from wechat.messages import SubscribeEvent
 from wechat.replies import TextReply
-
-from handlers.text import HINT
 
 
 def welcome(message: SubscribeEvent) -> TextReply:

@@ -112,7 +112,7 @@ class Bot:
             assert process.popen.poll() is None, process.text()
             try:
                 return requests.get(f"{self.url}/healthz", timeout=1).ok
-            except requests.ConnectionError:
+            except requests.RequestException:
                 return False
 
         eventually(answers, what="the web process")

@@ -756,7 +756,7 @@ def test_each_fetch_is_counted_by_its_result(platform, make, clock):
             token.get()
         clock.now += 60
     token.get()
-    assert results == ["40125", "transport", "ok"]
+    assert results == ["40125", "failed", "ok"]
 
 
 # -- a central token server ---------------------------------------------------------------------------------

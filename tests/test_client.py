@@ -188,6 +188,18 @@ def test_a_name_without_an_address_is_passed_over(platform):
     )
 
 
+@pytest.mark.parametrize(
+    "base", ["", "api.weixin.test", "http://", "gopher://api.weixin.test"]
+)
+def test_a_base_that_is_no_address_is_passed_over(platform, base):
+    platform.on("/x", OK)
+    assert hosts(base, platform).call("POST", "/x", json={}, repeatable=False) == OK
+    with pytest.raises(TransportError) as caught:
+        hosts(base).call("POST", "/x", params={"secret": SECRET}, json={}, repeatable=False)
+    assert caught.value.sent is False
+    assert SECRET not in str(caught.value)
+
+
 def test_a_tls_failure_is_passed_over_and_nothing_was_sent(platform, tmp_path):
     certificate = self_signed(tmp_path)
     platform.on("/x", OK)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,8 @@ class TestEveryStore:
         assert store.size(KEY) is store.size(f"{STEM}.png") is None
         assert store.size(f"{STEM}0.jpg") == len(PHOTO)
 
-    @pytest.mark.parametrize(
-        "name",
-        [
+    def test_refuses_names_that_lead_elsewhere(self, store):
+        for name in (
             "",
             "/etc/passwd",
             "../x",
@@ -130,24 +130,21 @@ class TestEveryStore:
             "a b",
             "%2e",
             "a\0",
-        ],
-    )
-    def test_refuses_names_that_lead_elsewhere(self, store, name):
-        for refused in (
-            lambda: put(store, stem=name),
-            lambda: store.open(f"{name}.jpg"),
-            lambda: store.size(f"{name}.jpg"),
-            lambda: store.delete(f"{name}.jpg"),
-            lambda: store.delete_all(name),
         ):
-            with pytest.raises(ValueError, match="not a key"):
-                refused()
+            for refused in (
+                partial(put, store, stem=name),
+                partial(store.open, f"{name}.jpg"),
+                partial(store.size, f"{name}.jpg"),
+                partial(store.delete, f"{name}.jpg"),
+                partial(store.delete_all, name),
+            ):
+                with pytest.raises(ValueError, match="not a key"):
+                    refused()
 
-    @pytest.mark.parametrize("extension", ["", "JPG", "j/g", "../x", "tar.gz"])
-    def test_refuses_an_extension_that_is_none(self, store, extension):
-        with pytest.raises(ValueError, match="not a key"):
-            store.put(STEM, [b"x"], extension=lambda _: extension, attempt=1)
-        store.delete_all(STEM)
+    def test_refuses_an_extension_that_is_none(self, store):
+        for extension in ("", "JPG", "j/g", "../x", "tar.gz"):
+            with pytest.raises(ValueError, match="not a key"):
+                store.put(STEM, [b"x"], extension=lambda _, bad=extension: bad, attempt=1)
         assert store.size(KEY) is None
 
     def test_is_found_writable(self, store):

@@ -628,7 +628,7 @@ print(*[ledger.record(image(number), b"<xml/>", float(sys.argv[3])).id for numbe
 
 @pytest.fixture
 def workers(database_url):
-    """Starts processes that run the code together; they are ended when the test ends."""
+    """Starts processes that run the code together; they end with the test."""
     processes = []
 
     def start(code, number):
@@ -652,8 +652,7 @@ def workers(database_url):
 
     yield start
     for process in processes:
-        process.kill()
-        process.communicate()
+        process.communicate()  # the end of its input ends it
 
 
 class TestProcesses:

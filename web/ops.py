@@ -103,6 +103,5 @@ class _DatabaseFigures(Collector):
         fetches = CounterMetricFamily(
             "wechat_token_fetches", "Fetches of the access_token", labels=["result"]
         )
-        pass
 
         yield fetches

@@ -271,7 +271,7 @@ class AccessToken:
     """The account's token for any number of threads; with a shared store, of processes and machines.
 
     `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
-    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "transport".
+    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "failed".
     """
 
     def __init__(
@@ -455,7 +455,7 @@ class AccessToken:
 
     def _fetch(self, holder: str, ask: Callable[[], Grant]) -> Grant:
         self._hold(holder)
-        result = "transport"
+        result = "failed"
         try:
             grant = ask()
             result = "ok"

@@ -181,8 +181,7 @@ class ApiHosts:
                 try:
                     answer = self._send(
                         self._adapter,
-                        requests.Request(method, base + path, params=params, headers=headers),
-                        body,
+                        _prepared(method, base + path, params=params, headers=headers, body=body),
                         self._routes[base],
                         path,
                         timeout,
@@ -221,17 +220,13 @@ class ApiHosts:
         connecting to it, so no second look-up can change it. `path` names the URL in errors. Raises
         UnsafeMediaUrlError or TransportError.
         """
-        try:
-            parts = urlsplit(url)
-            place = (parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme])
-            usable = bool(parts.hostname) and parts.username is None
-        except (ValueError, KeyError):
-            usable = False
-        if not usable:
+        request = _prepared("GET", url)
+        # What is judged is the very address that will be used, not the text it was made from.
+        place = None if request is None else _place_of(request.url or "")
+        if request is None or place is None:
             raise UnsafeMediaUrlError("video_url is no plain http or https address")
         adapter = self._adapter if place in map(_place_of, self.bases) else self._public
-        request = requests.Request("GET", url)
-        return self._send(adapter, request, None, self._video_route, path, timeout, timeout.host)
+        return self._send(adapter, request, self._video_route, path, timeout, timeout.host)
 
     def _in_order(self) -> list[str]:
         """The preferred host first again, once its minute as a failed one is over."""
@@ -241,27 +236,22 @@ class ApiHosts:
     def _send(
         self,
         adapter: "_Adapter",
-        request: requests.Request,
-        body: Body | None,
+        request: requests.PreparedRequest | None,
         route: "_Route",
         path: str,
         timeout: Timeouts,
         seconds: float,
     ) -> "Answer":
         """The answer as soon as its headers are there."""
-        host = _host_of(request.url)
+        if request is None:
+            raise TransportError(path, sent=False, detail="no web address (WECHAT_API_BASE)")
+        host = _host_of(request.url or "")
         attempt = _Attempt(time.monotonic() + seconds, timeout.read)
         context = _ATTEMPT.set(attempt)
         trouble = None
         try:
-            prepared = request.prepare()
-            prepared.headers["User-Agent"] = "tushangwanglai"
-            if body is not None:
-                prepared.headers["Content-Type"] = body.content_type
-                prepared.headers["Content-Length"] = str(len(body))
-                prepared.body = body  # type: ignore[assignment]  # urllib3 takes any iterable of bytes
             response = adapter.send(
-                prepared,
+                request,
                 stream=True,
                 timeout=(timeout.connect, timeout.read),
                 verify=route.verify,
@@ -406,6 +396,27 @@ def raise_errcode(answer: Mapping[str, Any], path: str) -> None:
     code = answer.get("errcode")
     if code is not None and str(code).strip() not in {"0", ""}:
         raise api_error(code, str(answer.get("errmsg", "")), path)
+
+
+def _prepared(
+    method: str,
+    url: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    body: Body | None = None,
+) -> requests.PreparedRequest | None:
+    """The request, or None if `url` is no web address. (requests' own error would hold the URL.)"""
+    try:
+        request = requests.Request(method, url, params=params, headers=headers).prepare()
+    except (requests.RequestException, ValueError):
+        return None
+    request.headers["User-Agent"] = "tushangwanglai"
+    if body is not None:
+        request.headers["Content-Type"] = body.content_type
+        request.headers["Content-Length"] = str(len(body))
+        request.body = body  # type: ignore[assignment]  # urllib3 takes any iterable of bytes
+    return request
 
 
 def _judge(answer: Answer, read: Callable[[Answer], Result]) -> Result:
@@ -608,9 +619,14 @@ def _host_of(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _place_of(base: str) -> tuple[str | None, int]:
-    parts = urlsplit(base)
-    return parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
+def _place_of(url: str) -> tuple[str, int] | None:
+    """Host and port of an http or https address without user and password; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.hostname, port) if parts.hostname and parts.username is None else None
 
 
 def _is_loopback(url: str) -> bool:

@@ -36,6 +36,5 @@ def _content(reply: TextReply | ImageReply | VoiceReply | VideoReply) -> tuple[s
             return "image", {"media_id": reply.media_id}
         case VoiceReply():
             return "voice", {"media_id": reply.media_id}
-        case VideoReply():
-            video = {"media_id": reply.media_id, "title": reply.title, "description": reply.description}
-            return "video", {name: value for name, value in video.items() if value is not None}
+    video = {"media_id": reply.media_id, "title": reply.title, "description": reply.description}
+    return "video", {name: value for name, value in video.items() if value is not None}

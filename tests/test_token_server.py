@@ -1,0 +1,222 @@
+"""The central token server: our face and the platform's, keys, and clients that never fetch themselves."""
+
+import json
+import threading
+import time
+
+import pytest
+import requests
+from prometheus_client import REGISTRY
+
+from app import create_app
+from config import Settings
+from tests.conftest import ACCOUNT, eventually
+from tests.serving import serving
+from tests.test_flow import calls, control
+
+KEY = "central-key-3e1f"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def make_app(sandbox, tmp_path):
+    def make(name="central", **environ):
+        given = ACCOUNT | {
+            "DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+            "WECHAT_API_BASE": sandbox.url,
+        }
+        return create_app(Settings.from_env(given | environ, tmp_path))
+
+    return make
+
+
+@pytest.fixture
+def central(make_app):
+    return make_app(TOKEN_SERVER_KEY=KEY).test_client()
+
+
+def refused_keys():
+    return REGISTRY.get_sample_value("wechat_refusals_total", {"reason": "key"}) or 0.0
+
+
+def test_the_key_holders_get_the_token_and_its_true_life(sandbox, central, caplog):
+    answer = central.get("/token", headers=BEARER)
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert set(answer.json) == {"access_token", "expires_in"}
+    assert 7195 <= answer.json["expires_in"] <= 7200
+    again = central.get("/token", headers=BEARER).json
+    assert again["access_token"] == answer.json["access_token"]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+    handed = [record for record in caplog.records if record.message == "token handed out"]
+    assert [record.to for record in handed] == ["127.0.0.1"] * 2
+    assert answer.json["access_token"] not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": KEY},
+        {"Authorization": "Bearer schlüssel"},
+    ],
+)
+def test_others_are_refused_and_counted(sandbox, central, headers):
+    before = refused_keys()
+    for answer in (
+        central.get("/token", headers=headers),
+        central.post("/token/refresh", headers=headers, json={"access_token": "x"}),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert KEY not in answer.text
+    assert refused_keys() == before + 2
+    assert calls(sandbox, "/cgi-bin/stable_token") == {}
+
+
+def test_without_a_key_there_is_no_token_server(make_app):
+    client = make_app().test_client()
+    for path in ("/token", "/cgi-bin/token"):
+        assert client.get(path, headers=BEARER).status_code == 404
+    for path in ("/token/refresh", "/cgi-bin/stable_token"):
+        assert client.post(path, headers=BEARER).status_code == 404
+
+
+def test_many_reports_of_one_dead_token_cost_one_fetch(sandbox, central):
+    dead = central.get("/token", headers=BEARER).json["access_token"]
+    control(sandbox, "token/expire", {}, "POST")
+    answers = []
+
+    def report():
+        client = central.application.test_client()
+        answers.append(client.post("/token/refresh", headers=BEARER, json={"access_token": dead}).json)
+
+    threads = [threading.Thread(target=report) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({answer["access_token"] for answer in answers}) == 1
+    assert answers[0]["access_token"] != dead
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
+
+
+@pytest.mark.parametrize("body", [None, b"", b"[]", b"{}", b'{"access_token": 5}', b'{"access_token": ""}'])
+def test_a_report_without_a_token_is_a_bad_request(central, body):
+    assert central.post("/token/refresh", headers=BEARER, data=body).status_code == 400
+
+
+def test_the_platforms_face(sandbox, central):
+    query = {"grant_type": "client_credential", "appid": ACCOUNT["WECHAT_APPID"], "secret": KEY}
+    classic = central.get("/cgi-bin/token", query_string=query).json
+    stable = central.post("/cgi-bin/stable_token", json=query | {"force_refresh": True}).json
+    assert classic["access_token"] == stable["access_token"]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}, "a client's force_refresh is ignored"
+    assert central.get("/cgi-bin/token", query_string=query | {"appid": "wxother"}).json["errcode"] == 40013
+    before = refused_keys()
+    assert central.get("/cgi-bin/token", query_string=query | {"secret": "x"}).json["errcode"] == 40125
+    assert central.post("/cgi-bin/stable_token", data=b"{").json["errcode"] == 40013
+    assert central.post("/cgi-bin/stable_token", json=query | {"secret": None}).json["errcode"] == 40125
+    assert refused_keys() == before + 2
+
+
+def test_a_platform_that_refuses_is_503_with_the_reason(sandbox, central):
+    text = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 64f4444a-5f19e663-62c00404"
+    control(
+        sandbox,
+        "faults",
+        [{"path": "/cgi-bin/stable_token", "times": None, "errcode": 40164, "errmsg": text}],
+    )
+    answer = central.get("/token", headers=BEARER)
+    assert answer.status_code == 503
+    assert "203.0.113.7" in answer.json["error"]
+    assert central.post("/token/refresh", headers=BEARER, json={"access_token": "x"}).status_code == 503
+    query = {"appid": ACCOUNT["WECHAT_APPID"], "secret": KEY}
+    assert central.get("/cgi-bin/token", query_string=query).json["errcode"] == 40164
+    ready = central.get("/readyz")
+    assert ready.status_code == 200, "the token's trouble is shown, and does not take the bot down"
+    assert "203.0.113.7" in ready.json["checks"]["token"]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"40164": 1}, "nobody asks again at once"
+
+
+def test_a_client_of_the_central_server_never_fetches_itself(sandbox, make_app):
+    with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
+        environ = {"WECHAT_TOKEN_SOURCE": url, "WECHAT_TOKEN_SOURCE_KEY": KEY, "WECHAT_APPSECRET": ""}
+        branch = make_app("branch", **environ).extensions["parts"]
+        first = branch.token.get()
+        assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+        control(sandbox, "token/expire", {}, "POST")
+        branch.client.call("GET", "/cgi-bin/getcallbackip", repeatable=True)
+        second = branch.token.get()
+        assert second != first
+        assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
+        assert calls(sandbox, "/cgi-bin/getcallbackip") == {"42001": 1, "ok": 1}
+    assert branch.token.get() == second, "the server's absence does no harm while the token lives"
+    branch.client.call("GET", "/cgi-bin/getcallbackip", repeatable=True)
+
+
+def test_a_client_with_a_wrong_key_is_told_which_setting(sandbox, make_app):
+    with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
+        environ = {"WECHAT_TOKEN_SOURCE": url, "WECHAT_TOKEN_SOURCE_KEY": "wrong"}
+        client = make_app("branch", TOKEN_SERVER_KEY="own", **environ).test_client()
+        answer = client.get("/token", headers={"Authorization": "Bearer own"})
+    assert answer.status_code == 503
+    assert "WECHAT_TOKEN_SOURCE_KEY" in answer.json["error"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wechatpys_client_takes_the_central_token_and_uses_it(sandbox, make_app):
+    from wechatpy import WeChatClient
+
+    with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
+
+        class Client(WeChatClient):
+            """wechatpy as it is, but for the hosts: the token from the central server, the rest from the platform."""
+
+            API_BASE_URL = f"{sandbox.url}/cgi-bin/"
+
+            def fetch_access_token(self):
+                return self._fetch_access_token(
+                    url=f"{url}/cgi-bin/token",
+                    params={"grant_type": "client_credential", "appid": self.appid, "secret": self.secret},
+                )
+
+        client = Client(ACCOUNT["WECHAT_APPID"], KEY)
+        central = requests.get(f"{url}/token", headers=BEARER, timeout=5).json()["access_token"]
+        assert client.access_token == central
+        assert client.misc.get_wechat_ips() == ["127.0.0.1"]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+
+
+@pytest.mark.parametrize("source", ["stable", "classic"])
+def test_eight_cold_processes_make_one_fetch(sandbox, make_bot, source):
+    bot = make_bot(sandbox, TOKEN_SERVER_KEY=KEY, WECHAT_TOKEN_SOURCE=source)
+    shows = [bot.start("flask", "token", "show") for _ in range(8)]
+    for show in shows:
+        assert show.popen.wait(60) == 0, show.text()
+    tokens = {json.loads(show.text().splitlines()[-1])["access_token"] for show in shows}
+    assert len(tokens) == 1
+    path = "/cgi-bin/stable_token" if source == "stable" else "/cgi-bin/token"
+    assert calls(sandbox, path) == {"ok": 1}
+
+
+def test_processes_renew_by_themselves_and_once(sandbox, make_bot):
+    control(sandbox, "rules", {"token_life": 24})
+    bot = make_bot(sandbox, TOKEN_SERVER_KEY=KEY, WEB_CONCURRENCY="3")
+    bot.web()
+    first = requests.get(f"{bot.url}/token", headers=BEARER, timeout=5).json()
+    assert 22 <= first["expires_in"] <= 24
+
+    def renewed():
+        answer = requests.get(f"{bot.url}/token", headers=BEARER, timeout=5).json()
+        assert answer["expires_in"] > 0
+        return answer["access_token"] != first["access_token"]
+
+    started = time.monotonic()
+    eventually(renewed, 25, "the renewal")
+    assert time.monotonic() - started < 20, "while the old one still served"
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
