@@ -1,19 +1,24 @@
 # make run    the bot (and, without WECHAT_APPID, the sandbox with one real photo)
 # make test   the whole test suite
 # make check  format, lint, types, structure
+# make faults the long runs, killing processes and databases: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check format freeze clean
+.PHONY: run test faults check format freeze clean
 
 run: $(VENV)/.run
 	@$(BIN)/python run.py
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/.dev
+	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders."
+	@timeout 1200 $(BIN)/python -m pytest -n 0 --no-cov --full -s tests/test_many.py
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .

@@ -46,7 +46,9 @@ def create_app(settings: Settings | None = None) -> Flask:
             wake=everything.worker.wake,
         )
     )
-    app.register_blueprint(ops.ops(everything.ledger, everything.files, everything.token))
+    app.register_blueprint(
+        ops.ops(everything.database, everything.ledger, everything.files, everything.tokens, everything.token)
+    )
     app.register_error_handler(MethodNotAllowed, callback.wrong_method)
     if settings.token_server_key is not None:
         key = settings.token_server_key.get_secret_value()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Settings
-from storage.database import Database, connect
+from storage.database import Database
 from storage.files import FileStore, open_store
 from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
@@ -33,6 +33,7 @@ class Parts:
     database: Database
     ledger: Ledger
     files: FileStore
+    tokens: SqlTokenStore
     token: AccessToken
     client: ApiClient
     receiver: Receiver
@@ -40,11 +41,12 @@ class Parts:
 
 
 def build(settings: Settings) -> Parts:
-    database = connect(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
+    database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)
     hosts = ApiHosts(settings.wechat_api_base)
-    token = AccessToken(SqlTokenStore(database, settings.wechat_appid), _fetcher(settings, hosts))
+    tokens = SqlTokenStore(database, settings.wechat_appid)
+    token = AccessToken(tokens, _fetcher(settings, hosts), on_fetch=tokens.count_fetch)
     client = ApiClient(hosts, token)
     worker = Worker(
         ledger,
@@ -54,7 +56,7 @@ def build(settings: Settings) -> Parts:
         lease_seconds=settings.lease_seconds,
         max_media_bytes=settings.max_media_bytes,
     )
-    return Parts(settings, database, ledger, files, token, client, _receiver(settings), worker)
+    return Parts(settings, database, ledger, files, tokens, token, client, _receiver(settings), worker)
 
 
 def _fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:

@@ -1,4 +1,4 @@
-"""The control routes under /sandbox/ and the page at /: how tests and people steer the sandbox.
+"""The control routes under /sandbox/: how tests, and the page at /, steer the sandbox.
 
 Knows the JSON shapes that others rely on. It must not hold anything, and answers every wrong use with
 a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in server.py.
@@ -6,9 +6,8 @@ a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in s
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, jsonify, render_template_string, request
+from flask import Blueprint, Response, jsonify, request
 from werkzeug.datastructures import FileStorage
 
 from .errors import ControlError
@@ -77,22 +76,6 @@ def create_control(state: State, sender: Sender) -> Blueprint:
     @control.post("/sandbox/verify")
     def verify() -> Response:
         return jsonify(sender.verify(_number(_object(), "timeout", 0.01, 60) or 5))
-
-    @control.get("/")
-    def page() -> Response:
-        """Facts and the latest pushes; neither secrets nor the callback's own query are shown."""
-        callback = urlsplit(state.callback or "")
-        html = render_template_string(
-            _PAGE,
-            account=state.account,
-            callback=f"{callback.scheme}://{callback.netloc.rpartition('@')[2]}{callback.path}",
-            has_callback=state.callback is not None,
-            fans=len(state.fans()),
-            pushes=state.pushes()[:-51:-1],
-        )
-        response = Response(html, content_type="text/html; charset=utf-8")
-        response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
-        return response
 
     return control
 
@@ -211,26 +194,3 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     if value in (False, None, "false", "0", ""):
         return False
     raise ControlError(f"{name}: true or false")
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>WeChat sandbox</title>
-<h1>WeChat sandbox</h1>
-<p>A stand-in for the WeChat platform on this machine. No real fan is behind it and nothing leaves this
-computer. This is a plain status page; steer the sandbox through its routes under <code>/sandbox/</code>.</p>
-<dl>
-<dt>AppID</dt><dd>{{ account.appid }}</dd>
-<dt>Original ID</dt><dd>{{ account.original_id }}</dd>
-<dt>Default mode</dt><dd>{{ "safe (the account has an AES key)" if account.aes_key else "plain (no AES key)" }}</dd>
-<dt>Callback</dt><dd>{{ callback if has_callback else "none: start with --callback URL" }}</dd>
-<dt>Fans</dt><dd>{{ fans }}</dd>
-</dl>
-<h2>Latest pushes</h2>
-{% if pushes %}<ol>{% for push in pushes %}
-<li>{{ push.openid }} sent {{ push.type }}:
-{% for attempt in push.attempts %}{{ attempt.verdict }} after {{ attempt.seconds }} s ({{ attempt.why }})
-{% else %}on its way{% endfor %}</li>
-{% endfor %}</ol>{% else %}<p>None yet.</p>{% endif %}
-</html>
-"""

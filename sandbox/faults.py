@@ -31,7 +31,10 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault for one path. `times` None is for ever, `delay` in seconds, `truncate` in bytes."""
+    """One fault for one path. `times` None is for ever, `delay` in seconds, `truncate` in bytes.
+
+    The path of the callback bends the bot's answers on their way back instead: see sender.py.
+    """
 
     path: str
     times: int | None = None
@@ -84,6 +87,10 @@ class Faults:
                 self._faults[index] = (fault, None if left is None else left - 1)
                 return fault
         return None
+
+    def in_force(self) -> list[Fault]:
+        """Those that may still strike."""
+        return [fault for fault, left in self._faults if left != 0]
 
 
 def fault_from_json(value: Any) -> Fault:

@@ -48,7 +48,10 @@ THUMBNAIL: Final = base64.b64decode(
 
 @dataclass(frozen=True)
 class Media:
-    """One stored file. `key` names it in addresses that need no token; `expires_at` is sandbox time."""
+    """One stored file. `key` names it in addresses that need no token; `expires_at` is sandbox time.
+
+    `seconds` is how long a voice plays, None for everything else and for a format that is not known.
+    """
 
     media_id: str
     key: str
@@ -58,6 +61,7 @@ class Media:
     sha256: str
     expires_at: float
     path: Path
+    seconds: float | None
 
     @property
     def content_type(self) -> str:
@@ -78,7 +82,9 @@ class MediaStore:
         path = self._folder / key
         path.write_bytes(data)
         sha256 = hashlib.sha256(data).hexdigest()
-        return Media(_new_media_id(), key, kind, extension(data), len(data), sha256, now + LIFE, path)
+        found = extension(data)
+        seconds = round(voice_seconds(data), 2) if kind == "voice" and found in ("amr", "mp3") else None
+        return Media(_new_media_id(), key, kind, found, len(data), sha256, now + LIFE, path, seconds)
 
     def add(self, media: Media) -> None:
         self._by_id[media.media_id] = self._by_key[media.key] = media

@@ -52,8 +52,13 @@ class Sender:
         self._envelope = None if aes_key is None else Envelope(aes_key, state.account.appid)
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """What this account can do."""
+        return MODES if self._envelope is not None else ("plain",)
+
+    @property
     def default_mode(self) -> str:
-        return "plain" if self._envelope is None else "safe"
+        return self.modes[-1]
 
     def push(self, action: Action, delivery: Delivery) -> Push:
         """Delivers one action until it is answered, and returns what happened. Waits for all of it.
@@ -63,11 +68,20 @@ class Sender:
         if delivery.mode != "plain" and self._envelope is None:
             raise ControlError(f"mode {delivery.mode}: this account has no AES key")
         callback = self._callback()
-        push = Push(action.openid, action.type, action.msg_id, action.media_id)
         message = self._state.message("fan", "push", action.type, action.summary, action.media_id)
+        elements = plain_elements(action, self._state.account.original_id, int(message.time))
+        push = Push(
+            openid=action.openid,
+            type=action.type,
+            summary=action.summary,
+            msg_id=action.msg_id,
+            media_id=action.media_id,
+            mode=delivery.mode,
+            timeout=delivery.timeout,
+            plain=f"<xml>{elements}</xml>",
+            time=message.time,
+        )
         self._state.begin_push(push, message, action.event)
-        create_time = int(self._state.real_time())
-        elements = plain_elements(action, self._state.account.original_id, create_time)
         times = delivery.attempts or self._state.rules.deliveries
 
         def deliver() -> Verdict:
@@ -77,6 +91,7 @@ class Sender:
         verdicts = _at_once(times, deliver) if delivery.together else list(in_turn)
         if not any(verdict.verdict in ("reply", "silent") for verdict in verdicts):
             self._show_failure(push)
+        self._state.end_push(push)
         return push
 
     def _in_turn(self, times: int, delivery: Delivery, deliver: Callable[[], Verdict]) -> Iterator[Verdict]:
@@ -100,7 +115,7 @@ class Sender:
         received: dict[str, Any] | None = None
         started = time.monotonic()
         try:
-            status, body = _request("POST", callback, query, sent.encode(), delivery.timeout)
+            status, body = self._exchange(callback, query, sent.encode(), delivery.timeout)
         except TimeoutError:
             verdict = Verdict(verdict="timeout", why=f"no whole answer within {delivery.timeout:g} s")
         except (OSError, http.client.HTTPException) as error:
@@ -133,6 +148,24 @@ class Sender:
         elif verdict.verdict == "refused" and not isinstance(verdict, _NoAnswer):
             self._show_failure(push)
         return verdict
+
+    def _exchange(self, callback: SplitResult, query: str, sent: bytes, timeout: float) -> tuple[int, bytes]:
+        """The bot's answer as it arrives: a fault for the callback's path strikes on the way back."""
+        deadline = time.monotonic() + timeout
+        status, body = _request("POST", callback, query, sent, timeout)
+        fault = self._state.take_fault(callback.path)
+        if fault is None:
+            return status, body
+        if fault.delay:
+            late = fault.delay > (left := deadline - time.monotonic())
+            self._stop.wait(left if late else fault.delay)
+            if late:
+                raise TimeoutError
+        if fault.disconnect:
+            raise ConnectionResetError
+        if fault.truncate is not None and fault.truncate < len(body):
+            raise http.client.IncompleteRead(body[: fault.truncate])
+        return fault.status or status, body if fault.body is None else fault.body.encode()
 
     def _show_failure(self, push: Push) -> None:
         text = self._state.rules.failure_text

@@ -26,6 +26,8 @@ from .api import JSON, answer_error, answer_json, create_api
 from .control import create_control
 from .errors import ERRMSG
 from .faults import Fault
+from .feed import Feed
+from .page import create_page
 from .sender import Sender
 from .state import State
 
@@ -64,14 +66,16 @@ def running_sandbox(
 ) -> Iterator[Sandbox]:
     """A sandbox on 127.0.0.1 in threads of this process; `port` 0 takes a free one.
 
-    On leaving, waits (a fault's delay, the pause before a repeat) end at once and the media are deleted.
+    On leaving, waits (a fault's delay, the pause before a repeat) and pages' feeds end at once and the
+    media are deleted.
     """
     stop = threading.Event()
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         state = State(account, Path(folder), clock)
         state.callback = callback
+        feed = Feed(state)
         server = make_server(
-            "127.0.0.1", port, create_app(state, stop), threaded=True, request_handler=_Handler
+            "127.0.0.1", port, create_app(state, feed, stop), threaded=True, request_handler=_Handler
         )
         state.base_url = f"http://127.0.0.1:{server.port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="sandbox")
@@ -80,28 +84,31 @@ def running_sandbox(
             yield Sandbox(state, state.base_url)
         finally:
             stop.set()
+            feed.close()
             server.shutdown()
             thread.join()
 
 
-def create_app(state: State, stop: threading.Event) -> Flask:
+def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
     """The platform's API, the control routes and the page for one state."""
     app = Flask(__name__, static_folder=None)
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(create_api(state))
-    app.register_blueprint(create_control(state, Sender(state, stop)))
+    sender = Sender(state, stop)
+    app.register_blueprint(create_control(state, sender))
+    app.register_blueprint(create_page(state, feed, sender.modes))
 
     @app.before_request
     def guard() -> tuple[Response, int] | None:
-        """Only programs of this machine; a page of another site may not change anything through its browser."""
+        """Only programs of this machine; a page of another site may do no more than link to ours."""
         if urlsplit(f"//{request.host}").hostname not in _LOCAL:  # a malformed host is empty here
             return jsonify(error="the sandbox answers only to 127.0.0.1 and localhost"), 403
         own = request.host_url.rstrip("/")
         foreign = request.headers.get("Origin", own) != own
         if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
             foreign = True  # same-site is another port of this machine
-        if foreign and request.method != "GET":
+        if foreign and (request.method != "GET" or request.path != "/"):
             return jsonify(error="the sandbox does not answer to other sites' pages"), 403
         return None
 
@@ -122,6 +129,8 @@ def create_app(state: State, stop: threading.Event) -> Flask:
     @app.after_request
     def finish(response: Response) -> Response:
         if _is_own(request.path):
+            response.headers["X-Content-Type-Options"] = "nosniff"
+            response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
             return response
         fault: Fault | None = request.environ.get("sandbox.fault")
         outcome = _outcome(response)

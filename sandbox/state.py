@@ -33,18 +33,34 @@ _STABLE_A_MINUTE: Final = 10_000
 _CLEARINGS_A_MONTH: Final = 10
 _TEXT_BYTES: Final = 2048
 _KEPT_PUSHES: Final = 1000
+_KEPT_CALLS: Final = 50
+
+# What somebody who begins to listen is told of the past, at most.
+_TOLD_PUSHES: Final = 50
+_TOLD_FANS: Final = 50
+_TOLD_MESSAGES: Final = 100
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Push:
-    """What is known of one push: who sent what, and each delivery as the control route shows it."""
+    """What is known of one push: who sent what, and each delivery as the control route shows it.
+
+    `plain` is its XML before any encryption, `timeout` in seconds; `number` is given when it begins.
+    """
 
     openid: str
     type: str
+    summary: str | None
     msg_id: int | None
     media_id: str | None
+    mode: str
+    timeout: float
+    plain: str
+    time: float
+    number: int = 0
+    ended: bool = False
     attempts: list[dict[str, Any]] = field(default_factory=list)
     shown: list[Message] = field(default_factory=list)
 
@@ -54,6 +70,22 @@ class Push:
             "media_id": self.media_id,
             "attempts": self.attempts,
             "shown": [message.to_json() for message in self.shown],
+        }
+
+    def told(self) -> dict[str, Any]:
+        """The same and more, for the page: a copy that later deliveries do not change."""
+        return {
+            **self.to_json(),
+            "attempts": list(self.attempts),
+            "number": self.number,
+            "openid": self.openid,
+            "type": self.type,
+            "summary": self.summary,
+            "mode": self.mode,
+            "timeout": self.timeout,
+            "plain": self.plain,
+            "time": self.time,
+            "ended": self.ended,
         }
 
 
@@ -72,6 +104,7 @@ class State:
         self._lock = threading.RLock()
         self._media = MediaStore(folder)
         self._last_msg_id = 0
+        self._pushed = 0
         self._listeners: list[Listener] = []
         self._begin()
 
@@ -83,6 +116,7 @@ class State:
         self._fans: dict[str, Fan] = {}
         self._pushes: deque[Push] = deque(maxlen=_KEPT_PUSHES)
         self._calls: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._latest_calls: deque[dict[str, Any]] = deque(maxlen=_KEPT_CALLS)
         self._used: Counter[tuple[str, str]] = Counter()
         self._clearings: Counter[str] = Counter()
 
@@ -91,7 +125,7 @@ class State:
         with self._lock:
             self._begin()
             self._media.clear()
-        self._tell("reset", {})
+            self._tell("reset", {})
 
     # The clock, rules and faults.
 
@@ -122,19 +156,28 @@ class State:
         faults = [fault_from_json(one) for one in value]
         with self._lock:
             self._faults.replace(faults)
+            self._tell("faults", self._told_faults())
         return faults
 
     def take_fault(self, path: str) -> Fault | None:
         with self._lock:
-            return self._faults.take(path)
+            fault = self._faults.take(path)
+            if fault is not None and fault.times is not None:
+                self._tell("faults", self._told_faults())
+            return fault
+
+    def _told_faults(self) -> dict[str, Any]:
+        return {"faults": [vars(fault) for fault in self._faults.in_force()]}
 
     # Counting.
 
     def count_call(self, path: str, outcome: str) -> None:
         """`outcome` is "ok", an errcode, "HTTP 502", "truncated" or "disconnect"."""
+        call = {"path": path, "outcome": outcome, "time": round(self.real_time(), 3)}
         with self._lock:
             self._calls[path][outcome] += 1
-        self._tell("call", {"path": path, "outcome": outcome})
+            self._latest_calls.append(call)
+            self._tell("call", call)
 
     def calls(self) -> dict[str, dict[str, int]]:
         with self._lock:
@@ -264,14 +307,22 @@ class State:
         with self._lock:
             fan = self._fans.setdefault(push.openid, Fan(push.openid))
             fan.acts(message.type, event, self.now())
+            self._pushed += 1
+            push.number = self._pushed
             self._pushes.append(push)
-            fan.chat.append(message)
-        self._tell("message", {"openid": push.openid, **message.to_json()})
+            self._tell_push(push)
+            self._say(fan, message)
 
     def record_attempt(self, push: Push, attempt: dict[str, Any]) -> None:
         with self._lock:
             push.attempts.append(attempt)
-        self._tell("attempt", {"openid": push.openid, "msg_id": push.msg_id, **attempt})
+            self._tell_push(push)
+
+    def end_push(self, push: Push) -> None:
+        """There will be no further delivery of it."""
+        with self._lock:
+            push.ended = True
+            self._tell_push(push)
 
     def show(self, push: Push, message: Message) -> None:
         """The fan sees this, once per push: a second answer to the same push changes nothing."""
@@ -283,13 +334,8 @@ class State:
             if fan is None or not fan.following:  # forgotten by a reset, or out of reach
                 push.shown.clear()
                 return
-            fan.chat.append(message)
-        self._tell("message", {"openid": push.openid, **message.to_json()})
-
-    def pushes(self) -> list[Push]:
-        """The latest pushes, oldest first."""
-        with self._lock:
-            return list(self._pushes)
+            self._tell_push(push)
+            self._say(fan, message)
 
     def _fan(self, openid: Any) -> Fan:
         fan = self._fans.get(openid) if isinstance(openid, str) else None
@@ -313,9 +359,11 @@ class State:
                 raise PlatformError(47001)
             content, media_id = _CUSTOM[kind](self, part)
             fan.spend_right(self.now())
-            message = self.message("account", "custom", kind, content, media_id)
-            fan.chat.append(message)
-        self._tell("message", {"openid": fan.openid, **message.to_json()})
+            self._say(fan, self.message("account", "custom", kind, content, media_id))
+
+    def _say(self, fan: Fan, message: Message) -> None:
+        fan.chat.append(message)
+        self._tell("message", {"openid": fan.openid, **self._told_message(message)})
 
     def message(
         self, sender: str, by: str, kind: str, content: str | None = None, media_id: str | None = None
@@ -373,24 +421,48 @@ class State:
 
     # The event feed.
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Calls `listener(name, facts)` for every message, attempt, call and reset; returns how to stop.
+    def listen(self, listener: Listener) -> tuple[dict[str, Any], Callable[[], None]]:
+        """Calls `listener(name, facts)` for every push, message, call, change of faults and reset.
 
-        It is called from whichever thread made the event and must return at once.
+        Returns what there is so far, with which the calls go on without a gap, and how to stop. The
+        listener is called in the order of events from whichever thread made one, and must return at once.
         """
         with self._lock:
             self._listeners.append(listener)
+            so_far = self._so_far()
 
         def stop() -> None:
             with self._lock:
                 self._listeners.remove(listener)
 
-        return stop
+        return so_far, stop
+
+    def _so_far(self) -> dict[str, Any]:
+        fans = list(self._fans.values())[-_TOLD_FANS:]
+        return {
+            "fans": {
+                fan.openid: [self._told_message(message) for message in fan.chat[-_TOLD_MESSAGES:]]
+                for fan in fans
+            },
+            "pushes": [push.told() for push in list(self._pushes)[-_TOLD_PUSHES:]],
+            "calls": list(self._latest_calls),
+            **self._told_faults(),
+        }
+
+    def _told_message(self, message: Message) -> dict[str, Any]:
+        """A chat entry with what a page must know of its media to show them; None when they are gone."""
+        media = None if message.media_id is None else self._media.find(message.media_id, self.now())
+        facts = media and {"extension": media.extension, "size": media.size, "seconds": media.seconds}
+        return {**message.to_json(), "media": facts}
+
+    def _tell_push(self, push: Push) -> None:
+        """Tells nothing of a push that a reset has forgotten: numbers go on growing."""
+        if self._listeners and self._pushes and push.number >= self._pushes[0].number:
+            self._tell("push", push.told())
 
     def _tell(self, name: str, facts: Mapping[str, Any]) -> None:
-        with self._lock:
-            listeners = tuple(self._listeners)
-        for listener in listeners:
+        """Under the lock, so that everybody hears the same order."""
+        for listener in self._listeners:
             listener(name, facts)
 
 

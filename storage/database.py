@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,15 +57,26 @@ class LedgerUnavailableError(Exception):
     """The database could not be reached or written within the given time."""
 
 
-class SchemaError(Exception):
+class SchemaError(LedgerUnavailableError):
     """The database's schema is not one that this program can use."""
 
 
 class Database:
-    """Connections to one database, each used by one thread at a time and kept open in between."""
+    """Connections to one database, each used by one thread at a time and kept open in between.
 
-    def __init__(self, url: URL, *, sync: Literal["full", "normal"] = "full") -> None:
-        self.is_sqlite = url.get_backend_name() == "sqlite"
+    Making it costs no I/O: the schema is made or migrated, and the database met, by the first operation, so that a
+    process can start while the database is away.
+    """
+
+    def __init__(
+        self, url: str, *, sync: Literal["full", "normal"] = "full", migrations: Path = MIGRATIONS
+    ) -> None:
+        """`url` is a DATABASE_URL. Raises ValueError for one of another kind, SchemaError for a SQLite too old."""
+        self._address = _address(url)
+        self._migrations = migrations
+        self._ready = False
+        self._preparing = threading.Lock()
+        self.is_sqlite = self._address.get_backend_name() == "sqlite"
         self.placeholder = "?" if self.is_sqlite else "%s"
         """Stands for a value in SQL that goes to the driver as it is."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
@@ -72,7 +84,7 @@ class Database:
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
-            url,
+            self._address,
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
@@ -90,6 +102,11 @@ class Database:
         A database that is busy, away or cannot be written is tried again for `wait` seconds.
         Raises LedgerUnavailableError when they are over.
         """
+        if not self._ready:
+            self.prepare(wait=wait)
+        return self._run(operation, wait=wait)
+
+    def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
         give_up = time.monotonic() + wait
         tries = 0
         left = wait
@@ -118,7 +135,9 @@ class Database:
 
     def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
+        return self.run(self._transaction(operation), wait=wait)
 
+    def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:
             connection.exec_driver_sql(self._begin)
             # When it fails the connection is dropped, and the transaction with it.
@@ -126,7 +145,41 @@ class Database:
             connection.exec_driver_sql("COMMIT")
             return result
 
-        return self.run(transaction, wait=wait)
+        return transaction
+
+    def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
+        """Make or migrate the schema if that is still to be done.
+
+        A SQLite file and its folder are made when absent; the file is readable by its owner alone. Any number of
+        processes may do this at once: one migrates, the others wait for it.
+
+        Raises SchemaError for a schema newer than this program, LedgerUnavailableError when the database is away for
+        `wait` seconds.
+        """
+        if not self._preparing.acquire(timeout=wait):
+            raise LedgerUnavailableError(f"the database is still being prepared (waited {wait:g} s)")
+        try:
+            if not self._ready:
+                self._prepare(wait)
+                self._ready = True
+        finally:
+            self._preparing.release()
+
+    def _prepare(self, wait: float) -> None:
+        path = Path(str(self._address.database))
+        if self.is_sqlite:
+            _prepare_file(path)
+        versions = (self._migrations / "versions").glob("[0-9]*.py")
+        newest = max(version.name.partition("_")[0] for version in versions)
+        # The quick way, for every start but the first: alembic alone would take longer than all the rest.
+        if self._run(lambda connection: _revision(connection) == newest, wait=wait):
+            return
+        with _folder_lock(path.parent) if self.is_sqlite else nullcontext():
+            if self.is_sqlite:
+                wal = "PRAGMA journal_mode = WAL"
+                self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
+            migrate = self._transaction(lambda connection: _migrate(connection, self._migrations, newest))
+            self._run(migrate, wait=wait)
 
     def check(self, *, wait: float = 1.0) -> None:
         """Return when the database can be used and, on SQLite, be written. Raises LedgerUnavailableError."""
@@ -208,28 +261,9 @@ def connect(
     wait: float = 30.0,
     migrations: Path = MIGRATIONS,
 ) -> Database:
-    """Open the database of a DATABASE_URL, and make or migrate its schema if that is still to be done.
-
-    A SQLite file and its folder are made when absent; the file is readable by its owner alone. Any number of
-    processes may do this at once: one migrates, the others wait for it.
-
-    Raises ValueError for an URL of another kind, SchemaError for a schema newer than this program,
-    LedgerUnavailableError when the database is away for `wait` seconds.
-    """
-    address = _address(url)
-    if address.get_backend_name() == "sqlite":
-        _prepare_file(Path(str(address.database)))
-    database = Database(address, sync=sync)
-    newest = max(path.name.partition("_")[0] for path in (migrations / "versions").glob("[0-9]*.py"))
-    # The quick way, for every start but the first: alembic alone would take longer than all the rest.
-    if database.run(lambda connection: _revision(connection) == newest, wait=wait):
-        return database
-    with _folder_lock(Path(str(address.database)).parent) if database.is_sqlite else nullcontext():
-        if database.is_sqlite:
-            database.run(
-                lambda connection: connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar(), wait=wait
-            )
-        database.transact(lambda connection: _migrate(connection, migrations, newest), wait=wait)
+    """A Database that has been met: its schema is there. Raises what Database() and prepare() raise."""
+    database = Database(url, sync=sync, migrations=migrations)
+    database.prepare(wait=wait)
     return database
 
 
@@ -255,14 +289,18 @@ def _address(url: str) -> URL:
 
 def _prepare_file(path: Path) -> None:
     """Make the file before SQLite does, with the mode that SQLite then also gives the files beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         # Never opened here: closing it would drop the locks of connections that this process already has.
         for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
             if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
                 name.chmod(0o600)
+    except OSError as error:
+        raise LedgerUnavailableError(
+            f"SQLite: {error}: make the file and its folder writable (DATABASE_URL)"
+        ) from None
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     null,
     or_,
     select,
@@ -65,7 +66,7 @@ _BATCH = 1000  # rows that one transaction changes at most, so that pushes get t
 
 # PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
 _UNSETTLED_IDS = 10_000
-_INDEX_STEP = 50_000
+_BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
 
 # These two run for every push, so that they go to the driver as they are: SQLAlchemy's own path costs several times
 # the statement. One statement is one transaction.
@@ -502,10 +503,11 @@ class Ledger:
     ) -> int:
         """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
 
-        Call it until it returns 0; the first call on a large ledger takes a while (a minute for some million rows),
-        in short transactions. The files' names are kept, in the same commit, until they are deleted: then
-        delete what `doomed` returns from the store and give it to `forget`. A crash in between repeats a deletion and
-        loses none. A pending download goes with its row; a worker that has it sees that its mark returns False.
+        Call it until it returns 0. (The first call indexes the ledger, some seconds for a million rows, in
+        transactions short enough for pushes to go on.) The files' names are kept, in the same commit, until they are
+        deleted: delete what `doomed` returns from the store, then give it to `forget`. A crash in between repeats a
+        deletion and loses none. A pending download goes with its row; a worker that has it sees that its mark returns
+        False.
         """
         if before is None and fan is None:
             raise ValueError("purge needs a time or a fan")
@@ -609,7 +611,10 @@ class Ledger:
                 conditions.append(table.c.received_at < before)
             return conditions
 
-        ids = self._ids(select(purge_index.c.id).where(*of(purge_index)).limit(limit))
+        indexed = select(purge_index.c.id).where(*of(purge_index))
+        if fan is not None:
+            indexed = indexed.where(purge_index.c.block.in_(range(upto // _BLOCK + 1)))
+        ids = self._ids(indexed.limit(limit))
         if len(ids) < limit:
             unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
             ids += self._ids(unsettled.limit(limit - len(ids)))
@@ -647,13 +652,16 @@ def _index_step(connection: Connection) -> int | None:
     """Bring purge_index a step further; returns the last id that it knows, or None when there are more to come."""
     upto = _lock_index(connection)
     newest = connection.execute(select(func.max(messages.c.id))).scalar() or 0
-    step_end = min(upto + _INDEX_STEP, newest - _UNSETTLED_IDS)
+    block = upto // _BLOCK
+    step_end = min((block + 1) * _BLOCK, newest - _UNSETTLED_IDS)
     if step_end <= upto:
         return upto
     columns = [messages.c.id, messages.c.appid, messages.c.sender, messages.c.received_at]
-    # In the order of the index on the sender, whose pages are then each written once.
-    rows = select(*columns).where(messages.c.id > upto, messages.c.id <= step_end).order_by(messages.c.sender)
-    connection.execute(insert(purge_index).from_select([column.name for column in columns], rows))
+    rows = select(literal(block), *columns).where(messages.c.id > upto, messages.c.id <= step_end)
+    # In the order of the index, whose pages are then each written once.
+    rows = rows.order_by(messages.c.sender)
+    names = ["block", *(column.name for column in columns)]
+    connection.execute(insert(purge_index).from_select(names, rows))
     connection.execute(update(purge_index_upto).values(id=step_end))
     return None
 

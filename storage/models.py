@@ -113,11 +113,13 @@ purge_index = Table(
     "purge_index",
     metadata,
     Column("id", _ID, primary_key=True, autoincrement=False),
+    # A block of neighbouring ids has a part of the next index to itself, small enough to be written in memory.
+    Column("block", Integer, nullable=False),
     Column("appid", Text, nullable=False),
     Column("sender", Text, nullable=False),
     Column("received_at", Double, nullable=False),
 )
-Index("purge_index_sender", purge_index.c.appid, purge_index.c.sender)
+Index("purge_index_sender", purge_index.c.appid, purge_index.c.block, purge_index.c.sender)
 Index("purge_index_received_at", purge_index.c.appid, purge_index.c.received_at)
 purge_index_upto = Table("purge_index_upto", metadata, Column("id", BigInteger, nullable=False))
 
@@ -137,4 +139,13 @@ tokens = Table(
     Column("forced_count", Integer, nullable=False),
     Column("lease_holder", Text),
     Column("lease_until", Double),
+)
+
+# How often the token was fetched by any process, by result ("ok", the platform's code, "transport").
+token_fetches = Table(
+    "token_fetches",
+    metadata,
+    Column("appid", Text, primary_key=True),
+    Column("result", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
 )

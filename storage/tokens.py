@@ -7,11 +7,11 @@ Must not know when a token is renewed, or where from: that is wechat.access_toke
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, Table, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
-from storage.models import tokens
+from storage.models import token_fetches, tokens
 from wechat.access_token import EMPTY, TokenRow
 
 _FIELDS = [tokens.c[field.name] for field in fields(TokenRow)]
@@ -31,12 +31,10 @@ class SqlTokenStore:
         return EMPTY if row is None else TokenRow(**row)
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
-        # Both dialects' INSERT knows ON CONFLICT, the common one does not. One statement: whoever comes second
-        # finds the condition untrue.
-        insert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        # One statement: whoever comes second finds the condition untrue.
         mine_now = {"lease_holder": holder, "lease_until": now + seconds}
         statement = (
-            insert(tokens)
+            self._insert(tokens)
             .values(appid=self._appid, **asdict(EMPTY), **mine_now)
             .on_conflict_do_update(
                 index_elements=[tokens.c.appid],
@@ -64,6 +62,30 @@ class SqlTokenStore:
             .where(self._mine, tokens.c.lease_holder == holder)
             .values(lease_holder=None, lease_until=None)
         )
+
+    def count_fetch(self, result: str) -> None:
+        """One more fetch ended with `result`, for `fetches()`."""
+        statement = (
+            self._insert(token_fetches)
+            .values(appid=self._appid, result=result, count=1)
+            .on_conflict_do_update(
+                index_elements=[token_fetches.c.appid, token_fetches.c.result],
+                set_={"count": token_fetches.c.count + 1},
+            )
+        )
+        self._database.run(lambda connection: connection.execute(statement))
+
+    def fetches(self) -> dict[str, int]:
+        """How many fetches all processes have made, by result."""
+        counts = select(token_fetches.c.result, token_fetches.c.count).where(
+            token_fetches.c.appid == self._appid
+        )
+        rows = self._database.run(lambda connection: connection.execute(counts).all())
+        return {result: count for result, count in rows}
+
+    def _insert(self, table: Table) -> Any:
+        """Both dialects' INSERT knows ON CONFLICT, the common one does not."""
+        return sqlite.insert(table) if self._database.is_sqlite else postgresql.insert(table)
 
     def _changes_a_row(self, statement: Any) -> bool:
         def execute(connection: Connection) -> bool:

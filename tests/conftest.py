@@ -187,3 +187,7 @@ def stopped(bot):
     finally:
         for process in bot.processes:
             process.kill()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the long runs at the counts that the promises name")

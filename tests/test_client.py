@@ -188,9 +188,7 @@ def test_a_name_without_an_address_is_passed_over(platform):
     )
 
 
-@pytest.mark.parametrize(
-    "base", ["", "api.weixin.test", "http://", "gopher://api.weixin.test"]
-)
+@pytest.mark.parametrize("base", ["", "api.weixin.test", "http://", "gopher://api.weixin.test"])
 def test_a_base_that_is_no_address_is_passed_over(platform, base):
     platform.on("/x", OK)
     assert hosts(base, platform).call("POST", "/x", json={}, repeatable=False) == OK
@@ -357,7 +355,7 @@ def test_no_server_holds_a_call_longer_than_its_time(platform, answer):
     started = time.monotonic()
     with pytest.raises(TransportError) as caught:
         hosts(platform).call("GET", "/x", repeatable=True, timeout=QUICK)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3
     assert caught.value.sent is True
 
 
@@ -426,7 +424,7 @@ def test_all_addresses_of_a_name_share_one_connect_time_out(blackhole, api_test_
     started = time.monotonic()
     with pytest.raises(TransportError) as caught:
         hosts(f"http://api.test:{blackhole}").call("POST", "/x", json={}, repeatable=True, timeout=QUICK)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3
     assert caught.value.sent is False
 
 

@@ -532,7 +532,7 @@ class TestPurge:
 
     def test_among_very_many(self, ledger, database, monkeypatch):
         monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.ledger, "_INDEX_STEP", 30)
+        monkeypatch.setattr(storage.ledger, "_BLOCK", 30)
         for number in range(100):
             ledger.record(text(number, FAN if number % 5 == 0 else OTHER_FAN), None, T0 + number)
 
@@ -551,7 +551,7 @@ class TestPurge:
 
     def test_several_at_once(self, ledger, monkeypatch):
         monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.ledger, "_INDEX_STEP", 7)
+        monkeypatch.setattr(storage.ledger, "_BLOCK", 7)
         for number in range(60):
             ledger.mark_stored(download(ledger, number), FILE, T0)
         purged = []

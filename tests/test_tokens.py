@@ -141,3 +141,11 @@ def test_of_many_processes_one_gets_it(database_url):
         process.stdin.write("go\n")
         process.stdin.flush()
     assert sorted(process.communicate()[0] for process in processes) == ["False\n"] * 3 + ["True\n"]
+
+
+def test_fetches_of_all_processes_are_counted_by_result(database, database_url):
+    ours, theirs = (SqlTokenStore(each, APPID) for each in (database, connect(database_url)))
+    for store, result in ((ours, "ok"), (theirs, "ok"), (theirs, "40164")):
+        store.count_fetch(result)
+    assert ours.fetches() == {"ok": 2, "40164": 1}
+    assert SqlTokenStore(database, "wxother").fetches() == {}

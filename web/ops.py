@@ -16,12 +16,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from storage.database import Database
 from storage.files import FileStore
 from storage.ledger import Ledger, LedgerUnavailableError
+from storage.tokens import SqlTokenStore
 from wechat.access_token import AccessToken
 
 
-def ops(ledger: Ledger, files: FileStore, token: AccessToken) -> Blueprint:
+def ops(
+    database: Database, ledger: Ledger, files: FileStore, tokens: SqlTokenStore, token: AccessToken
+) -> Blueprint:
     blueprint = Blueprint("ops", __name__)
 
     @blueprint.get("/healthz")
@@ -30,14 +34,14 @@ def ops(ledger: Ledger, files: FileStore, token: AccessToken) -> Blueprint:
 
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        checks = {"database": _database(ledger), "media": _media(files), "token": _token(token)}
+        checks = {"database": _database(database), "media": _media(files), "token": _token(token)}
         ready = checks["database"] == checks["media"] == "ok"
         return jsonify(ready=ready, checks=checks), 200 if ready else 503
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
         registry = CollectorRegistry()
-        registry.register(_DatabaseFigures(ledger, token))
+        registry.register(_DatabaseFigures(ledger, tokens))
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             counters = CollectorRegistry()
             MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
@@ -50,9 +54,9 @@ def ops(ledger: Ledger, files: FileStore, token: AccessToken) -> Blueprint:
     return blueprint
 
 
-def _database(ledger: Ledger) -> str:
+def _database(database: Database) -> str:
     try:
-        ledger.status(time.time())
+        database.check()
     except LedgerUnavailableError as error:
         return str(error)
     return "ok"
@@ -77,13 +81,13 @@ def _token(token: AccessToken) -> str:
 
 
 class _DatabaseFigures(Collector):
-    def __init__(self, ledger: Ledger, token: AccessToken) -> None:
-        self._ledger, self._token = ledger, token
+    def __init__(self, ledger: Ledger, tokens: SqlTokenStore) -> None:
+        self._ledger, self._tokens = ledger, tokens
 
     def collect(self) -> Iterable[Metric]:
         now = time.time()
         try:
-            status, row = self._ledger.status(now), self._token.row()
+            status, row = self._ledger.status(now), self._tokens.load()
         except LedgerUnavailableError:
             return
         media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
@@ -101,7 +105,8 @@ class _DatabaseFigures(Collector):
                 "wechat_token_age_seconds", "Seconds since the access_token was fetched", now - row.fetched_at
             )
         fetches = CounterMetricFamily(
-            "wechat_token_fetches", "Fetches of the access_token", labels=["result"]
+            "wechat_token_fetches", "Fetches of the access_token by any process", labels=["result"]
         )
-
+        for result, count in self._tokens.fetches().items():
+            fetches.add_metric([result], count)
         yield fetches

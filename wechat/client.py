@@ -65,7 +65,8 @@ _POOLED_CONNECTIONS: Final = 32  # per host: 16 downloads and the web threads, w
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds: `connect` for all addresses of a host together, `read` of silence, `host` for all that one
-    host gets (from connecting to the last byte), `call` after which no host is tried again."""
+    host gets (from connecting to the last byte), `call` after which no host is tried again. The system's
+    look-up of a name takes its own time; nothing is sent if it took too long."""
 
     connect: float = 3.0
     read: float = 5.0
@@ -248,6 +249,7 @@ class ApiHosts:
         host = _host_of(request.url or "")
         attempt = _Attempt(time.monotonic() + seconds, timeout.read)
         context = _ATTEMPT.set(attempt)
+        unsafe = False
         trouble = None
         try:
             response = adapter.send(
@@ -259,13 +261,13 @@ class ApiHosts:
                 proxies=route.proxies,
             )
         except _NotPublicError:
-            trouble = ""
+            unsafe = True
         except (OSError, HTTPError) as error:  # requests' own errors are OSErrors
             trouble = type(error).__name__
         finally:
             _ATTEMPT.reset(context)
         # Outside the except block: the foreign exception, which holds the URL, is not even our __context__.
-        if trouble == "":
+        if unsafe:
             raise UnsafeMediaUrlError
         if trouble is not None:
             what = "no answer from" if attempt.sent else "cannot connect to"

@@ -69,11 +69,12 @@ def upgrade() -> None:
     op.create_table(
         "purge_index",
         sa.Column("id", row_id, primary_key=True, autoincrement=False),
+        sa.Column("block", sa.Integer, nullable=False),
         sa.Column("appid", sa.Text, nullable=False),
         sa.Column("sender", sa.Text, nullable=False),
         sa.Column("received_at", sa.Double, nullable=False),
     )
-    op.create_index("purge_index_sender", "purge_index", ["appid", "sender"])
+    op.create_index("purge_index_sender", "purge_index", ["appid", "block", "sender"])
     op.create_index("purge_index_received_at", "purge_index", ["appid", "received_at"])
     upto = op.create_table("purge_index_upto", sa.Column("id", sa.BigInteger, nullable=False))
     op.bulk_insert(upto, [{"id": 0}])
@@ -92,4 +93,10 @@ def upgrade() -> None:
         sa.Column("forced_count", sa.Integer, nullable=False),
         sa.Column("lease_holder", sa.Text),
         sa.Column("lease_until", sa.Double),
+    )
+    op.create_table(
+        "token_fetches",
+        sa.Column("appid", sa.Text, primary_key=True),
+        sa.Column("result", sa.Text, primary_key=True),
+        sa.Column("count", sa.BigInteger, nullable=False),
     )

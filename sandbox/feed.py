@@ -1,0 +1,95 @@
+"""What happens, as server-sent events (text/event-stream) for the pages that are open.
+
+Knows that format, and that a browser may be slow or gone. It must not know what the events mean. A page that falls
+behind is let go: it connects again by itself and is then told everything there is.
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from .state import State
+
+CONNECTIONS: Final = 16
+"""With more pages than this the oldest is let go, often one whose browser is gone: each keeps a thread."""
+_BEHIND: Final = 1000
+"""Events that may wait for a slow page."""
+_HEARTBEAT: Final = 5
+"""Seconds of silence after which a comment is sent, to find out whether the browser is still there."""
+
+
+class Feed:
+    """All open pages of one state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._lock = threading.Lock()
+        self._connections: list[Connection] = []
+        self._closed = False
+
+    def connect(self) -> "Connection":
+        with self._lock:
+            connection = Connection(self, self._state)
+            self._connections.append(connection)
+            if self._closed or len(self._connections) > CONNECTIONS:
+                self._connections.pop(0).end()
+            return connection
+
+    def forget(self, connection: "Connection") -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._connections.remove(connection)
+
+    def close(self) -> None:
+        """Ends all connections; a later one is told what there is, and ends too."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.end()
+            self._connections.clear()
+
+
+class Connection(Iterator[bytes]):
+    """The events for one page. Not a generator: the server calls `close` also when nothing was read yet."""
+
+    def __init__(self, feed: Feed, state: State) -> None:
+        self._feed = feed
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(_BEHIND)
+        self._open = True
+        so_far, self._stop = state.listen(self._hear)
+        self._first: bytes | None = b"retry: 1000\n" + _event("state", so_far)
+
+    def _hear(self, name: str, facts: Mapping[str, Any]) -> None:
+        try:
+            self._waiting.put_nowait(_event(name, facts))
+        except queue.Full:
+            self.end()
+
+    def end(self) -> None:
+        """From any thread: the page gets nothing more."""
+        self._open = False
+        with contextlib.suppress(queue.Full):  # then it is not waiting for anything
+            self._waiting.put_nowait(None)
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            event = self._waiting.get(timeout=_HEARTBEAT)
+        except queue.Empty:
+            event = b":\n\n"
+        if event is None or not self._open:
+            raise StopIteration
+        return event
+
+    def close(self) -> None:
+        self._stop()
+        self._feed.forget(self)
+
+
+def _event(name: str, facts: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(facts, ensure_ascii=False)}\n\n".encode()

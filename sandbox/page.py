@@ -1,0 +1,79 @@
+"""The phone page at /, and what it is made of: its files, its live feed, and the media of the chats.
+
+Knows how to serve what strangers sent so that it cannot run in the browser. It must not hold anything; the page steers
+through the control routes like everybody else. Nothing here counts as a call of the API.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, jsonify, render_template, send_file
+
+from .feed import Feed
+from .state import State
+
+# Of the formats that are told by their first bytes, those that a browser shows. All others are a download.
+_SHOWN: Final[dict[str, str]] = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "gif": "image/gif",
+    "mp3": "audio/mpeg",
+    "mp4": "video/mp4",
+}
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_MEDIA_POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
+
+
+def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
+    """The page for one state; `modes` that its account can do, the usual one last."""
+    page = Blueprint("page", __name__, static_folder="static", static_url_path="/sandbox/static")
+
+    @page.get("/")
+    def phone() -> Response:
+        """Neither secrets nor the callback's own user, password and query are shown."""
+        callback = urlsplit(state.callback or "")
+        html = render_template(
+            "phone.html",
+            account=state.account,
+            modes=modes,
+            callback=state.callback
+            and f"{callback.scheme}://{callback.netloc.rpartition('@')[2]}{callback.path}",
+            callback_path=callback.path,
+        )
+        response = Response(html, content_type="text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @page.get("/sandbox/events")
+    def events() -> Response:
+        response = Response(feed.connect(), content_type="text/event-stream; charset=utf-8")
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @page.get("/sandbox/media/<media_id>")
+    def media(media_id: str) -> Response | tuple[Response, int]:
+        """The bytes as they came, also in ranges, with a type by content: never HTML, SVG or a guess."""
+        found = state.find_media(media_id)
+        content_type = found and _SHOWN.get(found.extension)
+        try:
+            if found is None:
+                raise FileNotFoundError
+            response = send_file(
+                found.path,
+                mimetype=content_type or "application/octet-stream",
+                as_attachment=content_type is None,
+                download_name=f"{found.type}.{found.extension}",
+                etag=found.sha256,
+                max_age=3600,
+            )
+        except FileNotFoundError:  # or forgotten by a reset in this moment
+            return jsonify(error="no such media, or older than three days"), 404
+        response.headers["Content-Security-Policy"] = _MEDIA_POLICY
+        return response
+
+    return page
