@@ -22,6 +22,7 @@ import click
 from flask import current_app
 from tqdm import tqdm
 
+import purge
 from config import SettingsError
 from storage.ledger import LedgerUnavailableError
 from wechat import media as wechat_media
@@ -78,7 +79,8 @@ def worker() -> None:
     parts = _parts()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: parts.worker.ask_to_stop())
-    threading.Thread(target=parts.worker.keep_token_fresh, daemon=True).start()
+    for keep in (parts.worker.keep_token_fresh, parts.worker.keep_tidy):
+        threading.Thread(target=keep, daemon=True).start()
     parts.worker.run_forever(WORKER_THREADS)
 
 
@@ -202,3 +204,19 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
     """Try the failed ones again: those with the given ledger IDs, or all."""
     with _told():
         _show({"rows": _parts().ledger.retry(ids or None, time.time())})
+
+
+@ledger.command("purge")
+@click.option(
+    "--before", "days", type=click.IntRange(min=0), metavar="DAYS", help="What is older than so many days."
+)
+@click.option("--fan", metavar="OPENID", help="What this fan sent.")
+def ledger_purge(days: int | None, fan: str | None) -> None:
+    """Delete rows and their files for good: old ones, a fan's, or a fan's old ones."""
+    if days is None and fan is None:
+        raise click.UsageError("say what to delete: --before DAYS, --fan OPENID, or both")
+    with _told():
+        parts, now = _parts(), time.time()
+        before = None if days is None else now - days * 86400
+        gone = purge.purge(parts.ledger, parts.files, now=now, before=before, fan=fan)
+        _show({"rows": gone.rows, "files": gone.files})

@@ -55,6 +55,8 @@ def build(settings: Settings) -> Parts:
         token,
         lease_seconds=settings.lease_seconds,
         max_media_bytes=settings.max_media_bytes,
+        retention_days=settings.retention_days,
+        purge_on_unsubscribe=settings.purge_on_unsubscribe,
     )
     return Parts(settings, database, ledger, files, tokens, token, client, _receiver(settings), worker)
 

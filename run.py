@@ -43,9 +43,7 @@ class Processes:
     def __init__(self) -> None:
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(
-        self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None
-    ) -> None:
+    def start(self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
         """Runs `python -m command`; what it says goes where ours goes, or to the file `log`."""
         arguments = [sys.executable, "-m", *command]
         with open(log or os.devnull, "wb") as file:

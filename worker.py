@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import purge
 from storage.files import FileStore
 from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
 from wechat import customer_service, media
@@ -40,6 +41,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 MIN_FREE_BYTES = 200 * 1024 * 1024
 LOW_DISK_PAUSE_SECONDS = 10.0
 IDLE_SECONDS = (0.05, 1.0)  # between looks at an empty ledger: the first, the longest
+TIDY_SECONDS = 10.0  # between looks for what is to be deleted
 GRACE_SECONDS = 20.0  # for work in hand when the process is asked to stop
 
 
@@ -63,12 +65,15 @@ class Worker:
         *,
         lease_seconds: float,
         max_media_bytes: int,
+        retention_days: int = 0,
+        purge_on_unsubscribe: bool = False,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._ledger, self._client, self._files, self._token = ledger, client, files, token
         self._lease, self._max_media_bytes = lease_seconds, max_media_bytes
+        self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
         self._clock, self._jitter, self._grace = clock, jitter, grace_seconds
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -84,7 +89,10 @@ class Worker:
 
     def start(self, threads: int) -> None:
         """Works in threads of this process until `stop()`; with `threads` 0 it only keeps the token fresh."""
-        targets = [self.keep_token_fresh, *([lambda: self.run_forever(threads)] if threads else [])]
+        work: list[Callable[[], None]] = (
+            [lambda: self.run_forever(threads), self.keep_tidy] if threads else []
+        )
+        targets = [self.keep_token_fresh, *work]
         self._running = [threading.Thread(target=target, daemon=True) for target in targets]
         for thread in self._running:
             thread.start()
@@ -109,6 +117,27 @@ class Worker:
                 log.error("the token row cannot be read", extra={"reason": str(error)})
                 pause = IDLE_SECONDS[1]
             self._stop.wait(pause)
+
+    def keep_tidy(self) -> None:
+        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows, until `stop()`."""
+        while not self._stop.wait(TIDY_SECONDS * (0.5 + self._jitter())):
+            try:
+                self.tidy_once()
+            except (LedgerUnavailableError, OSError) as error:
+                log.error("what is to be deleted has to wait", extra={"reason": str(error)})
+
+    def tidy_once(self) -> None:
+        now = self._clock()
+        if self._purge_on_unsubscribe and (
+            fans := purge.forget_unsubscribed(self._ledger, self._files, now=now)
+        ):
+            log.info("purged fans who unsubscribed", extra={"fans": fans})
+        if self._retention_days:
+            before = now - self._retention_days * 86400
+            gone = purge.purge(self._ledger, self._files, now=now, before=before)
+            if gone.rows:
+                log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
+        purge.delete_files(self._ledger, self._files, now=now)
 
     def run_forever(self, threads: int) -> None:
         """Claims and works, `threads` pieces at once, until `stop()`; an unreachable database is waited for."""

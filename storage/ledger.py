@@ -21,12 +21,14 @@ from sqlalchemy import (
     Connection,
     Row,
     Table,
+    Text,
     bindparam,
     case,
     delete,
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -60,6 +62,7 @@ __all__ = [
     "Recorded",
     "Send",
     "Status",
+    "Unsubscribed",
 ]
 
 _BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
@@ -193,6 +196,14 @@ class Doomed:
     key: str | None
 
 
+@dataclass(frozen=True)
+class Unsubscribed:
+    """A fan who unsubscribed, and when (unix seconds)."""
+
+    openid: str
+    received_at: float
+
+
 class _Lane:
     """The columns of one queue, and the statement that claims from it."""
 
@@ -247,6 +258,9 @@ class _Lane:
             )
         )
 
+
+# Stands in the SQL as it is, as the states do: for the partial index.
+_UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
 
 _LANES = {"media": _Lane("media"), "send": _Lane("send")}
 
@@ -545,6 +559,17 @@ class Ledger:
             return len(rows)
 
         return self._database.transact(remove)
+
+    def unsubscribed(self, limit: int = 100) -> list[Unsubscribed]:
+        """Fans who unsubscribed and whose event is still kept, the oldest first."""
+        statement = (
+            select(messages.c.sender, messages.c.received_at)
+            .where(messages.c.appid == self._appid, messages.c.event == _UNSUBSCRIBE)
+            .order_by(messages.c.id)
+            .limit(limit)
+        )
+        rows = self._database.run(lambda connection: connection.execute(statement).all())
+        return [Unsubscribed(row.sender, row.received_at) for row in rows]
 
     def doomed(self, now: float, limit: int = 500) -> list[Doomed]:
         """Files whose rows are purged: to be deleted from the store now."""

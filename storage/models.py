@@ -8,6 +8,7 @@ What each index is for (none but the unique key and `downloads_due` is touched w
 `messages_key` finds a repeated delivery; its first column grows with time, so that inserts stay at its right edge
 however many rows there are. `downloads_due`, `sends_due` give the next claim, and the queue's length and age.
 `downloads_failed`, `sends_failed` serve `flask ledger retry` and the counts. `downloads_stored` is the count.
+`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE.
 """
 
 from sqlalchemy import (
@@ -95,6 +96,7 @@ _partial("downloads_stored", "id", "media_state", "stored")
 _partial("downloads_failed", "id", "media_state", "failed")
 _partial("sends_due", "send_due", "send_state", "pending")
 _partial("sends_failed", "id", "send_state", "failed")
+_partial("unsubscribed", "id", "event", "unsubscribe")
 
 # Files whose rows are purged, until they are deleted. `key` is NULL where no file was recorded: then whatever
 # an interrupted attempt may have left under `stem` goes.

@@ -81,7 +81,7 @@ class SqlTokenStore:
             token_fetches.c.appid == self._appid
         )
         rows = self._database.run(lambda connection: connection.execute(counts).all())
-        return {result: count for result, count in rows}
+        return dict(row._tuple() for row in rows)
 
     def _insert(self, table: Table) -> Any:
         """Both dialects' INSERT knows ON CONFLICT, the common one does not."""

@@ -15,3 +15,7 @@ REPLY_SECONDS = Histogram(
     "Seconds from a push's arrival to its answer",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 4.5, 5, 10),
 )
+
+# A rate over a counter that appears with its first refusal would miss that one.
+for reason in ("signature", "timestamp", "envelope", "appid", "doctype", "xml", "method", "size", "key"):
+    REFUSALS.labels(reason)

@@ -479,7 +479,7 @@ const readable = (pair) => {
   return `${name} = ${decodeURIComponent(value)}`;
 };
 
-const pre = (text, name) => make("pre", { tabindex: "0", role: "region", "aria-label": name }, text);
+const pre = (text, name) => make("pre", { tabindex: "0", role: "group", "aria-label": name }, text);
 const block = (title, text) => [make("h4", {}, title), pre(text, title)];
 const folded = (key, title, text) => make("details", { "data-key": key }, make("summary", {}, title), pre(text, title));
 

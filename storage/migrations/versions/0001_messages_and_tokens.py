@@ -56,6 +56,7 @@ def upgrade() -> None:
         ("downloads_failed", "id", "media_state", "failed"),
         ("sends_due", "send_due", "send_state", "pending"),
         ("sends_failed", "id", "send_state", "failed"),
+        ("unsubscribed", "id", "event", "unsubscribe"),
     ):
         where = sa.text(f"{state_column} = '{state}'")
         op.create_index(name, "messages", ["appid", column], sqlite_where=where, postgresql_where=where)

@@ -1,0 +1,163 @@
+"""Pages in a real Chromium: one browser for a session, a context of its own for each test.
+
+`open_page` is the way in: at the end of the test every page it gave must have stayed on this machine and must have
+written no error into the console. Without Chromium these tests are skipped, or fail where CI=true is set. It knows no
+page of ours.
+"""
+
+import os
+import shutil
+from urllib.parse import urlsplit
+
+import pytest
+
+try:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+except ImportError:  # installed without requirements-dev.txt
+    sync_playwright = None
+
+ONE_BROWSER = pytest.mark.xdist_group("browser")
+"""For `pytestmark` of a module: all browser tests run in one worker and share its browser."""
+
+DESKTOP = {"width": 1200, "height": 800}
+NARROW = {"width": 360, "height": 740}
+
+_ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium():
+    """The path of the installed Chromium; CHROMIUM names another one."""
+    named = os.environ.get("CHROMIUM")
+    return named or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+def _missing():
+    if sync_playwright is None:
+        return (
+            "The browser tests need playwright and axe-playwright-python: pip install -r requirements-dev.txt"
+        )
+    if chromium() is None:
+        return (
+            "The browser tests need Chromium: install chromium (on Debian or Ubuntu: apt-get install chromium "
+            "fonts-noto-cjk), or set CHROMIUM to its path"
+        )
+    return None
+
+
+def launch(playwright):
+    return playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    missing = _missing()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        running = launch(playwright)
+        yield running
+        running.close()
+
+
+class _Guard:
+    """What no page may do."""
+
+    def __init__(self):
+        self.seen = []
+
+    def watch(self, context):
+        context.on("console", self._console)
+        context.on("weberror", lambda error: self.seen.append(f"uncaught: {error.error}"))
+        context.on("request", self._request)
+
+    def _console(self, message):
+        if message.type in ("error", "warning"):
+            self.seen.append(f"console {message.type}: {message.text}")
+
+    def _request(self, request):
+        address = urlsplit(request.url)
+        if address.scheme not in ("blob", "data") and address.hostname != "127.0.0.1":
+            self.seen.append(f"request to {request.url}")
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(url, dark=..., locale=..., viewport=..., ...) -> a page in a context of its own."""
+    guard, contexts = _Guard(), []
+
+    def open_one(url, *, dark=False, locale="en-US", viewport=DESKTOP, **options):
+        context = browser.new_context(
+            color_scheme="dark" if dark else "light", locale=locale, viewport=viewport, **options
+        )
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        guard.watch(context)
+        page = context.new_page()
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not guard.seen, "\n".join(guard.seen)
+
+
+def assert_accessible(page):
+    """axe-core finds nothing: contrast, labels, roles, structure."""
+    violations = Axe().run(page).response["violations"]
+    assert not violations, "\n".join(
+        f"{one['id']}: {one['help']}: {node['html'][:200]} {node.get('failureSummary', '')}"
+        for one in violations
+        for node in one["nodes"]
+    )
+
+
+def assert_fits(page):
+    """Nothing has to be scrolled sideways."""
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def tab_to(page, wanted, most=60):
+    """Moves the focus by the Tab key alone, and sees that each stop is visible."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        assert page.evaluate(
+            "document.activeElement === document.body || "
+            "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
+        ), "the focus is not to be seen"
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not reach {wanted}")
+
+
+SAME_PIXELS = """([one, other]) => {
+  const pixels = (image) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return context.getImageData(0, 0, canvas.width, canvas.height).data;
+  };
+  const [a, b] = [pixels(one), pixels(other)];
+  return a.length > 4 && a.length === b.length && a.every((value, index) => value === b[index]);
+}"""
+
+
+def same_pixels(page, one, other):
+    """Whether two img elements, given as locators, show the very same picture."""
+    for image in (one, other):
+        image.evaluate("image => image.decode()")
+    return page.evaluate(SAME_PIXELS, [one.element_handle(), other.element_handle()])

@@ -1,0 +1,526 @@
+"""The phone page in a real browser, with the real sandbox and a real bot behind it."""
+
+import base64
+import hashlib
+import re
+import socket
+
+import pytest
+import requests
+
+from sandbox import THROWAWAY, running_sandbox
+from tests.browser import (
+    DESKTOP,
+    NARROW,
+    ONE_BROWSER,
+    assert_accessible,
+    assert_fits,
+    browser,
+    open_page,
+    same_pixels,
+    tab_to,
+)
+from tests.conftest import ACCOUNT, ROOT, Bot, eventually, free_port, stopped
+
+pytestmark = ONE_BROWSER
+__all__ = ["browser", "open_page"]  # fixtures
+
+HOPPER = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
+CHINA = ROOT / "sandbox" / "photos" / "china.jpg"
+AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100
+MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 80
+FAILURE = "该公众号暂时无法提供服务，请稍后再试"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """One sandbox and one bot for the module: each test begins with a reset."""
+    folder = tmp_path_factory.mktemp("bot")
+    with running_sandbox() as sandbox:
+        bot = Bot(
+            folder,
+            {
+                **ACCOUNT,
+                "WECHAT_AES_KEY": THROWAWAY.aes_key,
+                "WECHAT_ACCEPT_PLAINTEXT": "1",
+                "WECHAT_API_BASE": sandbox.url,
+                "DATABASE_URL": f"sqlite:///{folder}/bot.db",
+                "MEDIA_STORE": f"{folder}/media",
+                "PORT": str(free_port()),
+                "WEB_CONCURRENCY": "1",
+            },
+        )
+        sandbox.callback = f"{bot.url}/wechat"
+        with stopped(bot):
+            bot.web()
+            yield sandbox
+
+
+@pytest.fixture
+def phone(running):
+    requests.post(f"{running.url}/sandbox/reset", timeout=10)
+    return running
+
+
+@pytest.fixture
+def page(phone, open_page):
+    return open_page(phone.url)
+
+
+def choose(page, *files, kind="image"):
+    page.locator(f"#choose-{kind}").set_input_files(list(files))
+
+
+def said(page, side):
+    """The chat's entries of fan, account or system."""
+    return page.locator(f"#chat .message.{side}")
+
+
+def wait_for(page, side, count):
+    said(page, side).nth(count - 1).wait_for()
+    assert said(page, side).count() == count
+
+
+def sides(page):
+    return page.eval_on_selector_all("#chat .message", "all => all.map(one => one.classList[1])")
+
+
+def newest(page):
+    """The newest push, once it has ended."""
+    item = page.locator("#pushes > li").first
+    item.locator(".facts", has_text="The fan saw").wait_for()
+    return item
+
+
+def verdicts(item):
+    return [re.split(" · ", text)[0] for text in item.locator("summary > .badge").all_inner_texts()]
+
+
+def apply_fault(page, name):
+    page.get_by_label("Fault").select_option(label=name)
+    page.get_by_role("button", name="Apply").click()
+
+
+@pytest.mark.parametrize("mode", ["safe", "plain", "compat"])
+def test_a_picture_comes_back(page, mode):
+    page.get_by_label("Mode").select_option(mode)
+    choose(page, HOPPER)
+    wait_for(page, "account", 1)
+    mine, theirs = (said(page, side).locator("img") for side in ("fan", "account"))
+    assert same_pixels(page, mine, theirs)
+    assert theirs.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [512, 600]
+    picture = requests.get(theirs.evaluate("image => image.src"), timeout=10).content
+    assert hashlib.sha256(picture).digest() == hashlib.sha256(HOPPER.read_bytes()).digest()
+    assert "passive reply" in said(page, "account").inner_text()
+
+    push = newest(page)
+    assert verdicts(push) == ["reply"]
+    assert "of 5 s" in push.inner_text()
+    assert "well-formed image reply" in push.inner_text()
+    shown = push.locator("pre").all_inner_texts()
+    assert any("<MsgType><![CDATA[image]]></MsgType>\n" in text for text in shown), "opened, line by line"
+    push.get_by_text("Signed query").click()
+    query = push.get_by_role("group", name="Signed query")
+    assert "timestamp = " in query.inner_text()
+    assert ("msg_signature = " in query.inner_text()) == (mode != "plain")
+    assert push.get_by_text("As it was sent").count() == (mode != "plain")
+
+
+def test_a_picture_by_customer_service_message(sandbox, make_bot, open_page):
+    bot = make_bot(sandbox, ECHO_VIA="upload")
+    bot.web()
+    page = open_page(sandbox.url)
+    choose(page, HOPPER)
+    wait_for(page, "account", 1)
+    assert "customer service" in said(page, "account").inner_text()
+    assert same_pixels(page, said(page, "fan").locator("img"), said(page, "account").locator("img"))
+    assert verdicts(newest(page)) == ["silent"]
+    assert "The fan saw: nothing" in newest(page).inner_text(), "as an answer to the push"
+    page.locator("#calls li", has_text="/cgi-bin/message/custom/send").wait_for()
+
+
+def test_several_pictures_in_their_order_and_one_whole(page):
+    choose(page, HOPPER, CHINA, HOPPER)
+    wait_for(page, "account", 3)
+    for side in ("fan", "account"):
+        widths = said(page, side).locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+        assert sorted(widths) == [512, 512, 640]
+    sent = said(page, "fan").locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert sent == [512, 640, 512]
+    said(page, "account").locator("button").first.click()
+    whole = page.get_by_role("dialog").get_by_role("img")
+    assert whole.evaluate("async (image) => { await image.decode(); return image.width; }") == 512
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_paste(phone, open_page):
+    page = open_page(phone.url, permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_label("Message").fill("words stay words")
+    page.evaluate(
+        """async () => {
+          const canvas = document.createElement("canvas");
+          canvas.getContext("2d").fillRect(10, 20, 30, 40);
+          const picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+          await navigator.clipboard.write([new ClipboardItem({ "image/png": picture })]);
+        }"""
+    )
+    page.get_by_label("Message").press("Control+V")
+    wait_for(page, "account", 1)
+    assert same_pixels(page, said(page, "fan").locator("img"), said(page, "account").locator("img"))
+    assert page.get_by_label("Message").input_value() == "words stay words"
+
+
+def test_drop(page):
+    files = page.evaluate_handle(
+        """([picture]) => {
+          const files = new DataTransfer();
+          const bytes = Uint8Array.from(atob(picture), (one) => one.charCodeAt(0));
+          files.items.add(new File([bytes], "照片.jpg", { type: "image/jpeg" }));
+          files.items.add(new File(["words"], "notes.txt", { type: "text/plain" }));
+          files.items.add(new File([bytes], "again.jpg", { type: "image/jpeg" }));
+          return files;
+        }""",
+        [base64.b64encode(HOPPER.read_bytes()).decode()],
+    )
+    screen = page.locator("#screen")
+    screen.dispatch_event("dragover", {"dataTransfer": files})
+    assert "drop" in screen.get_attribute("class")
+    screen.dispatch_event("drop", {"dataTransfer": files})
+    wait_for(page, "account", 2)
+    assert "drop" not in screen.get_attribute("class")
+
+
+def test_what_cannot_be_sent_is_said(page):
+    files = page.evaluate_handle(
+        "() => { const files = new DataTransfer();"
+        " files.items.add(new File(['x'], 'notes.txt', { type: 'text/plain' })); return files; }"
+    )
+    page.locator("#screen").dispatch_event("drop", {"dataTransfer": files})
+    page.get_by_role("alert").filter(has_text="Only pictures").wait_for()
+    assert sides(page) == []
+
+
+def test_text_is_text(page):
+    hostile = "<img src=x onerror=alert(1)> <b>bold</b> ]]> 你好 😀"
+    page.get_by_label("Message").fill(hostile)
+    page.get_by_role("button", name="Send").click()
+    wait_for(page, "account", 1)
+    assert hostile in said(page, "fan").inner_text()
+    assert "发我一张图片" in said(page, "account").inner_text()
+    assert page.locator("#chat img, #chat b").count() == 0
+    assert hostile in page.locator("#pushes .what").inner_text()
+
+
+def test_shift_and_input_methods_do_not_send(page):
+    text = page.get_by_label("Message")
+    text.press_sequentially("one")
+    text.press("Shift+Enter")
+    text.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
+    assert text.input_value() == "one\n"
+    text.press("Enter")
+    wait_for(page, "account", 1)
+    assert sides(page) == ["fan", "account"]
+
+
+def test_follow_unfollow_and_menu(page):
+    page.get_by_role("button", name="Follow", exact=True).click()
+    wait_for(page, "account", 1)
+    assert "Welcome! 欢迎关注" in said(page, "account").inner_text()
+    page.get_by_label("Menu key").fill("K <1>")
+    page.get_by_role("button", name="Tap the menu").click()
+    wait_for(page, "system", 2)
+    page.get_by_role("button", name="Unfollow").click()
+    wait_for(page, "system", 3)
+    page.get_by_role("button", name="Follow", exact=True).wait_for()
+    texts = said(page, "system").locator(".bubble").all_inner_texts()
+    assert texts == [
+        "You followed the account",
+        "You tapped the menu: K <1>",
+        "You unfollowed the account",
+    ]
+    assert sides(page) == ["system", "account", "system", "system"]
+
+
+def test_voice_and_video(page):
+    choose(page, {"name": "voice.mp3", "mimeType": "audio/mpeg", "buffer": MP3}, kind="voice")
+    wait_for(page, "account", 1)
+    audio = said(page, "account").locator("audio")
+    page.wait_for_function("audio => audio.readyState > 0", arg=audio.element_handle())
+    assert audio.evaluate("audio => audio.duration") == pytest.approx(2.1, abs=0.2)
+
+    choose(page, {"name": "voice.amr", "mimeType": "", "buffer": AMR}, kind="voice")
+    wait_for(page, "account", 2)
+    bubble = said(page, "account").nth(1)
+    assert "voice · AMR · 2.0 s" in bubble.inner_text()
+    with page.expect_download() as download:
+        bubble.get_by_role("link", name="download").click()
+    assert download.value.path().read_bytes() == AMR
+    assert download.value.suggested_filename == "voice.amr"
+
+    broken = b"\0\0\0\x18ftypisom" + bytes(100)
+    choose(page, {"name": "film.mp4", "mimeType": "video/mp4", "buffer": broken}, kind="video")
+    wait_for(page, "account", 3)
+    said(page, "account").nth(2).get_by_text("cannot be shown here").wait_for()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html><script>parent.hacked = document.title = 'hacked'</script>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>document.title = 'hacked'</script></svg>",
+    ],
+)
+def test_hostile_files_are_a_download(page, phone, data):
+    choose(page, {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": data})
+    wait_for(page, "account", 1)
+    link = said(page, "account").get_by_role("link", name="download")
+    served = requests.get(f"{phone.url}{link.get_attribute('href')}", timeout=10)
+    assert served.content == data
+    assert served.headers["Content-Type"] == "application/octet-stream"
+    assert served.headers["X-Content-Type-Options"] == "nosniff"
+    assert served.headers["Content-Disposition"].startswith("attachment")
+    assert "sandbox" in served.headers["Content-Security-Policy"]
+    with page.expect_download():
+        link.click()
+    assert page.title() == "WeChat sandbox"
+    assert page.locator("#chat img").count() == 0
+
+
+def test_a_picture_that_is_none_is_said_to_be(page):
+    choose(page, {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff\xe0<script>"})
+    wait_for(page, "account", 1)
+    said(page, "account").get_by_text("cannot be shown here").wait_for()
+
+
+def test_an_answer_that_is_no_answer_ends_with_the_failure_text(page):
+    apply_fault(page, "Answer garbled")
+    page.locator("#fault-now", has_text="In force: Answer garbled").wait_for()
+    choose(page, HOPPER)
+    wait_for(page, "system", 1)
+    assert FAILURE in said(page, "system").inner_text()
+    push = newest(page)
+    assert verdicts(push) == ["refused"]
+    assert "not an XML reply" in push.inner_text()
+    assert "<html>Bad Gateway</html>" in push.inner_text()
+    apply_fault(page, "No fault")
+    page.locator("#fault-now", has_text="No fault is in force").wait_for()
+    choose(page, HOPPER)
+    wait_for(page, "account", 1)
+
+
+def test_a_lost_answer_shows_the_repeat(page):
+    apply_fault(page, "Answer lost on its way, once")
+    page.locator("#fault-now", has_text="In force").wait_for()
+    choose(page, HOPPER)
+    wait_for(page, "account", 1)
+    push = newest(page)
+    assert verdicts(push) == ["refused", "reply"]
+    assert "the connection closed without an answer" in push.inner_text()
+    page.locator("#fault-now", has_text="No fault is in force").wait_for()
+
+
+def test_an_expired_token_shows_in_the_calls(page):
+    choose(page, HOPPER)
+    good = page.locator("#calls li", has_text="/cgi-bin/media/get").filter(has_text="ok")
+    good.first.wait_for()
+    apply_fault(page, "Access token expires now")
+    page.locator("#fault-now", has_text="Done: Access token expires now").wait_for()
+    choose(page, HOPPER)
+    good.nth(1).wait_for()
+    calls = page.locator("#calls li").all_inner_texts()[::-1]
+    after = [" ".join(one.split()[1:]) for one in calls][-3:]
+    assert after == ["/cgi-bin/media/get 42001", "/cgi-bin/stable_token ok", "/cgi-bin/media/get ok"]
+
+
+@pytest.mark.parametrize("delivery", ["three in turn, though answered", "three at once"])
+def test_a_second_delivery_shows_one_answer(page, delivery):
+    page.get_by_label("Deliveries").select_option(label=delivery)
+    choose(page, HOPPER)
+    push = newest(page)
+    assert verdicts(push) == ["reply"] * 3
+    assert sides(page) == ["fan", "account"]
+
+
+def test_fans_have_chats_of_their_own(page, phone):
+    choose(page, HOPPER)
+    wait_for(page, "account", 1)
+    page.get_by_role("button", name="New fan").click()
+    assert sides(page) == []
+    assert page.locator("#pushes > li").count() == 0
+    page.get_by_label("Message").fill("I am the second")
+    page.keyboard.press("Enter")
+    wait_for(page, "account", 1)
+    first = page.get_by_role("button", name="Fan 1").get_attribute("data-openid")
+    url = f"{phone.url}/sandbox/fans/{first}/messages"
+    requests.post(url, json={"type": "text", "content": "meanwhile"}, timeout=10)
+    page.get_by_role("button", name="Fan 1 1 new").click()
+    wait_for(page, "account", 2)
+    assert sides(page) == ["fan", "account"] * 2
+    assert "I am the second" not in page.locator("#chat").inner_text()
+
+
+def test_two_windows_show_the_same_and_a_reload_shows_it_again(page, phone, open_page):
+    other = open_page(phone.url)
+    choose(page, HOPPER)
+    for window in (page, other):
+        wait_for(window, "account", 1)
+    other.reload()
+    wait_for(other, "account", 1)
+    assert sides(other) == ["fan", "account"]
+    assert verdicts(newest(other)) == ["reply"]
+    requests.post(f"{phone.url}/sandbox/reset", timeout=10)
+    for window in (page, other):
+        window.get_by_text("Send a picture: it comes back.").wait_for()
+
+
+def test_a_wrong_use_is_said(open_page):
+    with running_sandbox() as sandbox:
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat"
+        page = open_page(sandbox.url)
+        page.get_by_label("Message").fill("Is there anybody?")
+        page.keyboard.press("Enter")
+        wait_for(page, "system", 1)
+        assert FAILURE in said(page, "system").inner_text()
+        assert verdicts(newest(page)) == ["refused"] * 3
+        assert "nothing listens at the callback" in newest(page).inner_text()
+
+
+def test_by_keyboard_alone(page):
+    page.on("filechooser", lambda chooser: chooser.set_files(HOPPER))
+    tab_to(page, page.get_by_label("Message"))
+    page.keyboard.type("hello")
+    page.keyboard.press("Enter")
+    wait_for(page, "account", 1)
+    tab_to(page, page.get_by_role("button", name="Pictures"))
+    page.keyboard.press("Enter")
+    wait_for(page, "account", 2)
+    tab_to(page, page.get_by_label("Mode"))
+    page.keyboard.press("p")
+    assert page.get_by_label("Mode").input_value() == "plain"
+    tab_to(page, page.get_by_label("Fault"))
+    page.keyboard.type("Answer garb")
+    tab_to(page, page.get_by_role("button", name="Apply"))
+    page.keyboard.press("Space")
+    page.locator("#fault-now", has_text="In force: Answer garbled").wait_for()
+    summary = page.locator("#pushes summary", has_text="Signed query").first
+    tab_to(page, summary)
+    page.keyboard.press("Enter")
+    assert page.get_by_role("group", name="Signed query").first.is_visible()
+    tab_to(page, said(page, "account").locator("button.picture"))
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def fill(page):
+    """Something of everything into the chat."""
+    page.locator("#follow").click()
+    wait_for(page, "account", 1)
+    choose(page, HOPPER)
+    wait_for(page, "account", 2)
+    choose(page, {"name": "voice.amr", "mimeType": "", "buffer": AMR}, kind="voice")
+    choose(page, {"name": "voice.mp3", "mimeType": "audio/mpeg", "buffer": MP3}, kind="voice")
+    wait_for(page, "account", 4)
+    page.locator("#fault").select_option("14")
+    page.locator("#faults button").click()
+    page.locator("#fault-now.on").wait_for()
+    page.locator("#text").fill("x" * 200)
+    page.locator("#text").press("Enter")
+    page.locator(".message.failure").wait_for()
+    page.locator("#pushes .facts").first.wait_for()
+    for folded in page.locator("#pushes details:not([open]) > summary").all():
+        if folded.is_visible():
+            folded.click()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_everybody_can_use_it(phone, open_page, locale):
+    page = open_page(phone.url, locale=locale, reduced_motion="reduce")
+    fill(page)
+    for viewport in (DESKTOP, NARROW):
+        page.set_viewport_size(viewport)
+        assert_fits(page)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert_accessible(page)
+            back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", back))) < 300) == (scheme == "dark")
+    page.locator("#new-fan").click()
+    assert_accessible(page)
+    assert page.locator("html").get_attribute("lang") == ("zh-CN" if locale == "zh-CN" else "en")
+
+
+def test_in_chinese(phone, open_page):
+    page = open_page(phone.url, locale="zh-TW")
+    assert page.title() == "微信沙箱"
+    untranslated = page.evaluate(
+        """() => [...document.querySelectorAll("[data-t], option, [data-t-label]")]
+          .map((one) => one.dataset.tLabel ? one.getAttribute("aria-label") : one.textContent)
+          .filter((text) => !/[\\u4e00-\\u9fff]/.test(text))"""
+    )
+    assert untranslated == []
+    fill(page)
+    words = page.locator("#pushes > li").last.inner_text()
+    assert "第 1 次投递" in words
+    assert "格式正确的文本回复" in words
+
+
+def test_other_languages_are_english(phone, open_page):
+    page = open_page(phone.url, locale="fr-FR")
+    assert page.locator("html").get_attribute("lang") == "en"
+    assert page.get_by_role("button", name="Send").is_visible()
+
+
+def test_the_page_connects_again(open_page):
+    """A feed that ends (here: too many windows) begins anew, and nothing is lost or shown twice."""
+    with running_sandbox() as sandbox:
+        page = open_page(sandbox.url)
+        page.locator("#live.on").wait_for()
+        with requests.Session() as many:
+            feeds = [many.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10) for _ in range(16)]
+            url = f"{sandbox.url}/sandbox/fans/oAnother/messages"
+            with socket.create_server(("127.0.0.1", 0)) as nobody:
+                sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
+            requests.post(url, json={"type": "text", "content": "x", "attempts": 1}, timeout=10)
+            page.locator("#fans button").nth(1).wait_for()
+            for feed in feeds:
+                feed.close()
+        page.locator("#live.on").wait_for()
+
+
+def test_feeds_end_with_the_sandbox():
+    with running_sandbox() as sandbox:
+        feed = requests.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10)
+        lines = feed.iter_lines()
+        assert next(lines) == b"retry: 1000"
+        assert next(lines) == b"event: state"
+        assert sandbox.state._listeners
+    assert list(lines)[-1] == b"", "the end, and no error"
+    eventually(lambda: not sandbox.state._listeners, what="the end of the feed")
+
+
+def test_the_media_are_for_our_own_page_alone(phone):
+    push = requests.post(
+        f"{phone.url}/sandbox/fans/oFan/messages",
+        data={"type": "image"},
+        files={"file": ("photo.jpg", HOPPER.read_bytes())},
+        timeout=10,
+    ).json()
+    url = f"{phone.url}/sandbox/media/{push['media_id']}"
+    served = requests.get(url, timeout=10)
+    assert (served.content, served.headers["Content-Type"]) == (HOPPER.read_bytes(), "image/jpeg")
+    part = requests.get(url, headers={"Range": "bytes=10-19"}, timeout=10)
+    assert (part.status_code, part.content) == (206, HOPPER.read_bytes()[10:20])
+    for headers in ({"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        assert requests.get(url, headers=headers, timeout=10).status_code == 403
+        assert requests.get(f"{phone.url}/sandbox/events", headers=headers, timeout=10).status_code == 403
+    assert requests.get(f"{url}x", timeout=10).status_code == 404
+    assert not [
+        path for path in requests.get(f"{phone.url}/sandbox/calls", timeout=10).json() if "sandbox" in path
+    ]
+    policy = requests.get(phone.url, timeout=10).headers["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy

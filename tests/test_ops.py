@@ -1,0 +1,146 @@
+"""/healthz, /readyz and /metrics: what is told while all is well, and while something is away."""
+
+import re
+import shutil
+
+import pytest
+import requests
+
+from tests import pushing
+from tests.conftest import eventually
+from tests.test_flow import control, send, stored
+
+METRICS = {
+    "wechat_deliveries_total",
+    "wechat_duplicates_total",
+    "wechat_refusals_total",
+    "wechat_deadline_misses_total",
+    "wechat_reply_seconds",
+    "wechat_media",
+    "wechat_queue_depth",
+    "wechat_queue_oldest_seconds",
+    "wechat_token_age_seconds",
+    "wechat_token_fetches_total",
+}
+
+
+def scrape(bot):
+    """{name with labels: value}"""
+    answer = requests.get(f"{bot.url}/metrics", timeout=5)
+    assert answer.status_code == 200
+    found = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", answer.text, re.M)
+    return {name: float(value) for name, value in found}
+
+
+def test_the_counters_of_all_processes_are_added_up(sandbox, make_bot):
+    bot = make_bot(sandbox, WEB_CONCURRENCY="3")
+    bot.web()
+    for _ in range(12):
+        push = send(sandbox)
+    send(sandbox, msg_id=push["msg_id"])
+    for _ in range(5):
+        requests.post(f"{bot.url}/wechat?signature=x&timestamp=1&nonce=2", data=b"x", timeout=5)
+    eventually(lambda: scrape(bot).get('wechat_media{state="stored"}') == 12, what="the downloads")
+    for _ in range(4):  # whichever process answers
+        seen = scrape(bot)
+        assert seen['wechat_deliveries_total{type="image"}'] == 13
+        assert seen["wechat_duplicates_total"] == 1
+        assert seen['wechat_refusals_total{reason="signature"}'] == 5
+        assert seen["wechat_deadline_misses_total"] == 0
+        assert seen["wechat_reply_seconds_count"] == 13
+        assert seen['wechat_media{state="pending"}'] == seen['wechat_media{state="failed"}'] == 0
+        assert seen["wechat_queue_depth"] == seen["wechat_queue_oldest_seconds"] == 0
+        assert seen['wechat_token_fetches_total{result="ok"}'] == 1
+        assert 0 <= seen["wechat_token_age_seconds"] < 60
+
+
+def test_every_promised_metric_is_there_and_none_holds_a_secret(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    control(
+        sandbox,
+        "faults",
+        [{"path": "/cgi-bin/stable_token", "times": 1, "errcode": 40164, "errmsg": "invalid ip"}],
+    )
+    stored(bot, send(sandbox), seconds=60)
+    text = requests.get(f"{bot.url}/metrics", timeout=5).text
+    assert not [name for name in METRICS if f"# TYPE {name} " not in text]
+    assert 'wechat_token_fetches_total{result="40164"} 1.0' in text
+    assert 'wechat_token_fetches_total{result="ok"} 1.0' in text
+    for secret in (
+        sandbox.account.appsecret,
+        sandbox.account.token,
+        sandbox.account.aes_key,
+        "/cgi-bin",
+        "oTest",
+    ):
+        assert secret not in text
+
+
+def test_killed_processes_leave_their_counts(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    web = bot.web()
+    send(sandbox)
+    worker = requests.get(f"{bot.url}/healthz", timeout=5)
+    assert worker.ok
+    import psutil
+
+    (child,) = psutil.Process(web.pid).children()
+    child.kill()
+    eventually(
+        lambda: [c for c in psutil.Process(web.pid).children() if c.pid != child.pid], what="a new process"
+    )
+
+    def answers():
+        try:
+            return scrape(bot)
+        except requests.ConnectionError:
+            return None
+
+    assert eventually(answers, what="the new process")['wechat_deliveries_total{type="image"}'] == 1
+
+
+def test_ready_while_all_is_well(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    assert requests.get(f"{bot.url}/healthz", timeout=5).text == "ok\n"
+    answer = requests.get(f"{bot.url}/readyz", timeout=5)
+    assert answer.status_code == 200
+    checks = answer.json()["checks"]
+    assert (checks["database"], checks["media"]) == ("ok", "ok")
+    assert checks["token"].startswith("not fetched yet")
+    stored(bot, send(sandbox))
+    assert requests.get(f"{bot.url}/readyz", timeout=5).json() == {
+        "ready": True,
+        "checks": {"database": "ok", "media": "ok", "token": "ok"},
+    }
+
+
+def test_not_ready_without_the_media_store(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    stored(bot, send(sandbox))
+    shutil.rmtree(bot.folder / "media")
+    (bot.folder / "media").write_text("a file where the folder was")
+    answer = requests.get(f"{bot.url}/readyz", timeout=5)
+    assert answer.status_code == 503
+    assert "MEDIA_STORE" in answer.json()["checks"]["media"]
+    assert requests.get(f"{bot.url}/healthz", timeout=5).status_code == 200
+    path, body = pushing.safe(pushing.text(1))
+    assert requests.post(f"{bot.url}{path}", data=body, timeout=5).status_code == 200, "answers go on"
+
+
+@pytest.mark.timeout(120)
+def test_not_ready_without_the_database(sandbox, make_bot, postgresql):
+    bot = make_bot(sandbox, DATABASE_URL=postgresql.new_migrated())
+    bot.web()
+    assert requests.get(f"{bot.url}/readyz", timeout=5).status_code == 200
+    postgresql.crash()
+    try:
+        answer = requests.get(f"{bot.url}/readyz", timeout=20)
+        assert answer.status_code == 503
+        assert "PostgreSQL" in answer.json()["checks"]["database"]
+        assert requests.get(f"{bot.url}/metrics", timeout=20).status_code == 200
+    finally:
+        postgresql.start()
+    eventually(lambda: requests.get(f"{bot.url}/readyz", timeout=20).status_code == 200, what="ready again")

@@ -1,0 +1,138 @@
+"""Purging: rows and files go together, in batches, whoever crashes in between; by age, by fan, by unsubscribing."""
+
+import threading
+import time
+
+import pytest
+
+import purge
+from tests import pushing
+from tests.conftest import FAN
+from tests.test_cli import last
+from tests.test_flow import control, ledger, send, stored
+from tests.test_worker import PHOTO, make_rig  # noqa: F401
+from wechat import media
+from wechat.messages import parse_message
+
+OTHER = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
+NOW = 1_800_000_000.0
+
+
+def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
+    """A message whose picture is stored; its entry's id."""
+    recorded = ledger.record(parse_message(pushing.image(number, fan=fan).encode()), b"<xml/>", now)
+    if finish:
+        (job,) = ledger.claim_downloads(now, 15)
+        done = store.put(job.stem, [PHOTO.read_bytes()], extension=media.extension, attempt=1)
+        assert ledger.mark_stored(job, done, now)
+    return recorded.id
+
+
+def test_rows_and_files_go_together(ledger, store):
+    old = [keep(ledger, store, number, now=NOW - 90 * 86400 + number) for number in range(5)]
+    new = keep(ledger, store, 99)
+    keys = [ledger.get(each).media_key for each in old]
+    assert purge.purge(ledger, store, now=NOW, before=NOW - 30 * 86400) == purge.Purged(rows=5, files=5)
+    assert [ledger.get(each) for each in old] == [None] * 5
+    assert [store.size(key) for key in keys] == [None] * 5
+    assert store.size(ledger.get(new).media_key) == PHOTO.stat().st_size
+    assert purge.purge(ledger, store, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
+
+
+def test_one_fan_goes_and_the_others_stay(ledger, store):
+    mine = [keep(ledger, store, number) for number in range(3)]
+    other = keep(ledger, store, 7, fan=OTHER)
+    assert purge.purge(ledger, store, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
+    assert [ledger.get(each) for each in mine] == [None] * 3
+    assert ledger.get(other).media_state == "stored"
+
+
+def test_a_crash_between_row_and_file_is_made_good(ledger, store):
+    key = ledger.get(keep(ledger, store, 1)).media_key
+    assert ledger.purge(NOW, fan=FAN) == 1  # and here the process died
+    assert store.size(key) is not None
+    assert purge.delete_files(ledger, store, now=NOW) == 1
+    assert store.size(key) is None
+    assert ledger.doomed(NOW + 1e6) == []
+
+
+def test_a_download_in_the_middle_leaves_no_file(ledger, store):
+    keep(ledger, store, 1, finish=False)
+    (job,) = ledger.claim_downloads(NOW, 15)
+    assert purge.purge(ledger, store, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+    done = store.put(job.stem, [PHOTO.read_bytes()], extension=media.extension, attempt=1)
+    assert not ledger.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
+    purge.delete_files(ledger, store, now=NOW + 1)
+    assert store.size(done.key) is not None, "its lease may still be running"
+    purge.delete_files(ledger, store, now=NOW + 16)
+    assert store.size(done.key) is None
+
+
+def test_pushes_go_on_while_a_purge_runs(ledger, store):
+    for number in range(1200):
+        ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
+    slowest = 0.0
+    purging = threading.Thread(target=lambda: purge.purge(ledger, store, now=NOW, before=NOW - 1))
+    purging.start()
+    number = 5000
+    while purging.is_alive():
+        started = time.monotonic()
+        ledger.record(parse_message(pushing.text(number).encode()), None, NOW)
+        slowest = max(slowest, time.monotonic() - started)
+        number += 1
+    purging.join()
+    assert slowest < 5
+    assert ledger.get(1) is None
+    assert ledger.find(parse_message(pushing.text(5000).encode())) is not None
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_unsubscribing_purges_a_fan_only_when_asked_to(make_rig, wanted):  # noqa: F811
+    rig = make_rig(PURGE_ON_UNSUBSCRIBE="1" if wanted else "0")
+    worker = rig.parts.worker
+    entry = rig.push()
+    while rig.worker.run_once():
+        pass
+    client = rig.app.test_client()
+    for fan, xml in (
+        (FAN, pushing.message(MsgType="event", Event="unsubscribe")),
+        (OTHER, pushing.text(77, fan=OTHER)),
+    ):
+        path, body = pushing.plain(xml)
+        assert client.post(path, data=body).status_code == 200, fan
+    worker.tidy_once()
+    assert (rig.entry(entry) is None) == wanted
+    assert (rig.stored_files() == []) == wanted
+    assert len(rig.parts.ledger.unsubscribed()) == (0 if wanted else 1)
+    assert rig.parts.ledger.find_by_msg_id(77), "others' messages stay"
+    again = rig.push()
+    worker.tidy_once()
+    assert rig.entry(again) is not None, "who comes back is a new fan"
+
+
+def test_retention_is_kept_by_the_workers_own_look(make_rig):  # noqa: F811
+    rig = make_rig(RETENTION_DAYS="30")
+    entry = rig.push()
+    while rig.worker.run_once():
+        pass
+    rig.parts.worker.tidy_once()
+    assert rig.entry(entry) is not None
+    rig.parts.worker._clock = lambda: time.time() + 31 * 86400
+    rig.parts.worker.tidy_once()
+    assert rig.entry(entry) is None
+    assert rig.stored_files() == []
+
+
+def test_the_command(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    control(sandbox, "rules", {}, "PUT")
+    mine, other = send(sandbox), send(sandbox, fan=OTHER)
+    for push in (mine, other):
+        stored(bot, push)
+    assert last(bot.flask("ledger", "purge", "--before", "1")) == {"rows": 0, "files": 0}
+    assert last(bot.flask("ledger", "purge", "--fan", FAN)) == {"rows": 1, "files": 1}
+    assert last(bot.flask("ledger", "purge", "--before", "0")) == {"rows": 1, "files": 1}
+    assert bot.flask("ledger", "purge").returncode == 2
+    assert ledger(bot).status(0).stored == 0
+    assert not [path for path in (bot.folder / "media").rglob("*") if path.is_file()]
