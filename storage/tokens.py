@@ -77,11 +77,9 @@ class SqlTokenStore:
 
     def fetches(self) -> dict[str, int]:
         """How many fetches all processes have made, by result."""
-        counts = select(token_fetches.c.result, token_fetches.c.count).where(
-            token_fetches.c.appid == self._appid
-        )
-        rows = self._database.run(lambda connection: connection.execute(counts).all())
-        return dict(row._tuple() for row in rows)
+        statement = select(token_fetches).where(token_fetches.c.appid == self._appid)
+        rows = self._database.run(lambda connection: connection.execute(statement).all())
+        return {row.result: row[2] for row in rows}
 
     def _insert(self, table: Table) -> Any:
         """Both dialects' INSERT knows ON CONFLICT, the common one does not."""

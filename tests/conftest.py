@@ -5,12 +5,12 @@ own, against the sandbox. Every process is ended by its pid.
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,22 @@ def eventually(look, seconds=20.0, what="it"):
         time.sleep(0.02)
 
 
-def free_port():
+def free_port(neighbours=0):
+    """A port that nobody has, and `neighbours` after it; below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        if all(_is_free(each) for each in range(port, port + neighbours + 1)):
+            return port
+
+
+def _is_free(port):
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 class Process:
@@ -178,15 +190,6 @@ def make_bot(tmp_path):
 def sandbox():
     with running_sandbox() as running:
         yield running
-
-
-@contextmanager
-def stopped(bot):
-    try:
-        yield bot
-    finally:
-        for process in bot.processes:
-            process.kill()
 
 
 def pytest_addoption(parser):

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from stub_platform import Leaks, StubPlatform, hang, raw, reply
 
+from tests.stub_platform import Leaks, StubPlatform, hang, raw, reply
 from wechat import access_token
 from wechat.access_token import (
     EMPTY,

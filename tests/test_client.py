@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
 
+from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
 from wechat.client import ApiClient, ApiHosts, Timeouts
 from wechat.errors import ApiError, InvalidTokenError, TransportError
 

@@ -1,8 +1,8 @@
 """wechat.customer_service: what crosses the wire, and that it crosses it once."""
 
 import pytest
-from stub_platform import StubPlatform, hang, raw, reply
 
+from tests.stub_platform import StubPlatform, hang, raw, reply
 from wechat.client import ApiClient, ApiHosts
 from wechat.customer_service import send
 from wechat.errors import ApiError, TransportError

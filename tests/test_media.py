@@ -14,8 +14,8 @@ from email import message_from_bytes
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
 
+from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
 from wechat import client as client_module
 from wechat import media
 from wechat.client import ApiClient, ApiHosts, Timeouts

@@ -19,7 +19,7 @@ def make_run(tmp_path):
     started = []
 
     def make(**environ):
-        port = next(port for port in iter(free_port, None) if _is_free(port + 1))
+        port = free_port(neighbours=1)
         given = {
             "PORT": str(port),
             "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
@@ -33,11 +33,6 @@ def make_run(tmp_path):
     yield make
     for process in started:
         process.kill()
-
-
-def _is_free(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def said(process, words, seconds=60):

@@ -3,6 +3,17 @@
 It imports nothing of this project outside itself, no web framework and no database, and could be lifted out.
 """
 
+from wechat.access_token import (
+    AccessToken,
+    CentralTokenFetcher,
+    ClassicTokenFetcher,
+    MemoryTokenStore,
+    StableTokenFetcher,
+    TokenRow,
+    TokenStore,
+)
+from wechat.client import ApiClient, ApiHosts
+from wechat.customer_service import send
 from wechat.envelope import Envelope, decode_aes_key
 from wechat.errors import (
     CODES,
@@ -29,6 +40,7 @@ from wechat.errors import (
     api_error,
     explain,
 )
+from wechat.media import open_media, upload, uploaded_media_id
 from wechat.messages import (
     ClickEvent,
     Event,
@@ -74,10 +86,15 @@ from wechat.signature import sign, verify
 
 __all__ = [
     "CODES",
+    "AccessToken",
     "AiTransferReply",
+    "ApiClient",
     "ApiError",
+    "ApiHosts",
     "AppIdError",
     "Article",
+    "CentralTokenFetcher",
+    "ClassicTokenFetcher",
     "ClickEvent",
     "Code",
     "DoctypeError",
@@ -97,6 +114,7 @@ __all__ = [
     "MediaKind",
     "MediaRefusedError",
     "MediaTooLargeError",
+    "MemoryTokenStore",
     "Message",
     "MessageError",
     "MiniProgramPageMessage",
@@ -113,10 +131,13 @@ __all__ = [
     "ScanEvent",
     "ShortVideoMessage",
     "SignatureError",
+    "StableTokenFetcher",
     "SubscribeEvent",
     "TextMessage",
     "TextReply",
     "TimestampError",
+    "TokenRow",
+    "TokenStore",
     "TokenUnavailableError",
     "TransferReply",
     "TransportError",
@@ -134,8 +155,12 @@ __all__ = [
     "api_error",
     "decode_aes_key",
     "explain",
+    "open_media",
     "parse_message",
     "render_reply",
+    "send",
     "sign",
+    "upload",
+    "uploaded_media_id",
     "verify",
 ]
