@@ -16,7 +16,7 @@ import cli
 import logs
 import parts
 from config import Settings, SettingsError
-from web import callback, ops, token_server
+from web import callback, gallery, ops, token_server
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -26,6 +26,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.cli.add_command(cli.token)
     app.cli.add_command(cli.media)
     app.cli.add_command(cli.ledger)
+    app.cli.add_command(cli.replay)
+    app.cli.add_command(cli.doctor)
     if settings is None:
         try:
             settings = Settings.from_env(os.environ)
@@ -44,6 +46,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             max_push_bytes=settings.max_push_bytes,
             upload=settings.echo_via == "upload",
             wake=everything.worker.wake,
+            deferred=everything.deferred,
         )
     )
     app.register_blueprint(
@@ -54,6 +57,19 @@ def create_app(settings: Settings | None = None) -> Flask:
         key = settings.token_server_key.get_secret_value()
         app.register_blueprint(
             token_server.token_server(everything.token, key=key, appid=settings.wechat_appid)
+        )
+    if settings.admin_password is not None:
+        app.register_blueprint(
+            gallery.gallery(
+                everything.database,
+                everything.ledger,
+                everything.rows,
+                everything.files,
+                everything.thumbnails,
+                password=settings.admin_password.get_secret_value(),
+                pepper=settings.wechat_token.get_secret_value(),
+                wake=everything.worker.wake,
+            )
         )
     if hops := settings.proxy_hops:
         proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops, x_prefix=hops)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,15 @@ import click
 from flask import current_app
 from tqdm import tqdm
 
+import handlers
 import purge
 from config import SettingsError
+from doctor import console_entry, examine
 from storage.ledger import LedgerUnavailableError
+from web import callback
 from wechat import media as wechat_media
 from wechat.errors import ApiError, TokenUnavailableError, WeChatError
+from wechat.messages import parse_message
 
 if TYPE_CHECKING:
     from parts import Parts
@@ -81,7 +86,9 @@ def worker() -> None:
         signal.signal(number, lambda *_: parts.worker.ask_to_stop())
     for keep in (parts.worker.keep_token_fresh, parts.worker.keep_tidy):
         threading.Thread(target=keep, daemon=True).start()
+    parts.deferred.start(orphans=True)
     parts.worker.run_forever(WORKER_THREADS)
+    parts.deferred.stop()
 
 
 @click.group()
@@ -220,3 +227,59 @@ def ledger_purge(days: int | None, fan: str | None) -> None:
         before = None if days is None else now - days * 86400
         gone = purge.purge(parts.ledger, parts.files, now=now, before=before, fan=fan)
         _show({"rows": gone.rows, "files": gone.files})
+
+
+@click.command()
+@click.argument("ledger_id", type=int)
+def replay(ledger_id: int) -> None:
+    """Show what the recorded message LEDGER_ID would be answered today. Nothing is sent or recorded.
+
+    The work of a Deferred handler is done, since its result is the answer.
+    """
+    with _told():
+        parts = _parts()
+        entry = parts.ledger.get(ledger_id)
+        if entry is None:
+            _fail(f"the ledger has no row {ledger_id}")
+        message = parse_message(entry.xml)
+        try:
+            outcome = handlers.dispatch(message)
+            reply = outcome.work() if isinstance(outcome, handlers.Deferred) else outcome
+            # With the time of then, so that nothing differs but what the handlers do differently.
+            xml, send_back = callback.rendered(
+                reply, message, entry.received_at, upload=parts.settings.echo_via == "upload"
+            )
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _fail(
+                f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
+                f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
+            )
+    if send_back:
+        click.echo("ECHO_VIA=upload: the stored copy would be sent later by customer-service message.")
+    if xml != entry.reply:
+        click.echo(f"Recorded then:\n{_answer(entry.reply)}\nToday:")
+    click.echo(_answer(xml))
+
+
+def _answer(reply: bytes | None) -> str:
+    return "success" if reply is None else reply.decode()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One line for machines.")
+def doctor(as_json: bool) -> None:
+    """Look for what keeps the bot from working, and say what to do about it."""
+    marks = {True: "OK  ", False: "FAIL", None: "-   "}
+    findings = []
+    for finding in examine(os.environ):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{marks[finding.ok]} {finding.check}: {finding.hint}")
+    if as_json:
+        checked = [vars(finding) for finding in findings if finding.ok is not None]
+        click.echo(json.dumps(checked, ensure_ascii=False))
+    elif sys.stdout.isatty() and (entry := console_entry(os.environ)):
+        click.echo(f"\n{entry}")
+    failed = {finding.check for finding in findings if finding.ok is False}
+    sys.exit(2 if "settings" in failed else 1 if failed else 0)

@@ -22,9 +22,10 @@ except SettingsError as error:
 bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a platform's router
 workers = _settings.web_concurrency
 worker_class = "gthread"
-threads = 16  # pushes that wait for a busy database, and slow clients, must not hold up the others
+threads = 512  # deliveries that wait for a deferred reply, and slow clients, must not hold up the others
 keepalive = 75
 graceful_timeout = 30
+forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are believed
 control_socket_disable = True  # one machine may run several bots; signals are enough
 logconfig_dict = logs.config(_settings.log_format)
 
@@ -37,14 +38,16 @@ EMBEDDED_THREADS = 4  # downloads at once in each web process
 
 
 def post_worker_init(worker: Any) -> None:
-    parts = worker.wsgi.extensions["parts"]
-    parts.worker.start(EMBEDDED_THREADS if _settings.worker == "embedded" else 0)
-    worker.background = parts.worker
+    embedded = _settings.worker == "embedded"
+    worker.parts = worker.wsgi.extensions["parts"]
+    worker.parts.worker.start(EMBEDDED_THREADS if embedded else 0)
+    worker.parts.deferred.start(orphans=embedded)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    if hasattr(worker, "background"):
-        worker.background.stop()
+    if hasattr(worker, "parts"):
+        worker.parts.deferred.stop()
+        worker.parts.worker.stop()
 
 
 def child_exit(server: Any, worker: Any) -> None:

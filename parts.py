@@ -9,10 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Settings
+from deferred import DeferredReplies
 from storage.database import Database
 from storage.files import FileStore, open_store
+from storage.gallery import GalleryRows
 from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
+from storage.works import Works
+from thumbnails.maker import ThumbnailMaker
+from thumbnails.shelf import Thumbnails
 from wechat.access_token import (
     AccessToken,
     CentralTokenFetcher,
@@ -33,35 +38,64 @@ class Parts:
     database: Database
     ledger: Ledger
     files: FileStore
+    rows: GalleryRows
+    thumbnails: Thumbnails
     tokens: SqlTokenStore
     token: AccessToken
     client: ApiClient
     receiver: Receiver
     worker: Worker
+    deferred: DeferredReplies
 
 
 def build(settings: Settings) -> Parts:
     database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)
+    rows = GalleryRows(database, settings.wechat_appid)
+    thumbnails = Thumbnails(settings.media_store, files)
     hosts = ApiHosts(settings.wechat_api_base)
     tokens = SqlTokenStore(database, settings.wechat_appid)
-    token = AccessToken(tokens, _fetcher(settings, hosts), on_fetch=tokens.count_fetch)
+    token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch)
     client = ApiClient(hosts, token)
+    works = Works(database, ledger, settings.wechat_appid)
     worker = Worker(
         ledger,
         client,
         files,
         token,
+        works,
         lease_seconds=settings.lease_seconds,
         max_media_bytes=settings.max_media_bytes,
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
+        thumbnails=ThumbnailMaker(rows, thumbnails),
     )
-    return Parts(settings, database, ledger, files, tokens, token, client, _receiver(settings), worker)
+    deferred = DeferredReplies(
+        works,
+        reply_seconds=settings.reply_seconds,
+        late_reply=settings.late_reply,
+        lease_seconds=settings.lease_seconds,
+        wake=worker.wake,
+    )
+    return Parts(
+        settings,
+        database,
+        ledger,
+        files,
+        rows,
+        thumbnails,
+        tokens,
+        token,
+        client,
+        _receiver(settings),
+        worker,
+        deferred,
+    )
 
 
-def _fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:
+def fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:
+    """Where WECHAT_TOKEN_SOURCE says that tokens come from."""
     source, key, secret = (
         settings.wechat_token_source,
         settings.wechat_token_source_key,

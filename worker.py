@@ -1,4 +1,4 @@
-"""Works off the ledger: downloads what fans sent, and sends back what ECHO_VIA=upload owes them.
+"""Works off the ledger: downloads what fans sent, and sends what they are still owed.
 
 Knows the order of a download and of a send, and what each failure means for the row. Does not know Flask, XML or SQL.
 A claim is a lease that a heartbeat renews; whoever lost it stops, and no mark of his changes anything. A signal only
@@ -18,6 +18,8 @@ from typing import cast
 import purge
 from storage.files import FileStore
 from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
+from storage.works import Works
+from thumbnails.maker import ThumbnailMaker
 from wechat import customer_service, media
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
@@ -26,12 +28,13 @@ from wechat.errors import (
     Kind,
     MediaError,
     MediaRefusedError,
+    ReplyError,
     TokenUnavailableError,
     TransportError,
     WeChatError,
 )
 from wechat.messages import MediaKind
-from wechat.replies import ImageReply, VideoReply, VoiceReply
+from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, parse_reply
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ MIN_FREE_BYTES = 200 * 1024 * 1024
 LOW_DISK_PAUSE_SECONDS = 10.0
 IDLE_SECONDS = (0.05, 1.0)  # between looks at an empty ledger: the first, the longest
 TIDY_SECONDS = 10.0  # between looks for what is to be deleted
+THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 5.0, 60.0  # until the next look
+THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to downloads in hand
 GRACE_SECONDS = 20.0  # for work in hand when the process is asked to stop
 
 
@@ -62,20 +67,25 @@ class Worker:
         client: ApiClient,
         files: FileStore,
         token: AccessToken,
+        works: Works,
         *,
         lease_seconds: float,
         max_media_bytes: int,
         retention_days: int = 0,
         purge_on_unsubscribe: bool = False,
+        thumbnails: ThumbnailMaker | None = None,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        self._ledger, self._client, self._files, self._token = ledger, client, files, token
+        self._ledger, self._client, self._files = ledger, client, files
+        self._token, self._works = token, works
         self._lease, self._max_media_bytes = lease_seconds, max_media_bytes
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
+        self._thumbnails = thumbnails
         self._clock, self._jitter, self._grace = clock, jitter, grace_seconds
         self._wake = threading.Event()
+        self._stored = threading.Event()
         self._stop = threading.Event()
         self._abandon = threading.Event()
         self._finished = threading.Event()
@@ -107,6 +117,7 @@ class Worker:
         """Only sets flags: safe in a signal handler."""
         self._stop.set()
         self._wake.set()
+        self._stored.set()
 
     def keep_token_fresh(self) -> None:
         """Renews the access_token while the old one still serves, until `stop()`."""
@@ -143,6 +154,8 @@ class Worker:
         """Claims and works, `threads` pieces at once, until `stop()`; an unreachable database is waited for."""
         heartbeat = threading.Thread(target=self._keep_claims, name="keep_claims", daemon=True)
         heartbeat.start()
+        thumbnails = threading.Thread(target=self._make_thumbnails, name="thumbnails", daemon=True)
+        thumbnails.start()
         idle = IDLE_SECONDS[0]
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
@@ -166,6 +179,28 @@ class Worker:
             self._abandon.set()
         self._finished.set()
         heartbeat.join()
+        thumbnails.join(self._grace)
+
+    def _make_thumbnails(self) -> None:
+        """One after the other, giving way to downloads in hand, until `stop()`."""
+        maker = self._thumbnails
+        while maker is not None:
+            self._stored.clear()
+            if self._stop.is_set():
+                maker.close()
+                return
+            try:
+                if not maker.step():
+                    self._stored.wait(THUMBNAIL_IDLE_SECONDS)
+            except (LedgerUnavailableError, OSError) as error:
+                log.error("thumbnails have to wait", extra={"reason": str(error)})
+                self._stop.wait(THUMBNAIL_FAULT_SECONDS)
+            except Exception:
+                log.exception("unexpected fault; thumbnails have to wait")
+                self._stop.wait(THUMBNAIL_FAULT_SECONDS)
+            give_way = time.monotonic() + THUMBNAIL_GIVES_WAY_SECONDS
+            while self._held and time.monotonic() < give_way and not self._stop.wait(0.05):
+                pass
 
     def run_once(self) -> bool:
         """Claims one piece of work and does it; False when nothing was due."""
@@ -251,6 +286,7 @@ class Worker:
                 self._retry(job, code, reason, not_before=_retry_at(error))
             return
         if self._ledger.mark_stored(job, stored, self._clock()):
+            self._stored.set()
             log.info("stored", extra={"ledger_id": job.id, "key": stored.key, "size": stored.size})
             return
         entry = self._ledger.get(job.id)
@@ -272,11 +308,11 @@ class Worker:
             )
             return
         try:
-            media_id = job.uploaded_media_id or self._upload(job)
+            reply = self._owed(job)
             if not self._ledger.mark_sending(job):
                 raise _ClaimLost
             try:
-                customer_service.send(self._client, job.openid, _reply(job.media_kind, media_id))
+                customer_service.send(self._client, job.openid, reply)
             except TransportError as error:
                 if not error.sent:
                     raise
@@ -295,6 +331,13 @@ class Worker:
         else:
             self._ledger.mark_sent(job, self._clock())
             log.info("sent back", extra={"ledger_id": job.id})
+
+    def _owed(self, job: Send) -> Reply:
+        """What the fan is to get: the result of deferred work, or the stored copy of what he sent."""
+        result = self._works.result(job.id)
+        if result is not None:
+            return parse_reply(result)
+        return _reply(job.media_kind, job.uploaded_media_id or self._upload(job))
 
     def _upload(self, job: Send) -> str:
         size = self._files.size(job.media_key)
@@ -359,6 +402,8 @@ def _explain(error: WeChatError | OSError) -> tuple[int | None, str, bool]:
         return error.code, reason, error.kind is Kind.GIVE_UP
     if isinstance(error, MediaRefusedError):
         return error.code, str(error), True
+    if isinstance(error, ReplyError):
+        return None, str(error), True
     if isinstance(error, MediaError):
         return None, str(error), not error.retryable
     if isinstance(error, TokenUnavailableError):

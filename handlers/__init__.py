@@ -1,12 +1,14 @@
 """What the bot says: the HANDLERS table shows the whole bot.
 
-A handler is a function from one message to a reply, or to None for no reply (`success`). It is pure: no database, no
+A handler is a function from one message to a reply, to None for no reply (`success`), or to `Deferred(work)` for a
+reply that takes time. It is pure: no database, no
 HTTP, no clock, no Flask. To add a behaviour, write one function and name it here beside the message it answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from handlers import event, media, text
@@ -21,8 +23,19 @@ from wechat.messages import (
 )
 from wechat.replies import Reply
 
+
+@dataclass(frozen=True)
+class Deferred:
+    """A reply that takes longer than a moment. Only `work` may call services; it returns a reply, or None.
+
+    It runs in a thread of its own. After a crash it is run again, so that it should bear to be begun twice.
+    """
+
+    work: Callable[[], Reply | None]
+
+
 # Any: each handler takes the one message type that stands beside it.
-HANDLERS: Mapping[type[Message], Callable[[Any], Reply | None]] = {
+HANDLERS: Mapping[type[Message], Callable[[Any], Reply | Deferred | None]] = {
     ImageMessage: media.image,
     VoiceMessage: media.voice,
     VideoMessage: media.video,
@@ -32,7 +45,7 @@ HANDLERS: Mapping[type[Message], Callable[[Any], Reply | None]] = {
 }
 
 
-def dispatch(message: Message) -> Reply | None:
+def dispatch(message: Message) -> Reply | Deferred | None:
     """Returns what `message` is answered; None, also for a kind that no handler is named for, means `success`."""
     handler = HANDLERS.get(type(message))
     return handler(message) if handler else None

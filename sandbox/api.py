@@ -142,7 +142,7 @@ def _send(media: Media, file: BinaryIO) -> Response:
 
 
 class _Chunks(Iterator[bytes]):
-    """A file in pieces; the server calls `close` when the client has it all or has gone."""
+    """A file in pieces; the server calls `close` when the client has it all, but not when it was reset meanwhile."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -155,6 +155,8 @@ class _Chunks(Iterator[bytes]):
 
     def close(self) -> None:
         self._file.close()
+
+    __del__ = close
 
 
 def _check_callback(callback: str | None, body: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,13 @@ class Push:
         }
 
     def told(self) -> dict[str, Any]:
-        """The same and more, for the page: a copy that later deliveries do not change."""
+        """The same and more, for the page: a copy that later deliveries do not change.
+
+        `msg_id` is text here: a browser's numbers are exact up to 2**53 only, and a MsgId is larger.
+        """
         return {
             **self.to_json(),
+            "msg_id": None if self.msg_id is None else str(self.msg_id),
             "attempts": list(self.attempts),
             "number": self.number,
             "openid": self.openid,

@@ -6,7 +6,8 @@ to. Knows the rows' states and the SQL that moves them; no files, no HTTP, no cl
 seconds) and no XML.
 
 Lane `media` (the download): pending -> stored | failed.
-Lane `send` (what is sent back later): waiting (for the file) -> pending -> sent | failed | unknown.
+Lane `send` (what is sent back later): waiting (for the file) -> pending -> sent | failed | unknown. Deferred replies
+come to `pending` by states of their own: storage.works.
 """
 
 import re
@@ -49,10 +50,12 @@ from storage.models import (
     messages,
     purge_index,
     purge_index_upto,
+    works,
 )
 from wechat.messages import Message
 
 __all__ = [
+    "Backlog",
     "Doomed",
     "Download",
     "Entry",
@@ -73,7 +76,10 @@ _BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed 
 
 # These two run for every push, so that they go to the driver as they are: SQLAlchemy's own path costs several times
 # the statement. One statement is one transaction.
-_FIND = "SELECT id, reply FROM messages WHERE message_key = ? AND sender = ? AND appid = ?"
+_FIND = (
+    "SELECT id, reply, coalesce(send_state, '') = 'working' FROM messages "
+    "WHERE message_key = ? AND sender = ? AND appid = ?"
+)
 _RECORD = (
     "INSERT INTO messages (message_key, sender, appid, msg_type, event, msg_id, create_time, received_at, xml, reply, "
     "media_state, media_due, media_id, media_kind, send_state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -87,6 +93,8 @@ class Recorded:
 
     id: int
     reply: bytes | None = field(repr=False)
+    working: bool = False
+    """Not answered yet: its deferred reply is being worked on, see storage.works."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,14 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Backlog:
+    """Work that is due now: how many pieces somebody holds, and for how long the oldest has lain that nobody holds."""
+
+    held: int
+    waiting_seconds: float
+
+
+@dataclass(frozen=True)
 class Entry:
     """A whole row, by the columns' names. `msg_id` is text: a 64-bit number without a sign."""
 
@@ -176,6 +192,8 @@ class Entry:
     media_key: str | None
     media_size: int | None
     media_sha256: str | None
+    thumbnail_due: float | None
+    thumbnail_state: str | None
     send_state: str | None
     send_due: float | None
     send_lease_until: float | None
@@ -286,7 +304,7 @@ class Ledger:
 
         def look(connection: Connection) -> Recorded | None:
             for row in _driver(connection).execute(self._find, values).fetchall():
-                return Recorded(*row)
+                return Recorded(row[0], row[1], bool(row[2]))
             return None
 
         return self._database.run(look, wait=wait)
@@ -305,11 +323,27 @@ class Ledger:
         When the message is already there, what was recorded first is returned and nothing changes.
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
-        key, sender, media_id = message.dedupe_key, message.from_user_name, message.media_id
-        has_media = media_id is not None
-        values = (
-            key,
-            sender,
+        values = self._values(message, reply, now, "waiting" if message.media_id and send_back else None)
+        recorded, _ = self._database.run(lambda connection: self._insert(connection, values), wait=wait)
+        return recorded
+
+    def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
+        """For storage.works, in its transaction: keep a message that is not answered yet; True when it was new."""
+        return self._insert(connection, self._values(message, None, now, "working"))
+
+    def record_given(self, connection: Connection, message: Message, reply: bytes, now: float) -> Recorded:
+        """For storage.works, in its transaction: keep a message that is answered with an earlier one's result."""
+        recorded, _ = self._insert(connection, self._values(message, reply, now, None))
+        return recorded
+
+    def _values(
+        self, message: Message, reply: bytes | None, now: float, send_state: str | None
+    ) -> tuple[Any, ...]:
+        """What `_RECORD` takes."""
+        media_id = message.media_id
+        return (
+            message.dedupe_key,
+            message.from_user_name,
             self._appid,
             message.msg_type,
             getattr(message, "event", None),
@@ -318,23 +352,22 @@ class Ledger:
             now,
             message.raw,
             reply,
-            "pending" if has_media else None,
-            now if has_media else None,
+            None if media_id is None else "pending",
+            None if media_id is None else now,
             media_id,
             message.media_kind,
-            "waiting" if has_media and send_back else None,
+            send_state,
         )
 
-        def insert_or_look(connection: Connection) -> Recorded:
-            driver = _driver(connection)
-            while True:
-                for row in driver.execute(self._record, values).fetchall():
-                    return Recorded(row[0], reply)
-                for row in driver.execute(self._find, (key, sender, self._appid)).fetchall():
-                    return Recorded(*row)
-                # Purged between the two statements: then it is new again.
-
-        return self._database.run(insert_or_look, wait=wait)
+    def _insert(self, connection: Connection, values: tuple[Any, ...]) -> tuple[Recorded, bool]:
+        """The row's, and True; or what was recorded first, and False."""
+        driver = _driver(connection)
+        while True:
+            for row in driver.execute(self._record, values).fetchall():
+                return Recorded(row[0], values[9], values[14] == "working"), True
+            for row in driver.execute(self._find, values[:3]).fetchall():
+                return Recorded(row[0], row[1], bool(row[2])), False
+            # Purged between the two statements: then it is new again.
 
     def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:
         """Take up to `limit` downloads that are due, oldest first, so that nobody else gets them for that long."""
@@ -379,7 +412,8 @@ class Ledger:
         return self._mark(job, [PENDING], {lane.lease_until: now + lease_seconds})
 
     def mark_stored(self, job: Download, stored: StoredFile, now: float) -> bool:
-        """The file is in the store; a send that waited for it is due, in the same commit.
+        """The file is in the store; a send that waited for it is due, and so is a picture's thumbnail, in the same
+        commit.
 
         False: the claim was lost. The file may be another attempt's by then: delete it only if `get(job.id)` is None
         (purged) or has `media_state` "failed".
@@ -395,6 +429,7 @@ class Ledger:
                 messages.c.media_sha256: stored.sha256,
                 messages.c.send_state: case((waiting, PENDING), else_=messages.c.send_state),
                 messages.c.send_due: case((waiting, now), else_=messages.c.send_due),
+                messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
             },
         )
 
@@ -462,19 +497,35 @@ class Ledger:
             func.min(messages.c.received_at),
             func.count(case((messages.c.send_state == WAITING, 1))),
             count(messages.c.send_state == PENDING),
+            select(func.count()).select_from(works).where(works.c.appid == self._appid, works.c.state == PENDING).scalar_subquery(),
             count(messages.c.media_state == STORED),
             count(messages.c.media_state == FAILED),
         ).where(mine, messages.c.media_state == PENDING)
         row = self._database.run(lambda connection: connection.execute(statement).one())
-        pending, oldest, waiting, sends, stored, failed = row
+        pending, oldest, waiting, sends, working, stored, failed = row
         age = 0.0 if oldest is None else max(now - oldest, 0.0)
         return Status(
             pending=pending,
             stored=stored,
             failed=failed,
-            replies_pending=waiting + sends,
+            replies_pending=waiting + sends + working,
             oldest_pending_seconds=age,
         )
+
+    def backlog(self, now: float) -> Backlog:
+        """Whether somebody works off what is due."""
+        held, waiting = 0, 0.0
+        for lane in _LANES.values():
+            is_held = lane.lease_until > now
+            # Work whose holder died is there to be taken from the end of his lease.
+            since = case((lane.lease_until > lane.due, lane.lease_until), else_=lane.due)
+            statement = select(
+                func.count(case((is_held, 1))), func.min(case((is_held, null()), else_=since))
+            ).where(messages.c.appid == self._appid, lane.state == PENDING)
+            count, oldest = self._database.run(partial(_one, statement))
+            held += count
+            waiting = max(waiting, 0.0 if oldest is None else now - oldest)
+        return Backlog(held, waiting)
 
     def retry(self, ids: Sequence[int] | None, now: float) -> int:
         """Make failed downloads due again, and failed sends whose file is stored; returns how many rows that were.
@@ -532,6 +583,7 @@ class Ledger:
         def remove(connection: Connection) -> int:
             _lock_index(connection)
             connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
+            connection.execute(delete(works).where(works.c.id.in_(ids)))
             rows = connection.execute(
                 delete(messages)
                 .where(messages.c.id.in_(ids), messages.c.appid == self._appid)
@@ -655,6 +707,10 @@ def _stem(appid: str, received_at: float, ledger_id: int) -> str:
     return f"{appid}/{datetime.fromtimestamp(received_at, UTC):%Y/%m/%d}/{ledger_id}"
 
 
+def _one(statement: Any, connection: Connection) -> Any:
+    return connection.execute(statement).one()
+
+
 def _done(
     lane: _Lane, state: ColumnElement[str], code: int | None, reason: str | None, now: float
 ) -> dict[Any, Any]:
@@ -720,7 +776,7 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
     )
     sends = (
         update(messages)
-        .where(*here, messages.c.media_state == STORED, again)
+        .where(*here, or_(messages.c.media_state == STORED, messages.c.id.in_(select(works.c.id))), again)
         # The file is uploaded anew: what was uploaded may be older than the platform keeps it.
         .values(
             due_again(_LANES["send"])

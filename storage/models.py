@@ -4,11 +4,14 @@ One row of `messages` is a message, its reply, and its place in two queues ("lan
 of its picture, and `send_*`, what is sent back later. Knows names, types and indexes; no queries, no connections.
 A change here needs a new file in `migrations/versions`; a test holds the two together.
 
-What each index is for (none but the unique key and `downloads_due` is touched when a message comes in):
+What each index is for (none but the unique key and `downloads_due` is touched when a message comes in: a download
+enters the others when it ends):
 `messages_key` finds a repeated delivery; its first column grows with time, so that inserts stay at its right edge
 however many rows there are. `downloads_due`, `sends_due` give the next claim, and the queue's length and age.
 `downloads_failed`, `sends_failed` serve `flask ledger retry` and the counts. `downloads_stored` is the count.
-`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE.
+`gallery_kinds`, `gallery_fans` give the gallery's pages, newest first, of what has ended; what has not is found in
+`downloads_due`, whose further columns serve nothing else. `thumbnails_due` gives the next picture to be made small.
+`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE. `results_*` find deferred replies that are still owed.
 """
 
 from sqlalchemy import (
@@ -69,6 +72,9 @@ messages = Table(
     Column("media_key", Text),
     Column("media_size", BigInteger),
     Column("media_sha256", Text),
+    # NULL where there is nothing to make: no picture, not stored yet, or `thumbnail_state` says how it ended.
+    Column("thumbnail_due", Double),
+    Column("thumbnail_state", Text),
     *_lane("send"),
     Column("send_uploaded_media_id", Text),
     Column("send_sending", Boolean(create_constraint=False), nullable=False, server_default=false()),
@@ -83,20 +89,28 @@ FAILED = literal_column("'failed'", Text)
 WAITING = literal_column("'waiting'", Text)
 SENT = literal_column("'sent'", Text)
 UNKNOWN = literal_column("'unknown'", Text)
+WORKING = literal_column("'working'", Text)
+OWED = literal_column("'owed'", Text)
 
 
-def _partial(name: str, column: str, state_column: str, state: str) -> None:
-    where = text(f"{state_column} = '{state}'")
-    Index(name, messages.c.appid, messages.c[column], sqlite_where=where, postgresql_where=where)
+def _partial(name: str, columns: str, where: str) -> None:
+    condition = text(where)
+    indexed = [messages.c[column] for column in ("appid", *columns.split())]
+    Index(name, *indexed, sqlite_where=condition, postgresql_where=condition)
 
 
 Index("messages_key", messages.c.message_key, messages.c.sender, messages.c.appid, unique=True)
-_partial("downloads_due", "media_due", "media_state", "pending")
-_partial("downloads_stored", "id", "media_state", "stored")
-_partial("downloads_failed", "id", "media_state", "failed")
-_partial("sends_due", "send_due", "send_state", "pending")
-_partial("sends_failed", "id", "send_state", "failed")
-_partial("unsubscribed", "id", "event", "unsubscribe")
+_partial("downloads_due", "media_due received_at media_kind sender media_state", "media_state = 'pending'")
+_partial("downloads_stored", "id", "media_state = 'stored'")
+_partial("downloads_failed", "id", "media_state = 'failed'")
+_partial("sends_due", "send_due", "send_state = 'pending'")
+_partial("sends_failed", "id", "send_state = 'failed'")
+_partial("gallery_kinds", "media_state media_kind received_at id", "media_done_at IS NOT NULL")
+_partial("gallery_fans", "sender media_state media_kind received_at id", "media_done_at IS NOT NULL")
+_partial("thumbnails_due", "thumbnail_due", "thumbnail_due IS NOT NULL")
+_partial("results_working", "id", "send_state = 'working'")
+_partial("results_owed", "sender id", "send_state = 'owed'")
+_partial("unsubscribed", "id", "event = 'unsubscribe'")
 
 # Files whose rows are purged, until they are deleted. `key` is NULL where no file was recorded: then whatever
 # an interrupted attempt may have left under `stem` goes.
@@ -150,4 +164,42 @@ token_fetches = Table(
     Column("appid", Text, primary_key=True),
     Column("result", Text, primary_key=True),
     Column("count", BigInteger, nullable=False),
+)
+
+# How often the gallery's password was tried, in all processes together, since `first_at`: by the address that tried it,
+# and by everybody ("*").
+sign_in_attempts = Table(
+    "sign_in_attempts",
+    metadata,
+    Column("address", Text, primary_key=True),
+    Column("first_at", Double, nullable=False),
+    Column("count", Integer, nullable=False),
+)
+# Sessions of the gallery that were signed out before their end.
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("session", Text, primary_key=True),
+    Column("until", Double, nullable=False),
+)
+
+# Deferred replies: one row beside the message's own, from its first delivery until it is purged.
+works = Table(
+    "works",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("appid", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("due", Double, nullable=False),
+    Column("lease_until", Double),
+    Column("claim", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("reason", Text),
+    Column("done_at", Double),
+    Column("result", LargeBinary),
+)
+_works_pending = text("state = 'pending'")
+Index(
+    "works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending
 )

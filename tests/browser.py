@@ -7,9 +7,13 @@ page of ours.
 
 import os
 import shutil
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+
+from sandbox import THROWAWAY
+from tests.conftest import ACCOUNT, Bot, free_port
 
 try:
     from axe_playwright_python.sync_playwright import Axe
@@ -113,6 +117,32 @@ def open_page(browser):
     for context in contexts:
         context.close()
     assert not guard.seen, "\n".join(guard.seen)
+
+
+@contextmanager
+def running_bot(sandbox, folder, **environ):
+    """A bot in processes of its own that takes every mode, for as many tests as its user likes."""
+    bot = Bot(
+        folder,
+        {
+            **ACCOUNT,
+            "WECHAT_AES_KEY": THROWAWAY.aes_key,
+            "WECHAT_ACCEPT_PLAINTEXT": "1",
+            "WECHAT_API_BASE": sandbox.url,
+            "DATABASE_URL": f"sqlite:///{folder}/bot.db",
+            "MEDIA_STORE": f"{folder}/media",
+            "PORT": str(free_port()),
+            "WEB_CONCURRENCY": "1",
+            **environ,
+        },
+    )
+    sandbox.callback = f"{bot.url}/wechat"
+    try:
+        bot.web()
+        yield bot
+    finally:
+        for process in bot.processes:
+            process.kill()
 
 
 def assert_accessible(page):

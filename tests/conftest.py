@@ -110,6 +110,7 @@ class Bot:
         self.url = f"http://127.0.0.1:{environ['PORT']}"
         self.settings = Settings.from_env(environ, folder)
         self.processes = []
+        self.app = "app:create_app()"
 
     def start(self, *arguments):
         environ = {**clean_environ(), **self.environ}
@@ -118,7 +119,7 @@ class Bot:
         return process
 
     def web(self):
-        process = self.start("gunicorn", "-c", "gunicorn.conf.py", "app:create_app()")
+        process = self.start("gunicorn", "-c", "gunicorn.conf.py", self.app)
 
         def answers():
             assert process.popen.poll() is None, process.text()
@@ -131,7 +132,7 @@ class Bot:
         return process
 
     def worker(self):
-        return self.start("flask", "worker")
+        return self.start("flask", "--app", self.app, "worker")
 
     def flask(self, *arguments, **kwargs):
         """A command, run to its end."""
@@ -190,6 +191,26 @@ def make_bot(tmp_path):
 def sandbox():
     with running_sandbox() as running:
         yield running
+
+
+@pytest.fixture
+def full(request):
+    return request.config.getoption("--full")
+
+
+@pytest.fixture
+def figures(request, capsys):
+    """figures(name=value, ...): shown with --full, for the record."""
+
+    def show(**values):
+        if request.config.getoption("--full"):
+            with capsys.disabled():
+                print(
+                    f"\n{request.node.name}: "
+                    + ", ".join(f"{name} {value}" for name, value in values.items())
+                )
+
+    return show
 
 
 def pytest_addoption(parser):

@@ -8,7 +8,7 @@ import socket
 import pytest
 import requests
 
-from sandbox import THROWAWAY, running_sandbox
+from sandbox import running_sandbox
 from tests.browser import (
     DESKTOP,
     NARROW,
@@ -17,10 +17,11 @@ from tests.browser import (
     assert_fits,
     browser,
     open_page,
+    running_bot,
     same_pixels,
     tab_to,
 )
-from tests.conftest import ACCOUNT, ROOT, Bot, eventually, free_port, stopped
+from tests.conftest import ROOT
 
 pytestmark = ONE_BROWSER
 __all__ = ["browser", "open_page"]  # fixtures
@@ -35,25 +36,8 @@ FAILURE = "该公众号暂时无法提供服务，请稍后再试"
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """One sandbox and one bot for the module: each test begins with a reset."""
-    folder = tmp_path_factory.mktemp("bot")
-    with running_sandbox() as sandbox:
-        bot = Bot(
-            folder,
-            {
-                **ACCOUNT,
-                "WECHAT_AES_KEY": THROWAWAY.aes_key,
-                "WECHAT_ACCEPT_PLAINTEXT": "1",
-                "WECHAT_API_BASE": sandbox.url,
-                "DATABASE_URL": f"sqlite:///{folder}/bot.db",
-                "MEDIA_STORE": f"{folder}/media",
-                "PORT": str(free_port()),
-                "WEB_CONCURRENCY": "1",
-            },
-        )
-        sandbox.callback = f"{bot.url}/wechat"
-        with stopped(bot):
-            bot.web()
-            yield sandbox
+    with running_sandbox() as sandbox, running_bot(sandbox, tmp_path_factory.mktemp("bot")):
+        yield sandbox
 
 
 @pytest.fixture
@@ -119,6 +103,8 @@ def test_a_picture_comes_back(page, mode):
     assert "well-formed image reply" in push.inner_text()
     shown = push.locator("pre").all_inner_texts()
     assert any("<MsgType><![CDATA[image]]></MsgType>\n" in text for text in shown), "opened, line by line"
+    msg_id = re.search(r"<MsgId>(\d+)</MsgId>", "".join(shown))[1]
+    assert f"MsgId {msg_id} " in push.inner_text(), "every digit, though it is beyond 2**53"
     push.get_by_text("Signed query").click()
     query = push.get_by_role("group", name="Signed query")
     assert "timestamp = " in query.inner_text()
@@ -489,38 +475,3 @@ def test_the_page_connects_again(open_page):
             for feed in feeds:
                 feed.close()
         page.locator("#live.on").wait_for()
-
-
-def test_feeds_end_with_the_sandbox():
-    with running_sandbox() as sandbox:
-        feed = requests.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10)
-        lines = feed.iter_lines()
-        assert next(lines) == b"retry: 1000"
-        assert next(lines) == b"event: state"
-        assert sandbox.state._listeners
-    assert list(lines)[-1] == b"", "the end, and no error"
-    eventually(lambda: not sandbox.state._listeners, what="the end of the feed")
-
-
-def test_the_media_are_for_our_own_page_alone(phone):
-    push = requests.post(
-        f"{phone.url}/sandbox/fans/oFan/messages",
-        data={"type": "image"},
-        files={"file": ("photo.jpg", HOPPER.read_bytes())},
-        timeout=10,
-    ).json()
-    url = f"{phone.url}/sandbox/media/{push['media_id']}"
-    served = requests.get(url, timeout=10)
-    assert (served.content, served.headers["Content-Type"]) == (HOPPER.read_bytes(), "image/jpeg")
-    part = requests.get(url, headers={"Range": "bytes=10-19"}, timeout=10)
-    assert (part.status_code, part.content) == (206, HOPPER.read_bytes()[10:20])
-    for headers in ({"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
-        assert requests.get(url, headers=headers, timeout=10).status_code == 403
-        assert requests.get(f"{phone.url}/sandbox/events", headers=headers, timeout=10).status_code == 403
-    assert requests.get(f"{url}x", timeout=10).status_code == 404
-    assert not [
-        path for path in requests.get(f"{phone.url}/sandbox/calls", timeout=10).json() if "sandbox" in path
-    ]
-    policy = requests.get(phone.url, timeout=10).headers["Content-Security-Policy"]
-    assert "unsafe" not in policy
-    assert "default-src 'none'" in policy

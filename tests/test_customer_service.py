@@ -5,8 +5,17 @@ import pytest
 from tests.stub_platform import StubPlatform, hang, raw, reply
 from wechat.client import ApiClient, ApiHosts
 from wechat.customer_service import send
-from wechat.errors import ApiError, TransportError
-from wechat.replies import ImageReply, TextReply, VideoReply, VoiceReply
+from wechat.errors import ApiError, ReplyError, TransportError
+from wechat.replies import (
+    Article,
+    ImageReply,
+    MusicReply,
+    NewsReply,
+    TextReply,
+    TransferReply,
+    VideoReply,
+    VoiceReply,
+)
 
 PATH = "/cgi-bin/message/custom/send"
 OPENID = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
@@ -49,6 +58,34 @@ def client(platform, second):
         (
             VideoReply("M", title="t", description="d"),
             {"msgtype": "video", "video": {"media_id": "M", "title": "t", "description": "d"}},
+        ),
+        (
+            MusicReply("T", "t", "d", "https://example.org/a.mp3"),
+            {
+                "msgtype": "music",
+                "music": {
+                    "title": "t",
+                    "description": "d",
+                    "musicurl": "https://example.org/a.mp3",
+                    "thumb_media_id": "T",
+                },
+            },
+        ),
+        (
+            NewsReply((Article("t", "d", "https://example.org/p.jpg", "https://example.org"),)),
+            {
+                "msgtype": "news",
+                "news": {
+                    "articles": [
+                        {
+                            "title": "t",
+                            "description": "d",
+                            "url": "https://example.org",
+                            "picurl": "https://example.org/p.jpg",
+                        }
+                    ]
+                },
+            },
         ),
     ],
 )
@@ -112,3 +149,9 @@ def test_a_refusal_is_an_error_with_its_code(platform, second, client, code):
     assert caught.value.code == code
     assert len(platform.requests) == 1
     assert not second.requests
+
+
+def test_a_transfer_is_no_message(platform, client):
+    with pytest.raises(ReplyError):
+        send(client, OPENID, TransferReply())
+    assert platform.requests == []

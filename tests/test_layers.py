@@ -10,12 +10,14 @@ OURS = {
     "app",
     "cli",
     "config",
+    "doctor",
     "handlers",
     "logs",
     "parts",
     "run",
     "sandbox",
     "storage",
+    "thumbnails",
     "web",
     "wechat",
     "worker",
@@ -28,18 +30,21 @@ ALLOWED = {
     "sandbox": set(),
     "config": set(),
     "logs": set(),
+    "deferred": {"wechat", "storage", "handlers"},
     "purge": {"storage"},
-    "worker": {"wechat", "storage", "purge"},
-    "web": {"wechat", "storage", "handlers"},
-    "parts": {"wechat", "storage", "worker", "config"},
-    "cli": {"wechat", "storage", "config", "parts", "purge"},
+    "thumbnails": {"storage"},
+    "worker": {"wechat", "storage", "purge", "thumbnails"},
+    "web": {"wechat", "storage", "handlers", "deferred", "thumbnails"},
+    "parts": {"wechat", "storage", "worker", "deferred", "config", "thumbnails"},
+    "doctor": {"wechat", "storage", "worker", "config", "parts"},
+    "cli": {"handlers", "wechat", "storage", "config", "parts", "purge", "doctor", "web"},
     "app": {"cli", "config", "logs", "parts", "web"},
     "run": {"config", "parts", "sandbox", "storage"},
     "gunicorn.conf": {"config", "logs"},
 }
 FLASK_IN = {"app", "cli", "web", "sandbox"}
 SQL_IN = {"storage"}
-HTTP_CLIENT_IN = {"wechat", "sandbox", "run"}
+HTTP_CLIENT_IN = {"wechat", "sandbox", "run", "doctor"}
 ENVIRON_IN = {"app", "cli", "gunicorn.conf", "run", "sandbox", "web"}
 
 

@@ -42,26 +42,6 @@ with ThreadPoolExecutor(20) as pool:
 
 
 @pytest.fixture
-def full(request):
-    return request.config.getoption("--full")
-
-
-@pytest.fixture
-def figures(request, capsys):
-    """figures(name=value, ...): shown with --full, for the record."""
-
-    def show(**values):
-        if request.config.getoption("--full"):
-            with capsys.disabled():
-                print(
-                    f"\n{request.node.name}: "
-                    + ", ".join(f"{name} {value}" for name, value in values.items())
-                )
-
-    return show
-
-
-@pytest.fixture
 def bot(sandbox, make_bot, database_url):
     return make_bot(sandbox, DATABASE_URL=database_url)
 

@@ -10,6 +10,7 @@ from wechat import (
     AiTransferReply,
     Article,
     ImageReply,
+    MessageError,
     MusicReply,
     NewsReply,
     ReplyError,
@@ -21,6 +22,7 @@ from wechat import (
     VoiceReply,
     WeChatError,
     parse_message,
+    parse_reply,
     render_reply,
 )
 from wechat.elements import parse
@@ -239,3 +241,19 @@ def test_replies_are_values():
     for reply in REPLIES.values():
         with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
             reply.media_id = "x"
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_a_reply_is_read_back_as_it_was(name):
+    assert parse_reply(render_reply(REPLIES[name], EVENT, 1)) == REPLIES[name]
+
+
+def test_a_video_without_words_and_a_transfer_to_anybody_are_read_back_too():
+    for bare in (VideoReply("V"), TransferReply(), MusicReply("T")):
+        assert parse_reply(render_reply(bare, MESSAGE, 1)) == bare
+
+
+@pytest.mark.parametrize("xml", [b"<xml/>", b"<xml><MsgType>hologram</MsgType></xml>", b"success", b""])
+def test_other_xml_is_no_reply(xml):
+    with pytest.raises(MessageError):
+        parse_reply(xml)

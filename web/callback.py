@@ -15,12 +15,14 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 import handlers
+from deferred import DeferredReplies, HeldError
+from handlers import Deferred
 from storage.ledger import Ledger, LedgerUnavailableError, Recorded
 from web import metrics
 from wechat.errors import PushError
 from wechat.messages import Message, UnknownMessage, parse_message
 from wechat.receiver import Receiver
-from wechat.replies import ImageReply, VideoReply, VoiceReply, render_reply
+from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ def callback(
     max_push_bytes: int,
     upload: bool,
     wake: Callable[[], None],
+    deferred: DeferredReplies,
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
     """The two views. `upload`: what a handler gives back of the fan's own is sent later from the stored copy.
@@ -46,7 +49,7 @@ def callback(
 
     @blueprint.post("/wechat", provide_automatic_options=False)
     def receive() -> Response:
-        arrived = time.perf_counter()
+        arrived = time.monotonic()
         now = clock()
         request.max_content_length = max_push_bytes
         push = receiver.open(request.args, request.get_data(cache=False), now)
@@ -55,31 +58,31 @@ def callback(
         metrics.DELIVERIES.labels(known).inc()
         recorded = ledger.find(message)
         if recorded is None:
-            recorded = answer(message, now)
+            recorded = deferred.given(message, now) or answer(message, now, arrived)
         else:
             metrics.DUPLICATES.inc()
+            if recorded.working:
+                recorded = deferred.answer_again(recorded, arrived)
         if recorded.reply is None:
             response = Response(b"success", mimetype="text/plain")
         else:
             response = Response(push.seal(recorded.reply, int(clock())), mimetype="application/xml")
-        seconds = time.perf_counter() - arrived
+        seconds = time.monotonic() - arrived
         metrics.REPLY_SECONDS.observe(seconds)
         if seconds > DEADLINE_SECONDS:
             metrics.DEADLINE_MISSES.inc()
         return response
 
-    def answer(message: Message, now: float) -> Recorded:
+    def answer(message: Message, now: float, arrived: float) -> Recorded:
         fault: Exception | None = None
         xml, send_back = None, False
         try:
-            reply = handlers.dispatch(message)
-            send_back = (
-                upload
-                and isinstance(reply, ImageReply | VoiceReply | VideoReply)
-                and reply.media_id == message.media_id
-            )
-            if reply is not None and not send_back:
-                xml = render_reply(reply, message, int(now))
+            outcome = handlers.dispatch(message)
+            if isinstance(outcome, Deferred):
+                return deferred.answer(message, outcome, now, arrived)
+            xml, send_back = rendered(outcome, message, now, upload=upload)
+        except (LedgerUnavailableError, HeldError):
+            raise
         except Exception as error:  # a handler's fault must not become the fan's
             fault = error
         recorded = ledger.record(message, xml, now, send_back=send_back)
@@ -104,6 +107,11 @@ def callback(
         )
         return Response(status=503)
 
+    @blueprint.errorhandler(HeldError)
+    def held(error: HeldError) -> Response:
+        # Nobody reads this: the platform hung up before. If somebody does, it must not pass for an answer.
+        return Response(status=503)
+
     @blueprint.errorhandler(RequestEntityTooLarge)
     def too_large(error: RequestEntityTooLarge) -> Response:
         return refuse(413, "size", f"the body is over MAX_PUSH_BYTES={max_push_bytes}")
@@ -113,6 +121,17 @@ def callback(
         return refuse(400, "xml", "the body could not be read")
 
     return blueprint
+
+
+def rendered(reply: Reply | None, message: Message, now: float, *, upload: bool) -> tuple[bytes | None, bool]:
+    """What a push is answered: plain XML, None for `success`; and whether the stored copy is sent back later.
+
+    `now` (unix seconds) is the reply's CreateTime, `upload` says ECHO_VIA=upload. Raises ReplyError.
+    """
+    own = isinstance(reply, ImageReply | VoiceReply | VideoReply) and reply.media_id == message.media_id
+    if reply is None or (upload and own):
+        return None, reply is not None
+    return render_reply(reply, message, int(now)), False
 
 
 def wrong_method(error: MethodNotAllowed) -> Response:

@@ -80,6 +80,7 @@ from wechat.replies import (
     TransferReply,
     VideoReply,
     VoiceReply,
+    parse_reply,
     render_reply,
 )
 from wechat.signature import sign, verify
@@ -157,6 +158,7 @@ __all__ = [
     "explain",
     "open_media",
     "parse_message",
+    "parse_reply",
     "render_reply",
     "send",
     "sign",

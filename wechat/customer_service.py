@@ -8,16 +8,26 @@ https://developers.weixin.qq.com/doc/service/api/customer/message/api_sendcustom
 from typing import Any
 
 from wechat.client import ApiClient
-from wechat.replies import ImageReply, TextReply, VideoReply, VoiceReply
+from wechat.errors import ReplyError
+from wechat.replies import (
+    ImageReply,
+    MusicReply,
+    NewsReply,
+    Reply,
+    TextReply,
+    VideoReply,
+    VoiceReply,
+)
 
 __all__ = ["send"]
 
 
-def send(client: ApiClient, openid: str, reply: TextReply | ImageReply | VoiceReply | VideoReply) -> None:
+def send(client: ApiClient, openid: str, reply: Reply) -> None:
     """Send `reply` to the fan `openid`, once.
 
-    Raises ApiError (nothing was sent), TransportError (look at its `sent`: True means that nobody knows
-    whether the fan got it) and TokenUnavailableError (nothing was sent).
+    Raises ReplyError for a reply that is no customer-service message (a transfer), ApiError (nothing was sent),
+    TransportError (look at its `sent`: True means that nobody knows whether the fan got it) and
+    TokenUnavailableError (nothing was sent).
     """
     kind, content = _content(reply)
     client.call(
@@ -28,7 +38,7 @@ def send(client: ApiClient, openid: str, reply: TextReply | ImageReply | VoiceRe
     )
 
 
-def _content(reply: TextReply | ImageReply | VoiceReply | VideoReply) -> tuple[str, dict[str, Any]]:
+def _content(reply: Reply) -> tuple[str, dict[str, Any]]:
     match reply:
         case TextReply():
             return "text", {"content": reply.content}
@@ -36,5 +46,32 @@ def _content(reply: TextReply | ImageReply | VoiceReply | VideoReply) -> tuple[s
             return "image", {"media_id": reply.media_id}
         case VoiceReply():
             return "voice", {"media_id": reply.media_id}
-    video = {"media_id": reply.media_id, "title": reply.title, "description": reply.description}
-    return "video", {name: value for name, value in video.items() if value is not None}
+        case VideoReply():
+            return "video", _without_none(
+                media_id=reply.media_id, title=reply.title, description=reply.description
+            )
+        case MusicReply():
+            return "music", _without_none(
+                title=reply.title,
+                description=reply.description,
+                musicurl=reply.music_url,
+                hqmusicurl=reply.hq_music_url,
+                thumb_media_id=reply.thumb_media_id,
+            )
+        case NewsReply():
+            articles = [
+                {
+                    "title": each.title,
+                    "description": each.description,
+                    "url": each.url,
+                    "picurl": each.pic_url,
+                }
+                for each in reply.articles
+            ]
+            return "news", {"articles": articles}
+        case _:
+            raise ReplyError(f"{type(reply).__name__} cannot be sent as a customer-service message")
+
+
+def _without_none(**values: str | None) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -10,8 +10,8 @@ https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from wechat.elements import cdata, legal
-from wechat.errors import ReplyError
+from wechat.elements import cdata, legal, parse
+from wechat.errors import MessageError, ReplyError
 from wechat.messages import Event, Message
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TransferReply",
     "VideoReply",
     "VoiceReply",
+    "parse_reply",
     "render_reply",
 ]
 
@@ -205,6 +206,43 @@ def render_reply(reply: Reply, message: Message, now: int) -> bytes:
         f"<FromUserName>{cdata(message.to_user_name)}</FromUserName>"
         f"<CreateTime>{now:d}</CreateTime>{reply._xml()}</xml>"
     ).encode()
+
+
+def parse_reply(xml: bytes) -> Reply:
+    """The reply that `render_reply` made this XML of. Raises MessageError for XML that it did not make."""
+    root = parse(xml)
+
+    def text(path: str) -> str | None:
+        return root.findtext(path)
+
+    match text("MsgType"):
+        case "text":
+            return TextReply(text("Content") or "")
+        case "image":
+            return ImageReply(text("Image/MediaId") or "")
+        case "voice":
+            return VoiceReply(text("Voice/MediaId") or "")
+        case "video":
+            return VideoReply(text("Video/MediaId") or "", text("Video/Title"), text("Video/Description"))
+        case "music":
+            return MusicReply(
+                text("Music/ThumbMediaId") or "",
+                text("Music/Title"),
+                text("Music/Description"),
+                text("Music/MusicUrl"),
+                text("Music/HQMusicUrl"),
+            )
+        case "news":
+            fields = ("Title", "Description", "PicUrl", "Url")
+            items = [
+                [item.findtext(field) or "" for field in fields] for item in root.iterfind("Articles/item")
+            ]
+            return NewsReply(tuple(Article(*item) for item in items))
+        case "transfer_customer_service":
+            return TransferReply(text("TransInfo/KfAccount"))
+        case "transfer_biz_ai_ivr":
+            return AiTransferReply()
+    raise MessageError("the XML is no reply")
 
 
 def _need(value: str | None, otherwise: str) -> None:

@@ -219,12 +219,15 @@ function listenToFan() {
   const chat = $("chat");
   chat.addEventListener("scroll", () => (atEnd = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 60));
   const screen = $("screen");
+  const carriesFiles = (event) => event.dataTransfer.types.includes("Files");
   document.addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
     event.preventDefault(); // else the browser would leave the page for a file dropped beside the phone
     screen.classList.add("drop");
   });
   document.addEventListener("dragleave", (event) => event.relatedTarget || screen.classList.remove("drop"));
   document.addEventListener("drop", (event) => {
+    if (!carriesFiles(event)) return;
     event.preventDefault();
     screen.classList.remove("drop");
     sendFiles([...event.dataTransfer.files]);

@@ -42,6 +42,8 @@ def upgrade() -> None:
         sa.Column("media_key", sa.Text),
         sa.Column("media_size", sa.BigInteger),
         sa.Column("media_sha256", sa.Text),
+        sa.Column("thumbnail_due", sa.Double),
+        sa.Column("thumbnail_state", sa.Text),
         *_lane("send"),
         sa.Column("send_uploaded_media_id", sa.Text),
         sa.Column(
@@ -50,16 +52,22 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("messages_key", "messages", ["message_key", "sender", "appid"], unique=True)
-    for name, column, state_column, state in (
-        ("downloads_due", "media_due", "media_state", "pending"),
-        ("downloads_stored", "id", "media_state", "stored"),
-        ("downloads_failed", "id", "media_state", "failed"),
-        ("sends_due", "send_due", "send_state", "pending"),
-        ("sends_failed", "id", "send_state", "failed"),
-        ("unsubscribed", "id", "event", "unsubscribe"),
+    for name, columns, condition in (
+        ("downloads_due", "media_due received_at media_kind sender media_state", "media_state = 'pending'"),
+        ("downloads_stored", "id", "media_state = 'stored'"),
+        ("downloads_failed", "id", "media_state = 'failed'"),
+        ("sends_due", "send_due", "send_state = 'pending'"),
+        ("sends_failed", "id", "send_state = 'failed'"),
+        ("gallery_kinds", "media_state media_kind received_at id", "media_done_at IS NOT NULL"),
+        ("gallery_fans", "sender media_state media_kind received_at id", "media_done_at IS NOT NULL"),
+        ("thumbnails_due", "thumbnail_due", "thumbnail_due IS NOT NULL"),
+        ("results_working", "id", "send_state = 'working'"),
+        ("results_owed", "sender id", "send_state = 'owed'"),
+        ("unsubscribed", "id", "event = 'unsubscribe'"),
     ):
-        where = sa.text(f"{state_column} = '{state}'")
-        op.create_index(name, "messages", ["appid", column], sqlite_where=where, postgresql_where=where)
+        where = sa.text(condition)
+        indexed = ["appid", *columns.split()]
+        op.create_index(name, "messages", indexed, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "doomed_files",
         sa.Column("stem", sa.Text, primary_key=True),
@@ -101,3 +109,30 @@ def upgrade() -> None:
         sa.Column("result", sa.Text, primary_key=True),
         sa.Column("count", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "sign_in_attempts",
+        sa.Column("address", sa.Text, primary_key=True),
+        sa.Column("first_at", sa.Double, nullable=False),
+        sa.Column("count", sa.Integer, nullable=False),
+    )
+    op.create_table(
+        "ended_sessions",
+        sa.Column("session", sa.Text, primary_key=True),
+        sa.Column("until", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "works",
+        sa.Column("id", row_id, primary_key=True, autoincrement=False),
+        sa.Column("appid", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("due", sa.Double, nullable=False),
+        sa.Column("lease_until", sa.Double),
+        sa.Column("claim", sa.BigInteger),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("deliveries", sa.Integer, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("done_at", sa.Double),
+        sa.Column("result", sa.LargeBinary),
+    )
+    pending = sa.text("state = 'pending'")
+    op.create_index("works_due", "works", ["appid", "id"], sqlite_where=pending, postgresql_where=pending)

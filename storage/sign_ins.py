@@ -1,0 +1,90 @@
+"""How often the gallery's password was tried, and which sessions were signed out: one truth for all processes.
+
+Knows counters that begin anew when their time is over. Must not know passwords, cookies or who is asking: an address
+is a name to count under.
+"""
+
+from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage.database import Database
+from storage.models import ended_sessions, sign_in_attempts
+
+WINDOW_SECONDS = 900.0
+PER_ADDRESS, IN_ALL = 10, 100
+"""How many tries one address has within a window, and everybody together."""
+
+_EVERYBODY = "*"
+_FIRST_AT, _COUNT, _ADDRESS = sign_in_attempts.c.first_at, sign_in_attempts.c.count, sign_in_attempts.c.address
+
+
+class SignIns:
+    """Every method raises LedgerUnavailableError when the database is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        insert = sqlite.insert if database.is_sqlite else postgresql.insert
+        now: ColumnElement[float] = bindparam("now", type_=Double)
+        over = _FIRST_AT <= now - WINDOW_SECONDS
+        counted = insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
+        self._count = counted.on_conflict_do_update(
+            index_elements=[_ADDRESS],
+            set_={"first_at": case((over, now), else_=_FIRST_AT), "count": case((over, 1), else_=_COUNT + 1)},
+        ).returning(_COUNT)
+        self._end = insert(ended_sessions).on_conflict_do_nothing()
+
+    def try_one(self, address: str, now: float) -> float:
+        """Count a try before it is made. Returns 0 when it may be made, else in how many seconds there is one again.
+
+        What is refused is not counted and writes nothing: however often somebody knocks, the database has no work
+        by it, and nobody else is kept out.
+        """
+        seconds = self._database.run(lambda connection: _wait(connection, address, now))
+        if seconds:
+            return seconds
+
+        def count(connection: Connection) -> float:
+            connection.execute(delete(sign_in_attempts).where(_FIRST_AT <= now - WINDOW_SECONDS))
+            tries = [
+                connection.execute(self._count, {"who": who, "now": now}).scalar_one()
+                for who in (_EVERYBODY, address)  # in this order everywhere, or two could wait for each other
+            ]
+            # Others may have come in between: of those at the border the first ones counted are let through.
+            return 0.0 if tries[0] <= IN_ALL and tries[1] <= PER_ADDRESS else WINDOW_SECONDS
+
+        return self._database.transact(count)
+
+    def forgive(self, address: str) -> None:
+        """The password was right: this address begins anew, and the try does not count for the others."""
+
+        def forget(connection: Connection) -> None:
+            connection.execute(
+                update(sign_in_attempts).where(_ADDRESS == _EVERYBODY).values({_COUNT: _COUNT - 1})
+            )
+            connection.execute(delete(sign_in_attempts).where(_ADDRESS == address))
+
+        self._database.transact(forget)
+
+    def end(self, session: str, until: float, now: float) -> None:
+        """This session is signed out; it is remembered until it would have ended by itself."""
+
+        def remember(connection: Connection) -> None:
+            connection.execute(delete(ended_sessions).where(ended_sessions.c.until <= now))
+            connection.execute(self._end, {"session": session, "until": until})
+
+        self._database.transact(remember)
+
+    def has_ended(self, session: str) -> bool:
+        """Whether this session was signed out."""
+        statement = select(ended_sessions.c.session).where(ended_sessions.c.session == session)
+        return self._database.run(lambda connection: connection.execute(statement).first() is not None)
+
+
+def _wait(connection: Connection, address: str, now: float) -> float:
+    """In how many seconds there is a try again; 0 for now."""
+    statement = select(_ADDRESS, _FIRST_AT, _COUNT).where(_ADDRESS.in_((address, _EVERYBODY)))
+    seconds = 0.0
+    for who, first_at, tries in connection.execute(statement):
+        if tries >= (IN_ALL if who == _EVERYBODY else PER_ADDRESS):
+            seconds = max(seconds, first_at + WINDOW_SECONDS - now)
+    return seconds

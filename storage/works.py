@@ -1,0 +1,257 @@
+"""Deferred replies: work that takes longer than a push may wait, its result, and how the fan gets it.
+
+A message whose handler deferred has a row in `works` beside its row in the ledger, and its send lane says what the
+fan is still owed: `working` (deliveries wait for the result) -> NULL (a delivery carried it) | `later` (a
+customer-service message will) -> `pending` and so on | `owed` (the fan's next text gets it) -> `given`. Each step is
+one transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, update
+
+from storage.database import Database
+from storage.ledger import Ledger, Recorded
+from storage.models import OWED, PENDING, WORKING, messages, works
+from wechat.messages import Message
+
+# No delivery comes so long after the last one: then a result that none has fetched goes another way.
+DELIVERIES_OVER_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Claimed work. `xml` is the push; `attempt` counts from 1. Times are unix seconds."""
+
+    id: int
+    xml: bytes = field(repr=False)
+    attempt: int
+    claim: int
+
+
+class Works:
+    """The deferred replies of one account. Every method raises LedgerUnavailableError as the ledger's do."""
+
+    def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
+        self._database, self._ledger, self._appid = database, ledger, appid
+        here = messages.c
+        self._mine = (works.c.appid == appid, works.c.state == PENDING)
+        self._running = (
+            select(and_(here.send_state == WORKING, works.c.state == PENDING))
+            .join_from(messages, works, works.c.id == here.id)
+            .where(here.id == bindparam("an_id"))
+        )
+        self._look = (
+            select(here.reply, here.send_state, works.c.state, works.c.result)
+            .join_from(messages, works, works.c.id == here.id)
+            .where(here.id == bindparam("an_id"))
+            .with_for_update()
+        )
+
+    def record(
+        self, message: Message, now: float, lease_seconds: float | None
+    ) -> tuple[Recorded, Work | None]:
+        """Keep the message and its work, claimed for that long (None: for whoever comes first).
+
+        The work is None when the message was already there, or is not claimed; then what was recorded is returned.
+        """
+        claim = None if lease_seconds is None else secrets.randbits(63)
+
+        def both(connection: Connection) -> tuple[Recorded, Work | None]:
+            recorded, new = self._ledger.record_working(connection, message, now)
+            if not new:
+                return recorded, None
+            connection.execute(
+                insert(works).values(
+                    id=recorded.id,
+                    appid=self._appid,
+                    state="pending",
+                    due=now,
+                    lease_until=None if lease_seconds is None else now + lease_seconds,
+                    claim=claim,
+                    attempts=0 if claim is None else 1,
+                    deliveries=1,
+                )
+            )
+            return recorded, None if claim is None else Work(recorded.id, message.raw, 1, claim)
+
+        return self._database.transact(both)
+
+    def count_delivery(self, ledger_id: int) -> int:
+        """One more delivery of this message came in: which one it is, from 1."""
+        statement = (
+            update(works)
+            .where(works.c.id == ledger_id)
+            .values(deliveries=works.c.deliveries + 1)
+            .returning(works.c.deliveries)
+        )
+        return int(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
+
+    def answer(
+        self, ledger_id: int, otherwise: Literal["later", "owed"] | None = None, text: bytes | None = None
+    ) -> Recorded | None:
+        """What this delivery is to be answered: the result, or what was decided before; None while the work runs.
+
+        `otherwise`, when it still runs, decides: `later` by customer-service message and `success` now, or `owed`, the
+        fan's next text gets it and `text` (plain XML) is said now.
+        """
+
+        if otherwise is None:  # who waits looks often, and must not lock the row each time
+            running = self._database.run(
+                lambda connection: connection.execute(self._running, {"an_id": ledger_id}).scalar()
+            )
+            if running:
+                return None
+
+        def decide(connection: Connection) -> Recorded | None:
+            row = connection.execute(self._look, {"an_id": ledger_id}).one()
+            if row.send_state != "working":
+                return Recorded(ledger_id, row.reply)
+            if row.state == "pending" and otherwise is None:
+                return None
+            reply, state = (text, otherwise) if row.state == "pending" else (row.result, None)
+            connection.execute(
+                update(messages).where(messages.c.id == ledger_id).values(reply=reply, send_state=state)
+            )
+            return Recorded(ledger_id, reply)
+
+        return self._database.transact(decide)
+
+    def finish(self, work: Work, result: bytes | None, now: float, *, reason: str | None = None) -> bool:
+        """The work is done; `result` is the reply's plain XML, None for none; `reason` says that it failed.
+
+        False: the claim was lost.
+        """
+
+        def end(connection: Connection) -> bool:
+            row = connection.execute(self._look, {"an_id": work.id}).one_or_none()
+            done = connection.execute(
+                update(works)
+                .where(works.c.id == work.id, works.c.claim == work.claim, works.c.state == "pending")
+                .values(
+                    state="done" if reason is None else "failed",
+                    result=result,
+                    reason=reason,
+                    done_at=now,
+                    lease_until=None,
+                )
+            )
+            if row is None or done.rowcount != 1:
+                return False
+            owed = {"later": "pending", "owed": "owed"}.get(row.send_state or "")
+            if row.send_state != "working":
+                connection.execute(
+                    update(messages)
+                    .where(messages.c.id == work.id)
+                    .values(send_state=owed if result is not None else None, send_due=now)
+                )
+            return True
+
+        return self._database.transact(end)
+
+    def claim(self, now: float, lease_seconds: float, limit: int) -> list[Work]:
+        """Take work whose process is gone, or that nobody has begun."""
+        claim = secrets.randbits(63)
+        due = (
+            select(works.c.id)
+            .where(*self._mine, or_(works.c.lease_until.is_(None), works.c.lease_until <= now))
+            .order_by(works.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due")
+        )
+        take = (
+            update(works)
+            .where(works.c.id.in_(select(due.c.id)))
+            .values(lease_until=now + lease_seconds, claim=claim, attempts=works.c.attempts + 1)
+            .returning(works.c.id, works.c.attempts)
+        )
+
+        def both(connection: Connection) -> list[Work]:
+            attempts: dict[int, int] = {row.id: row.attempts for row in connection.execute(take)}
+            pushes = select(messages.c.id, messages.c.xml).where(messages.c.id.in_(list(attempts)))
+            return [Work(row.id, row.xml, attempts[row.id], claim) for row in connection.execute(pushes)]
+
+        return self._database.transact(both)
+
+    def extend(self, work: Work, now: float, lease_seconds: float) -> bool:
+        """Hold the work for that long from now. False: the claim was lost."""
+        return self._mark(work, lease_until=now + lease_seconds)
+
+    def give_back(self, work: Work) -> bool:
+        """Somebody else may have the work at once. False: the claim was lost."""
+        return self._mark(work, lease_until=None, claim=None, attempts=works.c.attempts - 1)
+
+    def result(self, ledger_id: int) -> bytes | None:
+        """The plain XML of the result that is owed for this message; None when there is none."""
+        statement = select(works.c.result).where(works.c.id == ledger_id)
+        found: bytes | None = self._database.run(lambda connection: connection.execute(statement).scalar())
+        return found
+
+    def push(self, ledger_id: int) -> bytes:
+        """The push that the work is for, XML."""
+        statement = select(messages.c.xml).where(messages.c.id == ledger_id)
+        return bytes(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
+
+    def give(self, message: Message, now: float) -> Recorded | None:
+        """The fan's next text: record it with the oldest result that he is owed as its reply; None if there is none."""
+
+        def pass_on(connection: Connection) -> Recorded | None:
+            row = connection.execute(
+                select(messages.c.id, works.c.result)
+                .join_from(messages, works, works.c.id == messages.c.id)
+                .where(
+                    messages.c.appid == self._appid,
+                    messages.c.sender == message.from_user_name,
+                    messages.c.send_state == OWED,
+                    works.c.state == "done",
+                )
+                .order_by(messages.c.id)
+                .limit(1)
+                .with_for_update()
+            ).one_or_none()
+            if row is None:
+                return None
+            connection.execute(update(messages).where(messages.c.id == row.id).values(send_state="given"))
+            return self._ledger.record_given(connection, message, row.result, now)
+
+        return self._database.transact(pass_on)
+
+    def settle(self, now: float, state: Literal["pending", "owed"]) -> int:
+        """Results that no delivery fetched although all are over (their process died): send them, or owe them."""
+        over = (
+            select(works.c.id)
+            .join_from(messages, works, works.c.id == messages.c.id)
+            .where(
+                messages.c.appid == self._appid,
+                messages.c.send_state == WORKING,
+                works.c.state != "pending",
+                works.c.done_at < now - DELIVERIES_OVER_SECONDS,
+            )
+        )
+
+        def step(connection: Connection) -> int:
+            ids = list(connection.execute(over).scalars())
+            for ledger_id in ids:
+                row = connection.execute(self._look, {"an_id": ledger_id}).one()
+                if row.send_state == "working":
+                    owed: Any = null() if row.result is None else state
+                    values = {"send_state": owed, "send_due": now}
+                    connection.execute(update(messages).where(messages.c.id == ledger_id).values(values))
+            return len(ids)
+
+        return self._database.transact(step)
+
+    def _mark(self, work: Work, **values: Any) -> bool:
+        statement = (
+            update(works)
+            .where(works.c.id == work.id, works.c.claim == work.claim, *self._mine)
+            .values(values)
+        )
+        change: Callable[[Connection], bool] = lambda connection: connection.execute(statement).rowcount == 1  # noqa: E731
+        return self._database.run(change)

@@ -1,0 +1,53 @@
+"""The bot with slow handlers, for tests: gunicorn and flask load it in place of app.py.
+
+A text "slow SECONDS WORDS" is answered with the words after so long; "crash" raises; "nothing" has no reply; "kill"
+ends its process by -9 the first time. Each run of the work is noted in the file that RUNS names.
+"""
+
+import os
+import signal
+import time
+
+import app
+import handlers
+from handlers import Deferred
+from wechat.messages import TextMessage
+from wechat.replies import TextReply, TransferReply
+
+
+def note(words):
+    with open(os.environ["RUNS"], "a", encoding="utf-8") as file:
+        file.write(f"{words}\n")
+
+
+def runs():
+    with open(os.environ["RUNS"], encoding="utf-8") as file:
+        return file.read().splitlines()
+
+
+def slow(message):
+    kind, _, rest = message.content.partition(" ")
+
+    def work():
+        seconds, _, words = rest.partition(" ")
+        note(words or kind)
+        if kind == "crash":
+            raise RuntimeError("the service is away")
+        if kind == "transfer":
+            return TransferReply()
+        if kind == "nothing":
+            return None
+        if kind == "kill" and runs().count(words) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(float(seconds))
+        return TextReply(words)
+
+    return (
+        Deferred(work)
+        if kind in ("slow", "crash", "nothing", "kill", "transfer")
+        else TextReply(message.content)
+    )
+
+
+handlers.HANDLERS = {**handlers.HANDLERS, TextMessage: slow}
+create_app = app.create_app

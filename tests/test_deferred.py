@@ -1,0 +1,325 @@
+"""Slow handlers: one right answer for the fan, whatever the delivery, the process and the mode; nobody else waits."""
+
+import itertools
+import statistics
+import threading
+import time
+
+import psutil
+import pytest
+import requests
+
+import parts
+from storage.works import Works
+from tests import pushing
+from tests.conftest import FAN, eventually
+from tests.databases import APPID
+from tests.test_flow import calls, chat, control
+from wechat.messages import parse_message
+from wechat.replies import TextReply, parse_reply, render_reply
+
+NOW = 1_800_000_000.0
+LEASE = 15.0
+MSG_IDS = itertools.count(70_000)
+
+
+# -- what is decided, in the ledger -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def works(database, ledger):
+    return Works(database, ledger, APPID)
+
+
+def text(number=1, content="question", fan=FAN):
+    return parse_message(pushing.text(number, content, fan=fan).encode())
+
+
+def result(words="answer"):
+    return render_reply(TextReply(words), text(), int(NOW))
+
+
+def test_a_result_in_time_is_what_every_delivery_gets(ledger, works):
+    recorded, work = works.record(text(), NOW, LEASE)
+    assert recorded.working
+    assert ledger.find(text()).working
+    assert works.answer(recorded.id) is None
+    assert ledger.status(NOW).replies_pending == 1
+    assert works.finish(work, result(), NOW)
+    assert works.answer(recorded.id).reply == result()
+    again = ledger.find(text())
+    assert (again.reply, again.working) == (result(), False)
+    assert ledger.claim_sends(NOW + 1, LEASE) == [], "not sent as well"
+    assert works.settle(NOW + 100, "pending") == 0
+    assert ledger.status(NOW).replies_pending == 0
+
+
+def test_a_late_result_is_sent_and_every_delivery_gets_success(ledger, works):
+    recorded, work = works.record(text(), NOW, LEASE)
+    assert works.answer(recorded.id, "later").reply is None
+    assert ledger.find(text()).working is False
+    assert ledger.claim_sends(NOW, LEASE) == []
+    assert works.finish(work, result(), NOW)
+    assert works.answer(recorded.id).reply is None, "too late for the deliveries"
+    (send,) = ledger.claim_sends(NOW, LEASE)
+    assert send.openid == FAN
+    assert works.result(send.id) == result()
+
+
+def test_whoever_decides_first_is_obeyed(works):
+    recorded, work = works.record(text(), NOW, LEASE)
+    assert works.finish(work, result(), NOW)
+    assert works.answer(recorded.id, "later").reply == result(), "it was ready after all"
+    assert works.answer(recorded.id, "owed", b"<xml/>").reply == result()
+
+
+def test_an_owed_result_is_given_with_the_fans_next_text_once(ledger, works):
+    recorded, work = works.record(text(), NOW, LEASE)
+    assert works.count_delivery(recorded.id) == 2
+    assert works.count_delivery(recorded.id) == 3
+    assert works.answer(recorded.id, "owed", b"<still/>").reply == b"<still/>"
+    assert ledger.find(text()).reply == b"<still/>", "a fourth delivery is answered alike"
+    assert works.give(text(2), NOW) is None, "not ready yet"
+    assert works.finish(work, result(), NOW)
+    assert works.give(text(3, fan="oTest-ZyXwVuTsRqPoNmLkJiHg_2"), NOW) is None, "somebody else"
+    assert works.give(text(4), NOW).reply == result()
+    assert ledger.find(text(4)).reply == result(), "also when that one is repeated"
+    assert works.give(text(5), NOW) is None
+
+
+def test_work_whose_process_died_is_claimed_once(ledger, works):
+    recorded, first = works.record(text(), NOW, LEASE)
+    assert works.claim(NOW + 1, LEASE, 10) == []
+    (second,) = works.claim(NOW + 16, LEASE, 10)
+    assert (second.id, second.attempt, second.xml) == (recorded.id, 2, text().raw)
+    assert works.claim(NOW + 17, LEASE, 10) == []
+    assert not works.extend(first, NOW + 17, LEASE)
+    assert works.extend(second, NOW + 17, LEASE)
+    assert not works.finish(first, result("late"), NOW + 17)
+    assert works.finish(second, result("right"), NOW + 18)
+    assert not works.finish(second, result("twice"), NOW + 18)
+    assert works.settle(NOW + 20, "pending") == 0, "a delivery may still come"
+    assert works.settle(NOW + 40, "pending") == 1
+    (send,) = ledger.claim_sends(NOW + 40, LEASE)
+    assert works.result(send.id) == result("right")
+
+
+def test_work_given_back_is_due_at_once(works):
+    _, work = works.record(text(), NOW, LEASE)
+    assert works.give_back(work)
+    (again,) = works.claim(NOW, LEASE, 10)
+    assert again.attempt == 1
+
+
+@pytest.mark.parametrize("decided", ["later", "owed", None])
+def test_failed_work_owes_nothing(ledger, works, decided):
+    recorded, work = works.record(text(), NOW, LEASE)
+    if decided:
+        works.answer(recorded.id, decided, b"<still/>" if decided == "owed" else None)
+    assert works.finish(work, None, NOW, reason="the service is away")
+    assert works.answer(recorded.id).reply == (b"<still/>" if decided == "owed" else None)
+    works.settle(NOW + 100, "pending")
+    assert ledger.claim_sends(NOW + 100, LEASE) == []
+    assert works.give(text(2), NOW) is None
+
+
+def test_several_messages_of_one_fan_do_not_mix(ledger, works):
+    made = [works.record(text(number), NOW, LEASE) for number in range(5)]
+    for number, (_, work) in reversed(list(enumerate(made))):
+        assert works.finish(work, result(f"answer {number}"), NOW)
+    for number, (recorded, _) in enumerate(made):
+        assert parse_reply(works.answer(recorded.id).reply) == TextReply(f"answer {number}")
+
+
+def test_a_second_record_gets_the_first_ones_row(works):
+    first, work = works.record(text(), NOW, LEASE)
+    assert works.record(text(), NOW, LEASE) == (first, None)
+    assert work is not None
+    unclaimed, none = works.record(text(2), NOW, None)
+    assert none is None
+    assert [each.id for each in works.claim(NOW, LEASE, 10)] == [unclaimed.id]
+
+
+def test_a_purge_takes_the_work_along(ledger, works):
+    recorded, work = works.record(text(), NOW, LEASE)
+    while ledger.purge(NOW, fan=FAN):
+        pass
+    assert works.result(recorded.id) is None
+    assert not works.finish(work, result(), NOW)
+
+
+# -- real processes ---------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A bot with the handlers of tests/slow_app.py, and a sandbox to push to it."""
+
+    def __init__(self, bot, sandbox):
+        self.bot, self.sandbox = bot, sandbox
+        bot.app = "tests.slow_app:create_app()"
+        bot.environ["RUNS"] = str(bot.folder / "runs")
+
+    def push(self, content, fan=FAN, **fields):
+        url = f"{self.sandbox.url}/sandbox/fans/{fan}/messages"
+        body = {"type": "text", "content": content, "msg_id": next(MSG_IDS), **fields}
+        return requests.post(url, json=body, timeout=120).json()
+
+    def said(self, fan=FAN):
+        return [(one["by"], one["content"]) for one in chat(self.sandbox, fan) if one["from"] != "fan"]
+
+    def runs(self):
+        path = self.bot.folder / "runs"
+        return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+
+
+@pytest.fixture
+def make_slow(sandbox, make_bot):
+    return lambda **environ: Slow(make_bot(sandbox, LEASE_SECONDS="2", **environ), sandbox)
+
+
+def verdicts(push):
+    return [attempt["verdict"] for attempt in push["attempts"]]
+
+
+def test_a_handler_that_is_ready_in_time_answers_at_once(make_slow):
+    slow = make_slow()
+    slow.bot.web()
+    push = slow.push("slow 0.5 ready")
+    assert verdicts(push) == ["reply"]
+    assert 0.5 <= push["attempts"][0]["seconds"] < 2
+    assert slow.said() == [("passive", "ready")]
+    again = slow.push("slow 0.5 ready", msg_id=push["msg_id"])
+    assert again["attempts"][0]["opened"] == push["attempts"][0]["opened"]
+    assert slow.runs() == ["ready"]
+
+
+@pytest.mark.parametrize("worker", ["embedded", "external"])
+def test_a_late_reply_comes_by_customer_service(make_slow, worker):
+    slow = make_slow(REPLY_SECONDS="1", WORKER=worker)
+    slow.bot.web()
+    if worker == "external":
+        slow.bot.worker()
+    push = slow.push("slow 2 late")
+    assert verdicts(push) == ["silent"]
+    assert 1 <= push["attempts"][0]["seconds"] < 1.8
+    eventually(lambda: slow.said() == [("custom", "late")], what="the message")
+    assert verdicts(slow.push("slow 2 late", msg_id=push["msg_id"])) == ["silent"]
+    assert slow.runs() == ["late"]
+    assert slow.said() == [("custom", "late")]
+
+
+@pytest.mark.parametrize("code", [45015, 45047, 48001])
+def test_a_late_reply_that_may_not_be_sent_ends_with_its_reason(make_slow, code):
+    slow = make_slow(REPLY_SECONDS="0.2")
+    slow.bot.web()
+    path = "/cgi-bin/message/custom/send"
+    control(slow.sandbox, "faults", [{"path": path, "times": None, "errcode": code, "errmsg": "no"}])
+    push = slow.push("slow 0.4 late")
+    ledger = parts.build(slow.bot.settings).ledger
+
+    def failed():
+        (entry,) = ledger.find_by_msg_id(push["msg_id"])
+        return entry if entry.send_state == "failed" else None
+
+    entry = eventually(failed, what="the failure")
+    assert entry.send_code == code
+    assert calls(slow.sandbox, path) == {str(code): 1}
+
+
+@pytest.mark.parametrize("kind", ["crash", "nothing"])
+def test_work_without_a_reply_is_success(make_slow, kind):
+    slow = make_slow()
+    slow.bot.web()
+    assert verdicts(slow.push(kind)) == ["silent"]
+    assert slow.said() == []
+    if kind == "crash":
+        assert "the service is away" in slow.bot.logs()
+        assert "ledger_id=" in slow.bot.logs()
+
+
+def test_in_redelivery_the_second_delivery_carries_the_result(make_slow):
+    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2")
+    slow.bot.web()
+    push = slow.push("slow 7 patience")
+    assert verdicts(push) == ["timeout", "reply"]
+    assert slow.said() == [("passive", "patience")]
+    assert slow.runs() == ["patience"]
+    assert calls(slow.sandbox, "/cgi-bin/message/custom/send") == {}
+
+
+def test_in_redelivery_the_last_delivery_asks_for_patience_and_the_next_text_gets_the_result(make_slow):
+    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2")
+    slow.bot.web()
+    first = slow.push("slow 16 the answer")
+    assert verdicts(first) == ["timeout", "timeout", "reply"]
+    assert "Still working" in slow.said()[-1][1]
+    picture = requests.post(
+        f"{slow.sandbox.url}/sandbox/fans/{FAN}/messages",
+        data={"type": "image"},
+        files={"file": ("x.jpg", b"\xff\xd8\xff\xe0" + bytes(100))},
+        timeout=30,
+    ).json()
+    assert verdicts(picture) == ["reply"], "a picture is not the question after the answer"
+    eventually(
+        lambda: slow.push("now?")["attempts"][0] and slow.said()[-1][1] == "the answer", what="the answer"
+    )
+    assert verdicts(slow.push("and now?")) == ["reply"]
+    assert slow.said()[-1][1] == "and now?", "given once; then words are answered as ever"
+    assert slow.runs() == ["the answer"]
+
+
+@pytest.mark.parametrize("mode", ["customer_service", "redelivery"])
+def test_a_crash_in_the_middle_still_gives_the_fan_one_answer(make_slow, mode):
+    slow = make_slow(LATE_REPLY=mode, WEB_CONCURRENCY="1")
+    slow.bot.web()
+    push = slow.push("kill 1 survivor")
+    if mode == "customer_service":
+        eventually(lambda: slow.said(), what="the answer")
+    elif "reply" not in verdicts(push):
+        eventually(lambda: slow.push("now?") and ("passive", "survivor") in slow.said(), 40, "the answer")
+    answers = [words for _, words in slow.said() if words == "survivor"]
+    assert answers == ["survivor"]
+    assert slow.runs() == ["survivor"] * 2
+
+
+def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, figures, full):
+    slow = make_slow(REPLY_SECONDS="4", WEB_CONCURRENCY="2")
+    web = slow.bot.web()
+    session = requests.Session()
+
+    def latency(count):
+        taken = []
+        for _ in range(count):
+            path, body = pushing.safe(pushing.text(next(MSG_IDS), "quick"))
+            started = time.perf_counter()
+            assert session.post(f"{slow.bot.url}{path}", data=body, timeout=30).status_code == 200
+            taken.append(time.perf_counter() - started)
+        return sorted(taken)
+
+    before = latency(100)
+    answers = []
+
+    def wait(number):
+        path, body = pushing.safe(
+            pushing.text(next(MSG_IDS), f"slow 3 fan {number}", fan=f"oTest-Waiting{number:015d}")
+        )
+        answers.append(requests.post(f"{slow.bot.url}{path}", data=body, timeout=30))
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(200)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(slow.runs()) == 200, what="200 fans waiting")
+    during = latency(100)
+    still = sum(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
+    assert still > 150, "they were all waiting meanwhile"
+    assert [answer.status_code for answer in answers] == [200] * 200
+    assert during[98] < 0.1 or during[98] < 3 * before[98]
+    figures(
+        median_before_ms=round(statistics.median(before) * 1000, 1),
+        median_during_ms=round(statistics.median(during) * 1000, 1),
+        p99_before_ms=round(before[98] * 1000, 1),
+        p99_during_ms=round(during[98] * 1000, 1),
+        threads=psutil.Process(web.pid).children()[0].num_threads(),
+    )

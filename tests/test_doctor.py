@@ -1,0 +1,664 @@
+"""`flask doctor`: each test breaks one thing and sees that finding, and no other.
+
+The bot is a real process and the platform the sandbox; a tunnel, a central server or a clock that is off are small
+servers on this machine.
+"""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+import requests
+from flask import Flask, Response, redirect, request
+from werkzeug.serving import WSGIRequestHandler
+
+import doctor
+import parts
+from sandbox import THROWAWAY, running_sandbox
+from tests import pushing
+from tests.conftest import ACCOUNT, ROOT, Bot, clean_environ, eventually, free_port
+from tests.serving import serving
+from tests.test_flow import calls, control
+from wechat.access_token import EMPTY
+from wechat.messages import parse_message
+
+CHECKS = ["settings", "database", "media", "token", "platform", "callback", "clock", "worker", "disk"]
+OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
+SECRETS = [THROWAWAY.appsecret, THROWAWAY.token, THROWAWAY.aes_key, OTHER_KEY]
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A sandbox and a bot, whose web process runs while this module is tested; nobody works off its ledger."""
+    folder = tmp_path_factory.mktemp("doctor")
+    with running_sandbox() as sandbox:
+        environ = {
+            **ACCOUNT,
+            "WECHAT_AES_KEY": THROWAWAY.aes_key,
+            "WECHAT_API_BASE": sandbox.url,
+            "DATABASE_URL": f"sqlite:///{folder}/bot.db",
+            "MEDIA_STORE": f"{folder}/media",
+            "PORT": str(free_port()),
+            "WEB_CONCURRENCY": "1",
+            "WORKER": "external",
+        }
+        bot = Bot(folder, environ)
+        bot.web()
+        yield sandbox, bot
+        for process in bot.processes:
+            process.kill()
+
+
+@pytest.fixture
+def sandbox(place):
+    sandbox, bot = place
+    control(sandbox, "reset", {}, "POST")
+    sandbox.callback = f"{bot.url}/wechat"
+    return sandbox
+
+
+@pytest.fixture
+def bot(place, sandbox):
+    return place[1]
+
+
+def examined(bot, **changed):
+    """Every finding, by the bot's settings with some of them changed."""
+    findings = list(doctor.examine(bot.environ | changed, bot.folder))
+    assert list(dict.fromkeys(finding.check for finding in findings)) == CHECKS
+    for finding in findings:
+        assert "\n" not in finding.hint
+        assert CHINESE.search(finding.hint.partition(" / ")[2]), finding
+        assert not [secret for secret in SECRETS if secret in finding.hint]
+    return findings
+
+
+def the_only_one(check, findings, unchecked=()):
+    """The hint of the one check that fails; all others are OK but for those that cannot be checked because of it."""
+    assert [finding.check for finding in findings if finding.ok is False] == [check], findings
+    assert [finding.check for finding in findings if finding.ok is None] == list(unchecked), findings
+    return next(finding.hint for finding in findings if finding.ok is False)
+
+
+def all_well(findings, unchecked=()):
+    assert [finding for finding in findings if finding.ok is False] == []
+    assert [finding.check for finding in findings if finding.ok is None] == list(unchecked), findings
+    return {finding.check: finding.hint for finding in findings}
+
+
+def fault(sandbox, path, **how):
+    control(sandbox, "faults", [{"path": path, "times": None, **how}])
+
+
+@contextlib.contextmanager
+def silence():
+    """The port of a server that takes connections and never says a word."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        yield silent.getsockname()[1]
+
+
+def passing_on(target):
+    """A WSGI application that passes everything on to `target`, as a tunnel does."""
+    app = Flask("passing_on", static_folder=None)
+
+    @app.route("/<path:path>", methods=["GET", "POST"])
+    def pass_on(path):
+        answer = requests.request(
+            request.method,
+            f"{target}/{path}?{request.query_string.decode()}",
+            data=request.get_data(),
+            headers={"Content-Type": request.content_type or "text/plain"},
+            timeout=10,
+        )
+        return Response(answer.content, answer.status_code, content_type=answer.headers["Content-Type"])
+
+    return app
+
+
+def at(date):
+    """A request handler for a server whose answers bear that Date."""
+    return type("At", (WSGIRequestHandler,), {"date_time_string": lambda self, timestamp=None: date})
+
+
+def saying(answer):
+    """A WSGI application that gives that to every request."""
+    app = Flask("saying", static_folder=None)
+    app.add_url_rule("/<path:path>", view_func=lambda path: answer(), methods=["GET", "POST"])
+    return app
+
+
+# -- all is well ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "modes"),
+    [
+        ({"WECHAT_AES_KEY": ""}, "(GET, plain, compat)"),
+        ({}, "(GET, safe, compat)"),
+        ({"WECHAT_ACCEPT_PLAINTEXT": "1"}, "(GET, safe, compat, plain)"),
+    ],
+)
+def test_a_healthy_bot_in_each_mode_and_nothing_left_behind(sandbox, make_bot, environ, modes):
+    bot = make_bot(sandbox, **environ)
+    bot.web()
+    assert modes in all_well(examined(bot))["callback"]
+    assert parts.build(bot.settings).ledger.get(1) is None
+    assert parts.build(bot.settings).tokens.load() == EMPTY
+    assert not [path for path in (bot.folder / "media").rglob("*") if path.is_file()]
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+    assert calls(sandbox, "/cgi-bin/callback/check") == {"ok": 1}
+    assert calls(sandbox, "/cgi-bin/token") == {}
+
+
+def test_during_a_rotation_and_through_a_tunnel(bot):
+    with serving(passing_on(bot.url)) as tunnel:
+        well = all_well(
+            examined(bot, PUBLIC_URL=tunnel, WECHAT_TOKEN_PREVIOUS="old", WECHAT_AES_KEY_PREVIOUS=OTHER_KEY)
+        )
+    assert tunnel in well["callback"]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------
+
+
+def test_each_fault_of_the_settings_is_a_finding_and_the_rest_is_checked(bot):
+    findings = examined(bot, LEDGER_SYNC="sometimes", REPLY_SECONDS="9")
+    wrong = [finding for finding in findings if finding.ok is False]
+    assert [finding.check for finding in wrong] == ["settings", "settings"]
+    for name, finding in zip(["REPLY_SECONDS", "LEDGER_SYNC"], wrong, strict=True):
+        assert name in finding.hint
+    assert [finding.check for finding in findings if finding.ok is None] == ["callback"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "unchecked"),
+    [
+        ({"WECHAT_APPID": ""}, ["token", "platform", "callback", "worker"]),
+        ({"WECHAT_APPSECRET": ""}, ["token", "platform", "callback"]),
+        ({"WECHAT_TOKEN": ""}, ["callback"]),
+        ({"WECHAT_AES_KEY": "short", "WECHAT_AES_KEY_PREVIOUS": OTHER_KEY}, ["callback"]),
+        ({"DATABASE_URL": "mysql://x"}, ["database", "token", "platform", "callback", "worker", "disk"]),
+        ({"MEDIA_STORE": "s3://"}, ["media", "callback", "disk"]),
+        ({"WECHAT_API_BASE": "x"}, ["token", "platform", "callback", "clock"]),
+        ({"WECHAT_TOKEN_SOURCE": "http://127.0.0.1:9"}, ["token", "platform", "callback"]),
+    ],
+)
+def test_what_needs_a_faulty_setting_says_so(bot, environ, unchecked):
+    hint = the_only_one("settings", examined(bot, **environ), unchecked)
+    assert next(iter(environ)) in hint
+
+
+# -- database, media, disk, worker ------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_database(bot, tmp_path):
+    (tmp_path / "bot.db").write_text("this is no database, " * 100)
+    findings = examined(bot, DATABASE_URL=f"sqlite:///{tmp_path}/bot.db")
+    assert "DATABASE_URL" in the_only_one("database", findings, ["worker"])
+
+
+def test_a_schema_from_the_future(bot, tmp_path):
+    url = f"sqlite:///{tmp_path}/bot.db"
+    all_well(examined(bot, DATABASE_URL=url))
+    with contextlib.closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert "newer version" in the_only_one("database", examined(bot, DATABASE_URL=url), ["worker"])
+
+
+def test_a_postgresql_that_is_well_then_read_only_then_gone(bot, postgresql):
+    url = postgresql.new_migrated()
+    all_well(examined(bot, DATABASE_URL=url))
+    name = url.partition("?")[0].rpartition("/")[2]
+    with postgresql._connection() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "read-only" in the_only_one("database", examined(bot, DATABASE_URL=url), ["worker"])
+    postgresql.drop(url)
+    assert "does not exist" in the_only_one("database", examined(bot, DATABASE_URL=url), ["worker"])
+
+
+def test_a_media_store_that_cannot_be_written(bot, tmp_path):
+    (tmp_path / "media").write_text("a file where a folder should be")
+    assert "MEDIA_STORE" in the_only_one("media", examined(bot, MEDIA_STORE=f"{tmp_path}/media"))
+
+
+def test_a_bucket_that_is_there_and_one_that_is_not(bot, s3_url):
+    assert s3_url in all_well(examined(bot, MEDIA_STORE=s3_url))["media"]
+    hint = the_only_one("media", examined(bot, MEDIA_STORE="s3://no-such-bucket-here/prefix"))
+    assert "NoSuchBucket" in hint
+    assert "AWS_*" in hint
+
+
+@pytest.mark.parametrize(("store", "name"), [("media", "MEDIA_STORE"), ("s3", "DATABASE_URL")])
+def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
+    (tmp_path / "full").mkdir()
+    full = str(tmp_path / "full")
+    usage = doctor.shutil.disk_usage("/")
+
+    def disk_usage(path):
+        return usage._replace(free=199 * 2**20 if str(path).startswith(full) else 2**40)
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", disk_usage)
+    if store == "s3":
+        changed = {
+            "MEDIA_STORE": request.getfixturevalue("s3_url"),
+            "DATABASE_URL": f"sqlite:///{full}/bot.db",
+        }
+    else:
+        changed = {"MEDIA_STORE": f"{full}/not/yet/there"}
+    hint = the_only_one("disk", examined(bot, **changed))
+    assert name in hint
+    assert "199 MB" in hint
+
+
+def waiting(bot, tmp_path, seconds, number=1):
+    """Settings whose ledger has pictures that came in so many seconds ago."""
+    changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
+    ledger = parts.build(Bot(bot.folder, bot.environ | changed).settings).ledger
+    for each in range(number):
+        ledger.record(parse_message(pushing.image(each).encode()), None, time.time() - seconds)
+    return changed, ledger
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"), [("external", "flask worker"), ("embedded", "WORKER=embedded")]
+)
+def test_no_worker_lives(bot, tmp_path, setting, remedy):
+    changed, _ = waiting(bot, tmp_path, 60)
+    hint = the_only_one("worker", examined(bot, WORKER=setting, **changed))
+    assert remedy in hint
+    assert "60 s" in hint or "61 s" in hint
+
+
+def test_a_worker_that_died_with_its_claims(bot, tmp_path):
+    changed, ledger = waiting(bot, tmp_path, 60)
+    ledger.claim_downloads(time.time() - 20, 5)
+    the_only_one("worker", examined(bot, **changed))
+    # A lease that was over two seconds ago: somebody may yet come.
+    ledger.claim_downloads(time.time() - 14, 12)
+    all_well(examined(bot, **changed))
+
+
+def test_workers_at_work_and_workers_that_do_not_keep_up(bot, tmp_path):
+    changed, ledger = waiting(bot, tmp_path, 60, number=2)
+    ledger.claim_downloads(time.time(), 600)
+    assert "1 in hand" in all_well(examined(bot, **changed))["worker"]
+    (tmp_path / "more").mkdir()
+    changed, ledger = waiting(bot, tmp_path / "more", 400, number=2)
+    ledger.claim_downloads(time.time(), 600)
+    assert "start more" in the_only_one("worker", examined(bot, **changed))
+
+
+# -- the access_token -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (40164, ["203.0.113.7", "whitelist", "白名单"]),
+        (40125, ["AppSecret wrong", "WECHAT_APPSECRET"]),
+        (40013, ["Check the AppID", "WECHAT_APPID"]),
+        (40243, ["Thaw the AppSecret"]),
+        (89503, ["Administrator must confirm this IP"]),
+    ],
+)
+def test_a_refused_fetch(sandbox, bot, code, words):
+    fault(sandbox, "/cgi-bin/stable_token", errcode=code)
+    hint = the_only_one("token", examined(bot), ["platform"])
+    for word in [str(code), *words]:
+        assert word in hint
+    assert calls(sandbox, "/cgi-bin/token") == {}
+
+
+def test_a_wrong_secret(bot):
+    assert "40125" in the_only_one("token", examined(bot, WECHAT_APPSECRET="f" * 32), ["platform"])
+
+
+def test_stable_token_refused_and_classic_tried_without_harm(sandbox, bot, tmp_path):
+    changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
+    token = parts.build(Bot(bot.folder, bot.environ | changed).settings).token
+    shared, row = token.get(), token.row()
+    fault(sandbox, "/cgi-bin/stable_token", errcode=48001)
+    hint = the_only_one("token", examined(bot, **changed), ["platform"])
+    assert "set WECHAT_TOKEN_SOURCE=classic" in hint
+    assert "48001" in hint
+    assert calls(sandbox, "/cgi-bin/token") == {"ok": 1}
+    assert token.row() == row
+    url = f"{sandbox.url}/cgi-bin/getcallbackip"
+    assert "ip_list" in requests.get(url, params={"access_token": shared}, timeout=5).json()
+
+
+def test_both_ways_to_a_token_refused(sandbox, bot):
+    control(
+        sandbox,
+        "faults",
+        [
+            {"path": "/cgi-bin/stable_token", "times": None, "errcode": 48001},
+            {"path": "/cgi-bin/token", "times": None, "errcode": 40164},
+        ],
+    )
+    hint = the_only_one("token", examined(bot), ["platform"])
+    assert "48001" in hint
+    assert "classic" not in hint
+
+
+def test_the_platform_is_away(bot):
+    findings = examined(bot, WECHAT_API_BASE=f"http://127.0.0.1:{free_port()}")
+    assert "WECHAT_API_BASE" in the_only_one("token", findings, ["platform", "clock"])
+
+
+def test_a_classic_token_is_fetched_once_and_shared(sandbox, bot, tmp_path):
+    changed = {"WECHAT_TOKEN_SOURCE": "classic", "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
+    assert "was fetched" in all_well(examined(bot, **changed))["token"]
+    assert "is kept" in all_well(examined(bot, **changed))["token"]
+    assert calls(sandbox, "/cgi-bin/token") == {"ok": 1}
+    control(sandbox, "token/expire", {}, "POST")
+    all_well(examined(bot, **changed))
+    assert calls(sandbox, "/cgi-bin/token") == {"ok": 2}
+
+
+def test_a_classic_token_refused_or_without_its_database(sandbox, bot, tmp_path):
+    changed = {"WECHAT_TOKEN_SOURCE": "classic", "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
+    fault(sandbox, "/cgi-bin/token", errcode=40164)
+    assert "203.0.113.7" in the_only_one("token", examined(bot, **changed), ["platform"])
+    (tmp_path / "bot.db-wal").unlink(missing_ok=True)
+    (tmp_path / "bot.db").write_text("this is no database, " * 100)
+    the_only_one("database", examined(bot, **changed), ["token", "platform", "worker"])
+
+
+def test_a_central_token_server_and_a_wrong_key_for_it(sandbox, make_bot):
+    central = make_bot(sandbox, TOKEN_SERVER_KEY="the key of this test")
+    central.web()
+    source = {"WECHAT_TOKEN_SOURCE": central.url, "WECHAT_APPSECRET": ""}
+    all_well(examined(central, **source, WECHAT_TOKEN_SOURCE_KEY="the key of this test"))
+    findings = examined(central, **source, WECHAT_TOKEN_SOURCE_KEY="another")
+    assert "WECHAT_TOKEN_SOURCE_KEY" in the_only_one("token", findings, ["platform"])
+
+
+# -- the platform's view ----------------------------------------------------------------------------------------
+
+
+def test_a_token_that_the_platform_itself_refuses(sandbox, bot):
+    all_well(examined(bot))
+    control(sandbox, "token/expire", {"stuck": True}, "POST")
+    assert "has just handed out" in the_only_one("platform", examined(bot))
+
+
+def test_no_callback_url_in_the_console(sandbox, bot):
+    sandbox.callback = None
+    hint = the_only_one("platform", examined(bot))
+    assert "40201" in hint
+    assert "https://YOUR-HOST/wechat" in hint
+
+
+def test_a_callback_that_the_platform_cannot_reach(sandbox, bot):
+    sandbox.callback = f"http://127.0.0.1:{free_port()}/wechat"
+    assert "cannot reach 127.0.0.1" in the_only_one("platform", examined(bot))
+
+
+@pytest.mark.parametrize("body", ['{"dns": [], "ping": []}', '{"dns": "none", "ping": [1]}'])
+def test_a_callback_whose_name_the_platform_cannot_look_up(sandbox, bot, body):
+    fault(sandbox, "/cgi-bin/callback/check", body=body)
+    assert "no address" in the_only_one("platform", examined(bot))
+
+
+def test_a_callback_elsewhere_is_said(sandbox, bot):
+    fault(sandbox, "/cgi-bin/callback/check", body='{"dns": [{"ip": "203.0.113.9", "real_operator": "CAP"}]}')
+    hint = all_well(examined(bot, PUBLIC_URL=bot.url))["platform"]
+    assert "203.0.113.9" in hint
+    assert "127.0.0.1" in hint
+    assert "127.0.0.1" not in all_well(examined(bot))["platform"]
+
+
+@pytest.mark.parametrize("code", [48001, 45009])
+def test_an_account_that_may_not_ask_is_no_fault(sandbox, bot, code):
+    fault(sandbox, "/cgi-bin/callback/check", errcode=code)
+    findings = examined(bot)
+    all_well(findings, ["platform"])
+    assert str(code) in findings[CHECKS.index("platform")].hint
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [({"errcode": 48004}, "mp.weixin.qq.com"), ({"disconnect": True}, "WECHAT_API_BASE")]
+)
+def test_the_platform_does_not_say(sandbox, bot, how, words):
+    fault(sandbox, "/cgi-bin/callback/check", **how)
+    assert words in the_only_one("platform", examined(bot))
+
+
+# -- the callback -----------------------------------------------------------------------------------------------
+
+
+def test_a_bot_that_does_not_run(bot):
+    assert "start the bot" in the_only_one("callback", examined(bot, PORT=str(free_port())))
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "status"),
+    [
+        ({"WECHAT_TOKEN": "AnotherToken"}, "GET", 403),
+        ({"WECHAT_AES_KEY": OTHER_KEY}, "safe", 403),
+        ({"WECHAT_AES_KEY": ""}, "plain", 403),
+        ({"WECHAT_ACCEPT_PLAINTEXT": "1"}, "plain", 403),
+    ],
+)
+def test_a_bot_that_runs_with_other_settings(bot, environ, name, status):
+    hint = the_only_one("callback", examined(bot, **environ))
+    assert f"answers HTTP {status} to a {name} request" in hint
+    assert "restart" in hint
+
+
+def test_something_that_answers_whoever_asks(bot):
+    with serving(
+        saying(lambda: Response(request.args.get("echostr", "success"), mimetype="text/plain"))
+    ) as it:
+        hint = the_only_one("callback", examined(bot, PUBLIC_URL=it))
+    assert "GET with a wrong signature" in hint
+    assert f"the bot itself answers well on {bot.url}/wechat" in hint
+
+
+NGROK = '<!DOCTYPE html><html class="h-full"><title>ngrok</title><noscript>You are about to visit: it. (%s)</noscript>'
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (lambda: Response(NGROK % "ERR_NGROK_6024"), ["warning page", "ERR_NGROK_6024"]),
+        (lambda: Response("", 511, {"Ngrok-Error-Code": "ERR_NGROK_6024"}), ["warning page"]),
+        (lambda: Response(NGROK % "ERR_NGROK_3200", 404), ["/errors/err_ngrok_3200"]),
+        (
+            lambda: Response("<html><head><title>Careful\x1b[2J, friend!</title></head>"),
+            ["(Careful[2J, friend!)"],
+        ),
+        (lambda: Response("<!doctype html>", mimetype="text/plain"), ["HTML page came"]),
+        (lambda: Response("<h1>Not found</h1>", 404), ["without /wechat"]),
+        (
+            lambda: redirect("https://elsewhere.example/wechat?signature=x", 301),
+            ["redirects to https://elsewhere.example,"],
+        ),
+        (lambda: Response("<h1>Bad Gateway</h1>", 502), ["HTTP 502", "does not reach the bot"]),
+        (lambda: Response("x" * 200_000, mimetype="text/plain"), ["HTTP 200 to a GET request"]),
+    ],
+)
+def test_a_tunnel_that_answers_instead_of_the_bot(bot, page, words):
+    with serving(saying(page)) as tunnel:
+        hint = the_only_one("callback", examined(bot, PUBLIC_URL=tunnel))
+    for word in words:
+        assert word in hint
+    assert f"the bot itself answers well on {bot.url}/wechat" in hint
+    assert "signature=" not in hint
+
+
+def test_an_answer_that_comes_too_late(bot):
+    with silence() as port:
+        hint = the_only_one("callback", examined(bot, PUBLIC_URL=f"http://127.0.0.1:{port}"))
+    assert "within 5 s" in hint
+
+
+def test_https_without_a_certificate(bot):
+    hint = the_only_one("callback", examined(bot, PUBLIC_URL=bot.url.replace("http:", "https:")))
+    assert "TLS" in hint
+
+
+def test_a_port_that_the_platform_does_not_call(bot):
+    hint = the_only_one("callback", examined(bot, PUBLIC_URL="https://bot.example:8443"))
+    assert "8443" in hint
+
+
+# -- the clock --------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_off(sandbox, bot):
+    then = time.strftime(
+        "%a, %d-%b-%Y %H:%M:%S GMT", time.gmtime(time.time() - 1000)
+    )  # as the platform wrote it
+    with serving(passing_on(sandbox.url), at(then)) as platform:
+        hint = the_only_one("clock", examined(bot, WECHAT_API_BASE=platform))
+        assert re.search(r"\+(1000|1001|1002) s off", hint)
+        assert "WECHAT_TIMESTAMP_WINDOW=600" in hint
+        for window in ("0", "1100"):
+            all_well(examined(bot, WECHAT_API_BASE=platform, WECHAT_TIMESTAMP_WINDOW=window))
+
+
+def test_a_platform_that_tells_no_time(sandbox, bot):
+    with serving(passing_on(sandbox.url), at("soon")) as platform:
+        all_well(examined(bot, WECHAT_API_BASE=platform), ["clock"])
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------
+
+
+def test_what_hangs_is_a_finding_when_the_time_is_over(bot, s3_settings, monkeypatch):
+    monkeypatch.setattr(doctor, "DEADLINE_SECONDS", 3.0)
+    with silence() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        hint = the_only_one("media", examined(bot, MEDIA_STORE="s3://bucket/prefix"))
+        assert time.monotonic() - started < 6
+    assert "no result within 3 s" in hint
+
+
+def test_everything_dead_is_told_within_30_seconds(bot):
+    with silence() as port:
+        dead = f"127.0.0.1:{port}"
+        started = time.monotonic()
+        findings = examined(
+            bot,
+            WECHAT_API_BASE=f"http://{dead}",
+            DATABASE_URL=f"postgresql://bot:hush@{dead}/bot",
+            MEDIA_STORE="/dev/null/media",
+            PUBLIC_URL=f"http://{dead}",
+            PORT=str(port),
+        )
+        assert time.monotonic() - started < 28
+    wrong = [finding.check for finding in findings if finding.ok is False]
+    assert wrong == ["database", "media", "token", "callback"]
+    assert "hush" not in str(findings)
+
+
+# -- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_line_a_check_and_exits_0(bot):
+    done = bot.flask("doctor")
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["OK", f"{check}:"] for check in CHECKS]
+    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+
+
+def test_a_failed_check_exits_1_and_json_is_the_last_line(sandbox, bot):
+    fault(sandbox, "/cgi-bin/stable_token", errcode=40164)
+    done = bot.flask("doctor", "--json")
+    assert done.returncode == 1
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert all(set(each) == {"check", "ok", "hint"} for each in shown)
+    assert [each["check"] for each in shown if not each["ok"]] == ["token"]
+    assert "platform" not in [each["check"] for each in shown], "it could not be checked"
+    text = bot.flask("doctor")
+    assert text.returncode == 1
+    assert "\nFAIL token: 40164" in text.stdout
+    assert "\n-    platform: not checked" in text.stdout
+
+
+def test_faulty_settings_are_the_first_findings_and_exit_2(bot):
+    environ = {**bot.environ, "WECHAT_AES_KEY": "short", "WECHAT_TOKEN": ""}
+    faulty = Bot.__new__(Bot)
+    faulty.environ = environ
+    done = faulty.flask("doctor")
+    assert done.returncode == 2
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("FAIL settings: WECHAT_TOKEN")
+    assert second.startswith("FAIL settings: WECHAT_AES_KEY")
+    assert "OK   database" in done.stdout
+    assert "Traceback" not in done.stderr
+    shown = json.loads(faulty.flask("doctor", "--json").stdout.splitlines()[-1])
+    assert [each["ok"] for each in shown[:2]] == [False, False]
+
+
+def on_a_terminal(environ, *arguments):
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 300))
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", *arguments],
+        cwd=ROOT,
+        env={**clean_environ(), **environ, "TERM": "xterm"},
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
+        while chunk := os.read(leader, 100_000):
+            shown += chunk
+    os.close(leader)
+    return done, shown.decode()
+
+
+def test_url_and_token_to_paste_are_shown_on_a_terminal_alone(bot):
+    environ = bot.environ | {"PUBLIC_URL": bot.url}
+    done, shown = on_a_terminal(environ, "doctor")
+    assert done.returncode == 0
+    assert f"URL    {bot.url}/wechat\r\n" in shown
+    assert f"Token  {THROWAWAY.token}\r\n" in shown
+    assert THROWAWAY.aes_key not in shown
+    assert THROWAWAY.appsecret not in shown
+    _, shown = on_a_terminal(environ, "doctor", "--json")
+    assert THROWAWAY.token not in shown
+    done, shown = on_a_terminal(environ | {"WECHAT_APPSECRET": ""}, "doctor")
+    assert done.returncode == 2
+    assert THROWAWAY.token not in shown
+
+
+def test_without_public_url_the_address_is_left_to_fill_in(bot):
+    shown = doctor.console_entry(bot.environ | {"WECHAT_AES_KEY": ""}, bot.folder)
+    assert "https://YOUR-HOST/wechat" in shown
+    assert "PUBLIC_URL is not set" in shown
+    assert "EncodingAESKey" not in shown
+
+
+def test_what_the_console_does_on_submit_agrees_with_the_doctor(sandbox, bot):
+    """提交 in the console, played by the sandbox."""
+
+    def submit():
+        return requests.post(f"{sandbox.url}/sandbox/verify", json={}, timeout=10).json()
+
+    assert submit()["ok"]
+    all_well(examined(bot, PUBLIC_URL=bot.url))
+    with serving(saying(lambda: Response(NGROK % "ERR_NGROK_6024"))) as tunnel:
+        sandbox.callback = f"{tunnel}/wechat"
+        assert not submit()["ok"]
+        the_only_one("callback", examined(bot, PUBLIC_URL=tunnel))
+    eventually(lambda: requests.get(f"{bot.url}/healthz", timeout=5).ok)
