@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -197,6 +198,8 @@ def test_a_token_expires(platform):
 
 
 def test_force_refresh_kills_the_old_one_and_has_limits(platform):
+    since_midnight = (time.time() + 8 * 3600) % 86400  # Beijing's, where a new day's count begins
+    platform.advance(86400 - since_midnight + 1)
     first = platform.stable()["access_token"]
     second = platform.stable(force_refresh=True)["access_token"]
     assert second != first
