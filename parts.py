@@ -6,6 +6,9 @@ when they are first used, so that a process can start, and say what is wrong, wh
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from config import Settings
@@ -48,7 +51,13 @@ class Parts:
     deferred: DeferredReplies
 
 
-def build(settings: Settings) -> Parts:
+def build(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    jitter: Callable[[], float] = random.random,
+) -> Parts:
+    """All parts of one process. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's."""
     database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)
@@ -70,6 +79,8 @@ def build(settings: Settings) -> Parts:
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
         thumbnails=ThumbnailMaker(rows, thumbnails),
+        clock=clock,
+        jitter=jitter,
     )
     deferred = DeferredReplies(
         works,

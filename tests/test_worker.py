@@ -29,16 +29,7 @@ class Rig:
         self.app = create_app(settings)
         self.parts = self.app.extensions["parts"]
         self.now = time.time()
-        self.worker = worker_module.Worker(
-            self.parts.ledger,
-            self.parts.client,
-            self.parts.files,
-            self.parts.token,
-            lease_seconds=settings.lease_seconds,
-            max_media_bytes=settings.max_media_bytes,
-            clock=lambda: self.now,
-            jitter=lambda: 0.5,
-        )
+        self.worker = parts.build(settings, clock=lambda: self.now, jitter=lambda: 0.5).worker
 
     def push(self, kind="image", data=None, **fields):
         """A fan sends `data`; returns the ledger's entry."""
