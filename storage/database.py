@@ -25,6 +25,9 @@ from sqlalchemy.pool import NullPool
 
 T = TypeVar("T")
 
+MAX_CONNECTIONS = 16
+"""Of one process at once: a burst of pushes must not take all of the hundred that PostgreSQL gives by default."""
+
 WAIT_SECONDS = 6.0
 """How long an operation waits for a database that is busy or away: past the platform's 5 s."""
 
@@ -81,6 +84,7 @@ class Database:
         """Stands for a value in SQL that goes to the driver as it is."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
+        self._room = threading.Semaphore(MAX_CONNECTIONS)
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -104,7 +108,12 @@ class Database:
         """
         if not self._ready:
             self.prepare(wait=wait)
-        return self._run(operation, wait=wait)
+        if not self._room.acquire(timeout=wait):
+            raise LedgerUnavailableError(f"all {MAX_CONNECTIONS} connections are in use (waited {wait:g} s)")
+        try:
+            return self._run(operation, wait=wait)
+        finally:
+            self._room.release()
 
     def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
         give_up = time.monotonic() + wait

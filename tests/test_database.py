@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from storage.database import MIGRATIONS, LedgerUnavailableError, SchemaError, connect
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, LedgerUnavailableError, SchemaError, connect
 from storage.models import metadata
 
 ROOT = Path(__file__).parent.parent
@@ -298,3 +298,22 @@ class TestRun:
         database.close()
         database.close()
         database.check()
+
+
+def test_a_burst_takes_no_more_connections_than_it_may(postgresql):
+    database = connect(postgresql.new_migrated())
+    count = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+    def one():
+        database.run(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(0.05)"))
+        seen.append(database.run(lambda connection: connection.execute(count).scalar_one()))
+
+    seen = []
+    threads = [threading.Thread(target=one) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    database.close()
+    assert len(seen) == 60
+    assert 1 < max(seen) <= MAX_CONNECTIONS
