@@ -7,7 +7,6 @@ Secrets are `SecretStr`, so that neither a log line nor a `repr` can show one.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Mapping
@@ -65,11 +64,7 @@ def _appid(value: str) -> str:
 
 def _aes_key(value: SecretStr) -> SecretStr:
     key = value.get_secret_value()
-    if (
-        len(key) != 43
-        or not re.fullmatch(r"[A-Za-z0-9+/]{43}", key)
-        or len(base64.b64decode(key + "=")) != 32
-    ):
+    if not re.fullmatch(r"[A-Za-z0-9]{43}", key):
         raise ValueError(
             "must be the EncodingAESKey (消息加解密密钥) of 43 letters and digits; "
             f"this one has {len(key)} characters"
@@ -97,8 +92,11 @@ def _database(value: SecretStr) -> SecretStr:
 
 def _media_store(value: str) -> str:
     if value.startswith("s3://"):
-        if not urlsplit(value).netloc:
-            raise ValueError("must name a bucket: s3://bucket/prefix")
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_-]+)*/?", value):
+            raise ValueError(
+                "must name a bucket, s3://bucket or s3://bucket/prefix: small letters, digits, - and . in the "
+                "bucket's name, letters, digits, - and _ in the prefix"
+            )
         return value.rstrip("/")
     return str(FOLDER / value)
 

@@ -43,7 +43,7 @@ from worker import MIN_FREE_BYTES
 DEADLINE_SECONDS: Final = 25.0
 """When it is over, what still hangs is a finding."""
 
-DATABASE_SECONDS: Final = 3.0
+DATABASE_SECONDS: Final = 2.0
 IDLE_QUEUE_SECONDS: Final = 10.0  # a living worker looks once a second
 SLOW_QUEUE_SECONDS: Final = 300.0
 PROBE_TIMEOUTS: Final = (3.0, 5.0)  # seconds to connect, and the platform's own patience for an answer

@@ -134,6 +134,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict
     )
     print(f"   the bot      {bot}/wechat")
     print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
+    print(f"   the gallery  {bot}/gallery")
     print(f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n", flush=True)
     _echo_one_photo(sandbox, settings, processes)
     print("\nCtrl-C ends it. For a real account copy .env.example to .env.", flush=True)

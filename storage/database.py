@@ -85,6 +85,8 @@ class Database:
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
         self._room = threading.Semaphore(MAX_CONNECTIONS)
+        # SQLite has one writer, and those who wait for it sleep and look again: many threads that do so hardly get on.
+        self._turn = threading.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS)
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -101,19 +103,31 @@ class Database:
                 driver.execute(statement)
 
     def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
-        """Run the operation, whose statements each commit by themselves, and return its result.
+        """Run an operation that reads, and return its result.
 
         A database that is busy, away or cannot be written is tried again for `wait` seconds.
         Raises LedgerUnavailableError when they are over.
         """
         if not self._ready:
             self.prepare(wait=wait)
-        if not self._room.acquire(timeout=wait):
-            raise LedgerUnavailableError(f"all {MAX_CONNECTIONS} connections are in use (waited {wait:g} s)")
+        return self._admitted(self._room, operation, wait)
+
+    def write(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
+        """Run an operation that writes, whose statements each commit by themselves. Waits and raises as `run` does."""
+        if not self._ready:
+            self.prepare(wait=wait)
+        return self._admitted(self._turn, operation, wait)
+
+    def _admitted(self, door: threading.Semaphore, operation: Callable[[Connection], T], wait: float) -> T:
+        if not door.acquire(blocking=False):
+            began = time.monotonic()
+            if not door.acquire(timeout=wait):
+                raise LedgerUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
+            wait -= time.monotonic() - began
         try:
             return self._run(operation, wait=wait)
         finally:
-            self._room.release()
+            door.release()
 
     def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
         give_up = time.monotonic() + wait
@@ -144,7 +158,7 @@ class Database:
 
     def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
-        return self.run(self._transaction(operation), wait=wait)
+        return self.write(self._transaction(operation), wait=wait)
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:

@@ -133,9 +133,9 @@ class GalleryRows:
             yield select(backwards.c.id, backwards.c.received_at)
 
     def claim_picture(self, now: float, lease_seconds: float) -> Picture | None:
-        """A picture to make small, the newest first; nobody else gets it for that long, nor afterwards if it is marked."""
+        """A picture to make small, the newest first; nobody else gets it for that long."""
         values = {"of_appid": self._appid, "now": now, "until": now + lease_seconds}
-        rows = self._database.run(lambda connection: connection.execute(self._claim, values).all())
+        rows = self._database.write(lambda connection: connection.execute(self._claim, values).all())
         return Picture(*rows[0]) if rows else None
 
     def mark_thumbnail(self, picture: Picture, *, made: bool) -> bool:
@@ -145,7 +145,7 @@ class GalleryRows:
             messages.c.thumbnail_state: "made" if made else "failed",
         }
         statement = update(messages).where(messages.c.id == picture.id).values(values)
-        return self._database.run(lambda connection: connection.execute(statement).rowcount == 1)
+        return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
     def miss_thumbnail(self, ledger_id: int, now: float) -> None:
         """The thumbnail that was made is gone: it is to be made again."""
@@ -155,7 +155,7 @@ class GalleryRows:
             .where(messages.c.media_state == STORED, messages.c.thumbnail_due.is_(None))
             .values({messages.c.thumbnail_due: now, messages.c.thumbnail_state: null()})
         )
-        self._database.run(lambda connection: connection.execute(statement))
+        self._database.write(lambda connection: connection.execute(statement))
 
 
 _ALL = 2**31 - 1

@@ -324,7 +324,7 @@ class Ledger:
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
         values = self._values(message, reply, now, "waiting" if message.media_id and send_back else None)
-        recorded, _ = self._database.run(lambda connection: self._insert(connection, values), wait=wait)
+        recorded, _ = self._database.write(lambda connection: self._insert(connection, values), wait=wait)
         return recorded
 
     def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
@@ -636,7 +636,7 @@ class Ledger:
     def forget(self, doomed: Sequence[Doomed]) -> None:
         """These are deleted from the store."""
         statement = delete(doomed_files).where(doomed_files.c.stem.in_([file.stem for file in doomed]))
-        self._database.run(lambda connection: connection.execute(statement))
+        self._database.write(lambda connection: connection.execute(statement))
 
     def _claim(
         self, name: str, now: float, lease_seconds: float, limit: int
@@ -649,7 +649,7 @@ class Ledger:
             "until": now + lease_seconds,
             "new_claim": claim,
         }
-        rows = self._database.run(lambda connection: connection.execute(_LANES[name].claim_due, values).all())
+        rows = self._database.write(lambda connection: connection.execute(_LANES[name].claim_due, values).all())
         return claim, sorted(rows, key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
@@ -665,7 +665,7 @@ class Ledger:
             )
             .values(values)
         )
-        return self._database.run(lambda connection: connection.execute(statement).rowcount == 1)
+        return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))

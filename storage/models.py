@@ -200,6 +200,4 @@ works = Table(
     Column("result", LargeBinary),
 )
 _works_pending = text("state = 'pending'")
-Index(
-    "works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending
-)
+Index("works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending)

@@ -15,7 +15,7 @@ PER_ADDRESS, IN_ALL = 10, 100
 """How many tries one address has within a window, and everybody together."""
 
 _EVERYBODY = "*"
-_FIRST_AT, _COUNT, _ADDRESS = sign_in_attempts.c.first_at, sign_in_attempts.c.count, sign_in_attempts.c.address
+_columns = sign_in_attempts.c
 
 
 class SignIns:
@@ -25,12 +25,15 @@ class SignIns:
         self._database = database
         insert = sqlite.insert if database.is_sqlite else postgresql.insert
         now: ColumnElement[float] = bindparam("now", type_=Double)
-        over = _FIRST_AT <= now - WINDOW_SECONDS
+        over = _columns.first_at <= now - WINDOW_SECONDS
         counted = insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
         self._count = counted.on_conflict_do_update(
-            index_elements=[_ADDRESS],
-            set_={"first_at": case((over, now), else_=_FIRST_AT), "count": case((over, 1), else_=_COUNT + 1)},
-        ).returning(_COUNT)
+            index_elements=[_columns.address],
+            set_={
+                "first_at": case((over, now), else_=_columns.first_at),
+                "count": case((over, 1), else_=_columns.count + 1),
+            },
+        ).returning(_columns.count)
         self._end = insert(ended_sessions).on_conflict_do_nothing()
 
     def try_one(self, address: str, now: float) -> float:
@@ -44,7 +47,7 @@ class SignIns:
             return seconds
 
         def count(connection: Connection) -> float:
-            connection.execute(delete(sign_in_attempts).where(_FIRST_AT <= now - WINDOW_SECONDS))
+            connection.execute(delete(sign_in_attempts).where(_columns.first_at <= now - WINDOW_SECONDS))
             tries = [
                 connection.execute(self._count, {"who": who, "now": now}).scalar_one()
                 for who in (_EVERYBODY, address)  # in this order everywhere, or two could wait for each other
@@ -59,9 +62,11 @@ class SignIns:
 
         def forget(connection: Connection) -> None:
             connection.execute(
-                update(sign_in_attempts).where(_ADDRESS == _EVERYBODY).values({_COUNT: _COUNT - 1})
+                update(sign_in_attempts)
+                .where(_columns.address == _EVERYBODY)
+                .values({_columns.count: _columns.count - 1})
             )
-            connection.execute(delete(sign_in_attempts).where(_ADDRESS == address))
+            connection.execute(delete(sign_in_attempts).where(_columns.address == address))
 
         self._database.transact(forget)
 
@@ -82,7 +87,9 @@ class SignIns:
 
 def _wait(connection: Connection, address: str, now: float) -> float:
     """In how many seconds there is a try again; 0 for now."""
-    statement = select(_ADDRESS, _FIRST_AT, _COUNT).where(_ADDRESS.in_((address, _EVERYBODY)))
+    statement = select(_columns.address, _columns.first_at, _columns.count).where(
+        _columns.address.in_((address, _EVERYBODY))
+    )
     seconds = 0.0
     for who, first_at, tries in connection.execute(statement):
         if tries >= (IN_ALL if who == _EVERYBODY else PER_ADDRESS):

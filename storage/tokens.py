@@ -47,7 +47,7 @@ class SqlTokenStore:
             )
             .returning(tokens.c.appid)
         )
-        return self._database.run(lambda connection: connection.execute(statement).first()) is not None
+        return self._database.write(lambda connection: connection.execute(statement).first()) is not None
 
     def save(self, holder: str, row: TokenRow, now: float) -> bool:
         return self._changes_a_row(
@@ -73,7 +73,7 @@ class SqlTokenStore:
                 set_={"count": token_fetches.c.count + 1},
             )
         )
-        self._database.run(lambda connection: connection.execute(statement))
+        self._database.write(lambda connection: connection.execute(statement))
 
     def fetches(self) -> dict[str, int]:
         """How many fetches all processes have made, by result."""
@@ -89,4 +89,4 @@ class SqlTokenStore:
         def execute(connection: Connection) -> bool:
             return bool(connection.execute(statement).rowcount == 1)
 
-        return self._database.run(execute)
+        return self._database.write(execute)

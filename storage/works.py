@@ -90,7 +90,7 @@ class Works:
             .values(deliveries=works.c.deliveries + 1)
             .returning(works.c.deliveries)
         )
-        return int(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
+        return int(self._database.write(lambda connection: connection.execute(statement).scalar_one()))
 
     def answer(
         self, ledger_id: int, otherwise: Literal["later", "owed"] | None = None, text: bytes | None = None
@@ -254,4 +254,4 @@ class Works:
             .values(values)
         )
         change: Callable[[Connection], bool] = lambda connection: connection.execute(statement).rowcount == 1  # noqa: E731
-        return self._database.run(change)
+        return self._database.write(change)

@@ -1,7 +1,8 @@
 """The bot with slow handlers, for tests: gunicorn and flask load it in place of app.py.
 
-A text "slow SECONDS WORDS" is answered with the words after so long; "crash" raises; "nothing" has no reply; "kill"
-ends its process by -9 the first time. Each run of the work is noted in the file that RUNS names.
+A text "slow SECONDS WORDS" is answered with the words after so long, "wait - WORDS" when the file RUNS.go is there;
+"crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time. Each run of the work
+is noted in the file that RUNS names.
 """
 
 import os
@@ -31,6 +32,10 @@ def slow(message):
     def work():
         seconds, _, words = rest.partition(" ")
         note(words or kind)
+        if kind == "wait":
+            while not os.path.exists(os.environ["RUNS"] + ".go"):
+                time.sleep(0.05)
+            return TextReply(words)
         if kind == "crash":
             raise RuntimeError("the service is away")
         if kind == "transfer":
@@ -44,7 +49,7 @@ def slow(message):
 
     return (
         Deferred(work)
-        if kind in ("slow", "crash", "nothing", "kill", "transfer")
+        if kind in ("slow", "wait", "crash", "nothing", "kill", "transfer")
         else TextReply(message.content)
     )
 

@@ -23,6 +23,8 @@ MAX_JPEG_PIXELS = 250_000_000  # JPEG is decoded at an eighth of its size where 
 MEMORY_BYTES = 320 * 1024 * 1024  # of address space; without a picture it is a tenth of that
 SECONDS = 15
 
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # above it comes a warning that is an error here
+
 
 def thumbnail(picture: bytes) -> bytes:
     """A JPEG of at most SIDE pixels, upright, without metadata; of an animation the first frame. Raises NoThumbnail."""
@@ -63,7 +65,6 @@ def _small(image: Image.Image) -> bytes:
 
 
 def main() -> None:
-    Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS
     # Who started this process ends it by closing its input, when the picture in hand is done.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

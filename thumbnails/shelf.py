@@ -50,7 +50,9 @@ class Thumbnails:
         """Make the thumbnail of this stored picture, by one thread at a time. Raises NoThumbnail."""
         free = self._place.free_bytes()
         if free is not None and free < MIN_FREE_BYTES:
-            raise OSError(errno.ENOSPC, f"{free >> 20} MB are free, less than {MIN_FREE_BYTES >> 20}: make room")
+            raise OSError(
+                errno.ENOSPC, f"{free >> 20} MB are free, less than {MIN_FREE_BYTES >> 20}: make room"
+            )
         try:
             with self._files.open(media_key) as file:
                 small = self._decoder.ask(iter(partial(file.read, CHUNK_BYTES), b""))

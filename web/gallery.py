@@ -178,7 +178,8 @@ def gallery(
     # -- pages -------------------------------------------------------------------------------------------------
 
     def page(template: str, **what: Any) -> str:
-        zh = request.accept_languages.best_match(["en", "zh"], default="en") == "zh"
+        known = (language[:2].lower() for language, _ in request.accept_languages)
+        zh = next((language for language in known if language in ("en", "zh")), "en") == "zh"
         return render_template(
             f"gallery/{template}",
             t=lambda en, chinese: chinese if zh else en,
@@ -255,7 +256,11 @@ def gallery(
             response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.content_length = size
         response.set_etag(found.media_sha256 or str(ledger_id))
-        response.make_conditional(request, accept_ranges=True, complete_length=size)
+        try:
+            response.make_conditional(request, accept_ranges=True, complete_length=size)
+        except HTTPException:  # no such range
+            response.close()
+            raise
         return response
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/thumbnail")
