@@ -497,7 +497,10 @@ class Ledger:
             func.min(messages.c.received_at),
             func.count(case((messages.c.send_state == WAITING, 1))),
             count(messages.c.send_state == PENDING),
-            select(func.count()).select_from(works).where(works.c.appid == self._appid, works.c.state == PENDING).scalar_subquery(),
+            select(func.count())
+            .select_from(works)
+            .where(works.c.appid == self._appid, works.c.state == PENDING)
+            .scalar_subquery(),
             count(messages.c.media_state == STORED),
             count(messages.c.media_state == FAILED),
         ).where(mine, messages.c.media_state == PENDING)
@@ -649,7 +652,9 @@ class Ledger:
             "until": now + lease_seconds,
             "new_claim": claim,
         }
-        rows = self._database.write(lambda connection: connection.execute(_LANES[name].claim_due, values).all())
+        rows = self._database.write(
+            lambda connection: connection.execute(_LANES[name].claim_due, values).all()
+        )
         return claim, sorted(rows, key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:

@@ -187,8 +187,9 @@ class TestRecord:
 
         assert database.transact(while_locked) is None
 
-    def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger):
+    def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger, database_url):
         first = ledger.record(image(1), REPLY, T0)
+        another_process = Ledger(connect(database_url, sync="normal"), APPID)
         find = ledger._find
 
         class Purging(str):
@@ -202,7 +203,7 @@ class TestRecord:
 
             def execute(self, statement, values):
                 if isinstance(statement, Purging) and not looks:
-                    looks.append(ledger.purge(T0, fan=FAN))
+                    looks.append(another_process.purge(T0, fan=FAN))
                 return self._driver.execute(str(statement), values)
 
         ledger._find = Purging(find)
