@@ -225,7 +225,7 @@ def ledger_purge(days: int | None, fan: str | None) -> None:
     with _told():
         parts, now = _parts(), time.time()
         before = None if days is None else now - days * 86400
-        gone = purge.purge(parts.ledger, parts.files, now=now, before=before, fan=fan)
+        gone = purge.purge(parts.ledger, parts.files, parts.thumbnails, now=now, before=before, fan=fan)
         _show({"rows": gone.rows, "files": gone.files})
 
 

@@ -78,7 +78,8 @@ def build(
         max_media_bytes=settings.max_media_bytes,
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
-        thumbnails=ThumbnailMaker(rows, thumbnails),
+        thumbnails=thumbnails,
+        thumbnail_maker=ThumbnailMaker(rows, thumbnails),
         clock=clock,
         jitter=jitter,
     )

@@ -1,4 +1,4 @@
-"""Deletes what is no longer to be kept: rows of the ledger and their files, in batches, while the rest goes on.
+"""Deletes what is no longer to be kept: rows, their files and thumbnails, in batches, while the rest goes on.
 
 Knows the order: rows first, whose commit keeps the files' names; then the files; then the names. A crash in between
 repeats a deletion and forgets none. Does not know why something is to go, nor SQL.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from storage.files import FileStore
 from storage.ledger import Ledger
+from thumbnails.shelf import Thumbnails
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,13 @@ class Purged:
 
 
 def purge(
-    ledger: Ledger, files: FileStore, *, now: float, before: float | None = None, fan: str | None = None
+    ledger: Ledger,
+    files: FileStore,
+    thumbnails: Thumbnails,
+    *,
+    now: float,
+    before: float | None = None,
+    fan: str | None = None,
 ) -> Purged:
     """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
 
@@ -32,14 +39,15 @@ def purge(
     rows = 0
     while deleted := ledger.purge(now, before=before, fan=fan):
         rows += deleted
-    return Purged(rows, delete_files(ledger, files, now=now))
+    return Purged(rows, delete_files(ledger, files, thumbnails, now=now))
 
 
-def delete_files(ledger: Ledger, files: FileStore, *, now: float) -> int:
+def delete_files(ledger: Ledger, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
     """Deletes the files whose rows are gone; returns how many there were."""
     deleted = 0
     while doomed := ledger.doomed(now):
         for file in doomed:
+            thumbnails.delete(file.stem)
             if file.key is None:
                 files.delete_all(file.stem)
             else:
@@ -49,12 +57,19 @@ def delete_files(ledger: Ledger, files: FileStore, *, now: float) -> int:
     return deleted
 
 
-def forget_unsubscribed(ledger: Ledger, files: FileStore, *, now: float) -> int:
+def forget_unsubscribed(ledger: Ledger, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
     """Purges each fan who unsubscribed, up to and with that event; returns how many fans.
 
     The event's own row is what is still to be done, so that a crash in between loses no purge.
     """
     unsubscribed = ledger.unsubscribed()
     for event in unsubscribed:
-        purge(ledger, files, now=now, before=math.nextafter(event.received_at, math.inf), fan=event.openid)
+        purge(
+            ledger,
+            files,
+            thumbnails,
+            now=now,
+            before=math.nextafter(event.received_at, math.inf),
+            fan=event.openid,
+        )
     return len(unsubscribed)

@@ -20,6 +20,7 @@ from storage.files import FileStore
 from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
 from storage.works import Works
 from thumbnails.maker import ThumbnailMaker
+from thumbnails.shelf import Thumbnails
 from wechat import customer_service, media
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
@@ -73,7 +74,8 @@ class Worker:
         max_media_bytes: int,
         retention_days: int = 0,
         purge_on_unsubscribe: bool = False,
-        thumbnails: ThumbnailMaker | None = None,
+        thumbnails: Thumbnails,
+        thumbnail_maker: ThumbnailMaker,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
         grace_seconds: float = GRACE_SECONDS,
@@ -82,7 +84,7 @@ class Worker:
         self._token, self._works = token, works
         self._lease, self._max_media_bytes = lease_seconds, max_media_bytes
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
-        self._thumbnails = thumbnails
+        self._thumbnails, self._thumbnail_maker = thumbnails, thumbnail_maker
         self._clock, self._jitter, self._grace = clock, jitter, grace_seconds
         self._wake = threading.Event()
         self._stored = threading.Event()
@@ -139,16 +141,15 @@ class Worker:
 
     def tidy_once(self) -> None:
         now = self._clock()
-        if self._purge_on_unsubscribe and (
-            fans := purge.forget_unsubscribed(self._ledger, self._files, now=now)
-        ):
+        kept = self._ledger, self._files, self._thumbnails
+        if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
             log.info("purged fans who unsubscribed", extra={"fans": fans})
         if self._retention_days:
             before = now - self._retention_days * 86400
-            gone = purge.purge(self._ledger, self._files, now=now, before=before)
+            gone = purge.purge(*kept, now=now, before=before)
             if gone.rows:
                 log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
-        purge.delete_files(self._ledger, self._files, now=now)
+        purge.delete_files(*kept, now=now)
 
     def run_forever(self, threads: int) -> None:
         """Claims and works, `threads` pieces at once, until `stop()`; an unreachable database is waited for."""
@@ -183,8 +184,8 @@ class Worker:
 
     def _make_thumbnails(self) -> None:
         """One after the other, giving way to downloads in hand, until `stop()`."""
-        maker = self._thumbnails
-        while maker is not None:
+        maker = self._thumbnail_maker
+        while True:
             self._stored.clear()
             if self._stop.is_set():
                 maker.close()

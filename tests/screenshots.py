@@ -3,56 +3,28 @@
 One function for each picture. A picture is kept small: it is in every clone.
 """
 
-import base64
-import struct
+import io
 import tempfile
-import zlib
+import time
 from pathlib import Path
 
+import requests
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from sandbox import running_sandbox
 from tests.browser import launch, running_bot
 from tests.conftest import ROOT
-from tests.test_browser_phone import HOPPER, choose, wait_for
+from tests.test_browser_phone import AMR, CHINA, HOPPER, choose, wait_for
 
 IMAGES = ROOT / "docs" / "images"
 
 
-PIXELS = """async (picture) => {
-  const image = new Image();
-  image.src = `data:image/png;base64,${picture}`;
-  await image.decode();
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [image.width, image.height];
-  const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0);
-  const all = context.getImageData(0, 0, image.width, image.height).data;
-  let text = "";
-  for (let at = 0; at < all.length; at += 4) text += String.fromCharCode(all[at], all[at + 1], all[at + 2]);
-  return [image.width, image.height, btoa(text)];
-}"""
-
-
 def save(page, name):
-    """What the page shows, as a PNG whose colours go in steps of five: nobody sees it, and photos need a third less."""
-    picture = base64.b64encode(page.screenshot()).decode()
-    blank = page.context.browser.new_page()  # without our page's policy, which forbids data: addresses
-    width, height, pixels = blank.evaluate(PIXELS, picture)
-    blank.close()
-    steps = bytes(round(value / 5) * 5 for value in range(256))
-    rgb = base64.b64decode(pixels).translate(steps)
-    rows = b"".join(b"\0" + rgb[at : at + 3 * width] for at in range(0, len(rgb), 3 * width))
-    (IMAGES / name).write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + _chunk(b"IDAT", zlib.compress(rows, 9))
-        + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    """What the page shows, as a PNG of 256 colours: hardly anybody sees it, and it is much smaller."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    colours = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
+    picture.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(IMAGES / name, optimize=True)
 
 
 def phone(page, sandbox):
@@ -67,12 +39,49 @@ def phone(page, sandbox):
     save(page, "phone.png")
 
 
+def gallery(page, sandbox, bot):
+    """Some fans have sent pictures, a voice and a video; one picture could not be had."""
+    fault = {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid media_id"}
+    for number, (kind, data) in enumerate(SENT):
+        faults = [] if data else [fault]
+        requests.put(f"{sandbox.url}/sandbox/faults", json=faults, timeout=10).raise_for_status()
+        fan = f"oSandbox-{('First', 'Second', 'Third')[number % 3]}Fan0000000001"
+        file = ("x", HOPPER.read_bytes() if data is None else data)
+        url = f"{sandbox.url}/sandbox/fans/{fan}/messages"
+        requests.post(url, data={"type": kind}, files={"file": file}, timeout=30).raise_for_status()
+        time.sleep(1)  # for the worker, and for other times of day
+    page.goto(f"{bot.url}/gallery")
+    page.locator("#password").fill(bot.environ["ADMIN_PASSWORD"])
+    page.locator("#password").press("Enter")
+    page.locator(".grid").wait_for()
+    page.wait_for_load_state("networkidle")
+    save(page, "gallery.png")
+
+
+def cut(path, *box):
+    """A part of a photograph: left, upper, right and lower side as parts of the whole."""
+    picture = Image.open(path)
+    sides = [part * size for part, size in zip(box, picture.size * 2, strict=True)]
+    out = io.BytesIO()
+    picture.crop(tuple(map(int, sides))).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+SENT = (
+    ("image", cut(CHINA, 0, 0.1, 0.5, 0.8)),
+    ("voice", AMR),
+    ("image", cut(HOPPER, 0.1, 0, 0.9, 0.7)),
+    ("image", None),
+    ("image", cut(CHINA, 0.35, 0, 1, 1)),
+)
+
+
 def main():
     IMAGES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         running_sandbox() as sandbox,
-        running_bot(sandbox, Path(folder)),
+        running_bot(sandbox, Path(folder), ADMIN_PASSWORD="for a picture") as bot,
         sync_playwright() as playwright,
     ):
         browser = launch(playwright)
@@ -82,6 +91,7 @@ def main():
             ),
             sandbox,
         )
+        gallery(browser.new_page(viewport={"width": 1040, "height": 500}, locale="en-US"), sandbox, bot)
         browser.close()
 
 

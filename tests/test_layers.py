@@ -31,7 +31,7 @@ ALLOWED = {
     "config": set(),
     "logs": set(),
     "deferred": {"wechat", "storage", "handlers"},
-    "purge": {"storage"},
+    "purge": {"storage", "thumbnails"},
     "thumbnails": {"storage"},
     "worker": {"wechat", "storage", "purge", "thumbnails"},
     "web": {"wechat", "storage", "handlers", "deferred", "thumbnails"},

@@ -11,11 +11,22 @@ from tests.conftest import FAN
 from tests.test_cli import last
 from tests.test_flow import control, ledger, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
+from thumbnails.shelf import Thumbnails
 from wechat import media
 from wechat.messages import parse_message
 
 OTHER = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
 NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def thumbnails(request, tmp_path):
+    """Those beside the store of the test."""
+    on_disk = request.node.callspec.params["store"] == "disk"
+    place = f"{tmp_path}/media" if on_disk else request.getfixturevalue("s3_url")
+    made = Thumbnails(place, request.getfixturevalue("store"))
+    yield made
+    made.close()
 
 
 def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
@@ -28,51 +39,63 @@ def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
     return recorded.id
 
 
-def test_rows_and_files_go_together(ledger, store):
+def test_rows_and_files_go_together(ledger, store, thumbnails):
     old = [keep(ledger, store, number, now=NOW - 90 * 86400 + number) for number in range(5)]
     new = keep(ledger, store, 99)
     keys = [ledger.get(each).media_key for each in old]
-    assert purge.purge(ledger, store, now=NOW, before=NOW - 30 * 86400) == purge.Purged(rows=5, files=5)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(
+        rows=5, files=5
+    )
     assert [ledger.get(each) for each in old] == [None] * 5
     assert [store.size(key) for key in keys] == [None] * 5
     assert store.size(ledger.get(new).media_key) == PHOTO.stat().st_size
-    assert purge.purge(ledger, store, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
 
 
-def test_one_fan_goes_and_the_others_stay(ledger, store):
+def test_a_thumbnail_goes_with_its_picture(ledger, store, thumbnails):
+    key = ledger.get(keep(ledger, store, 1)).media_key
+    thumbnails.make(key)
+    with thumbnails.open(key) as small:
+        assert small.read(2) == b"\xff\xd8"
+    purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN)
+    with pytest.raises(FileNotFoundError):
+        thumbnails.open(key)
+
+
+def test_one_fan_goes_and_the_others_stay(ledger, store, thumbnails):
     mine = [keep(ledger, store, number) for number in range(3)]
     other = keep(ledger, store, 7, fan=OTHER)
-    assert purge.purge(ledger, store, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
     assert [ledger.get(each) for each in mine] == [None] * 3
     assert ledger.get(other).media_state == "stored"
 
 
-def test_a_crash_between_row_and_file_is_made_good(ledger, store):
+def test_a_crash_between_row_and_file_is_made_good(ledger, store, thumbnails):
     key = ledger.get(keep(ledger, store, 1)).media_key
     assert ledger.purge(NOW, fan=FAN) == 1  # and here the process died
     assert store.size(key) is not None
-    assert purge.delete_files(ledger, store, now=NOW) == 1
+    assert purge.delete_files(ledger, store, thumbnails, now=NOW) == 1
     assert store.size(key) is None
     assert ledger.doomed(NOW + 1e6) == []
 
 
-def test_a_download_in_the_middle_leaves_no_file(ledger, store):
+def test_a_download_in_the_middle_leaves_no_file(ledger, store, thumbnails):
     keep(ledger, store, 1, finish=False)
     (job,) = ledger.claim_downloads(NOW, 15)
-    assert purge.purge(ledger, store, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
     done = store.put(job.stem, [PHOTO.read_bytes()], extension=media.extension, attempt=1)
     assert not ledger.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
-    purge.delete_files(ledger, store, now=NOW + 1)
+    purge.delete_files(ledger, store, thumbnails, now=NOW + 1)
     assert store.size(done.key) is not None, "its lease may still be running"
-    purge.delete_files(ledger, store, now=NOW + 16)
+    purge.delete_files(ledger, store, thumbnails, now=NOW + 16)
     assert store.size(done.key) is None
 
 
-def test_pushes_go_on_while_a_purge_runs(ledger, store):
+def test_pushes_go_on_while_a_purge_runs(ledger, store, thumbnails):
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     slowest = 0.0
-    purging = threading.Thread(target=lambda: purge.purge(ledger, store, now=NOW, before=NOW - 1))
+    purging = threading.Thread(target=lambda: purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 1))
     purging.start()
     number = 5000
     while purging.is_alive():

@@ -1,0 +1,245 @@
+"""The gallery in a real browser, with the real sandbox and a real bot behind it."""
+
+import hashlib
+import re
+import time
+
+import pytest
+import requests
+
+import parts
+from sandbox import running_sandbox
+from tests.browser import (
+    DESKTOP,
+    NARROW,
+    ONE_BROWSER,
+    assert_accessible,
+    assert_fits,
+    browser,
+    open_page,
+    running_bot,
+    tab_to,
+)
+from tests.conftest import ROOT, eventually
+from wechat import media
+from wechat.errors import explain
+from wechat.messages import parse_message
+
+pytestmark = ONE_BROWSER
+__all__ = ["browser", "open_page"]  # fixtures
+
+PASSWORD = "a password for this test 密码"
+PHOTO = ROOT / "sandbox" / "photos" / "china.jpg"
+MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 80
+AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload='document.title=1'><script>document.title=1</script></svg>"
+
+
+class Place:
+    """A sandbox and a bot, and fans who send."""
+
+    def __init__(self, sandbox, bot):
+        self.sandbox, self.bot = sandbox, bot
+        self.parts = parts.build(bot.settings)
+        self.fans = 0
+
+    def send(self, kind="image", data=None, until=("stored",)):
+        """A fan of his own sends; returns the ledger's entry when it has come to one of those states."""
+        self.fans += 1
+        fan = f"oBrowser-AbCdEfGhIjKlMn{self.fans:05}"
+        file = ("x", PHOTO.read_bytes() if data is None else data)
+        url = f"{self.sandbox.url}/sandbox/fans/{fan}/messages"
+        answer = requests.post(url, data={"type": kind}, files={"file": file}, timeout=30)
+        assert answer.ok, answer.text
+
+        def ended():
+            (entry,) = self.parts.ledger.find_by_msg_id(int(answer.json()["msg_id"]))
+            made = kind != "image" or entry.media_state != "stored" or entry.thumbnail_state
+            return entry if entry.media_state in until and made else None
+
+        return eventually(ended, what=f"a {kind}'s {until}")
+
+    def put(self, data, kind="image"):
+        """An entry with a file that the sandbox would not let a fan send."""
+        number, now = time.time_ns(), time.time()
+        xml = (
+            f"<xml><ToUserName>g</ToUserName><FromUserName>oHostile</FromUserName><CreateTime>{int(now)}</CreateTime>"
+            f"<MsgType>{kind}</MsgType><MediaId>{number}</MediaId><MsgId>{number}</MsgId></xml>"
+        )
+        ledger, ahead = self.parts.ledger, now + 3600  # the bot's worker does not see it before it is done
+        ledger.record(parse_message(xml.encode()), None, ahead)
+        (job,) = ledger.claim_downloads(ahead, 15)
+        file = self.parts.files.put(job.stem, [data], extension=media.extension, attempt=1)
+        assert ledger.mark_stored(job, file, now)
+        return job.id
+
+    def faults(self, *faults):
+        requests.put(f"{self.sandbox.url}/sandbox/faults", json=list(faults), timeout=10)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bot")
+    with running_sandbox() as sandbox, running_bot(sandbox, folder, ADMIN_PASSWORD=PASSWORD) as bot:
+        place = Place(sandbox, bot)
+        yield place
+        place.parts.database.close()
+
+
+@pytest.fixture
+def enter(place, open_page):
+    """enter(...) -> a page that is signed in."""
+
+    def enter(**options):
+        page = open_page(f"{place.bot.url}/gallery", **options)
+        page.locator("#password").fill(PASSWORD)
+        page.locator("#password").press("Enter")
+        page.locator(".filters").wait_for()
+        return page
+
+    return enter
+
+
+def natural(picture):
+    picture.evaluate("image => image.decode()")
+    return picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+
+
+def test_a_picture_is_there_small_and_whole(place, enter):
+    entry = place.send()
+    page = enter()
+    card = page.locator(".grid li", has_text=entry.sender)
+    assert "Stored" in card.inner_text()
+    small = card.locator(".picture img")
+    assert natural(small) == [400, 267]
+    small.click()
+    page.locator("dl").wait_for()
+    whole = page.locator(".whole img")
+    assert natural(whole) == [640, 427]
+    shown = page.request.get(whole.evaluate("image => image.src")).body()
+    assert hashlib.sha256(shown).digest() == hashlib.sha256(PHOTO.read_bytes()).digest()
+    assert entry.media_sha256 in page.locator("dl").inner_text()
+    page.get_by_role("link", name="Back").click()
+    assert page.url == f"{place.bot.url}/gallery"
+
+
+def test_what_went_wrong_and_again(place, enter):
+    place.faults(
+        {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid media_id"}
+    )
+    try:
+        entry = place.send(until=("failed",))
+    finally:
+        place.faults()
+    page = enter()
+    page.get_by_label("State").select_option("failed")
+    page.get_by_label("Fan").fill(entry.sender)
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url("**state=failed**")
+    card = page.locator(".grid li")
+    assert card.count() == 1
+    assert "40007" in card.inner_text()
+    card.locator(".picture").click()
+    text = page.locator(".card").inner_text()
+    for words in ("Failed", "40007", explain(40007).hint_en, explain(40007).hint_zh):
+        assert words in text
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(f"**/gallery/{entry.id}")
+    eventually(lambda: place.parts.ledger.get(entry.id).media_state == "stored", what="the second try")
+    page.reload()
+    assert page.locator(".badge", has_text="Stored").is_visible()
+    assert natural(page.locator(".whole img")) == [640, 427]
+    assert page.get_by_role("button", name="Retry").count() == 0
+
+
+def test_by_keyboard_alone(place, open_page):
+    entry = place.send()
+    page = open_page(f"{place.bot.url}/gallery")
+    page.wait_for_function("document.activeElement.id === 'password'")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    page.locator(".grid").wait_for()
+    tab_to(page, page.get_by_label("Fan"))
+    page.keyboard.type(entry.sender)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**fan=**")
+    tab_to(page, page.locator(".picture"))
+    page.keyboard.press("Enter")
+    page.locator("dl").wait_for()
+    tab_to(page, page.get_by_role("button", name="Sign out"))
+    page.keyboard.press("Enter")
+    page.locator("#password").wait_for()
+    page.goto(f"{place.bot.url}/gallery/{entry.id}")
+    assert page.url.endswith("/gallery/sign-in")
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_everybody_can_use_it(place, open_page, locale):
+    stored, voice = place.send(), place.send("voice", AMR)
+    place.faults(
+        {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid " + "x" * 300}
+    )
+    try:
+        failed = place.send(until=("failed",))
+    finally:
+        place.faults()
+    root = f"{place.bot.url}/gallery"
+    page = open_page(root, locale=locale)
+    look(page)
+    page.locator("#password").fill(PASSWORD)
+    page.locator("#password").press("Enter")
+    for path in ("", "?fan=nobody", *(f"/{entry.id}" for entry in (stored, voice, failed))):
+        page.goto(root + path)
+        look(page)
+        assert page.locator("html").get_attribute("lang") == locale.partition("-US")[0]
+        has_chinese = re.search("[\u4e00-\u9fff]", page.locator("main").inner_text().replace("hint_zh", ""))
+        assert bool(has_chinese) or locale == "en-US"
+
+
+def look(page):
+    for viewport in (DESKTOP, NARROW):
+        page.set_viewport_size(viewport)
+        assert_fits(page)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert_accessible(page)
+            back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", back))) < 300) == (scheme == "dark")
+
+
+def test_a_voice_plays_and_another_is_a_download(place, enter):
+    playing, other = place.send("voice", MP3), place.send("voice", AMR)
+    page = enter()
+    page.goto(f"{place.bot.url}/gallery/{playing.id}")
+    page.wait_for_function("document.querySelector('audio').readyState > 0")
+    assert page.evaluate("document.querySelector('audio').duration") > 1
+    page.goto(f"{place.bot.url}/gallery/{other.id}")
+    assert "Length: 2.0 s" in page.locator(".whole").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.path().read_bytes() == AMR
+
+
+@pytest.mark.parametrize(
+    "data", [SVG, b"<!doctype html><script>document.title=1</script>"], ids=["svg", "html"]
+)
+def test_a_hostile_upload_does_not_run(place, enter, data):
+    ledger_id = place.put(data)
+    page = enter()
+    page.goto(f"{place.bot.url}/gallery/{ledger_id}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == f"{ledger_id}.bin"
+    assert download.value.path().read_bytes() == data
+    assert page.title() == f"Picture {ledger_id} · 图尚往来"
+
+
+def test_a_polyglot_opened_by_its_address_does_not_run(place, enter, browser):
+    """A JPEG with a page in it, opened as a document of its own; Chromium's frame around it may not style itself."""
+    data = PHOTO.read_bytes() + b"<script>document.title='run'</script>"
+    context = browser.new_context(storage_state=enter().context.storage_state())
+    page = context.new_page()
+    page.goto(f"{place.bot.url}/gallery/{place.put(data)}/file")
+    assert page.evaluate("[document.contentType, document.scripts.length]") == ["image/jpeg", 0]
+    assert page.title() != "run"
+    context.close()

@@ -1,0 +1,969 @@
+"""The gallery through its routes: who gets in, what is shown of what fans sent, and that nothing of it can run."""
+
+import hashlib
+import hmac
+import html
+import io
+import os
+import re
+import struct
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+from flask.testing import FlaskClient
+from PIL import Image
+from sqlalchemy import insert
+
+import web.gallery
+from app import create_app
+from config import Settings
+from storage import sign_ins
+from storage.database import LedgerUnavailableError, connect
+from storage.gallery import KINDS, STATES, Filter, GalleryRows
+from storage.models import messages
+from tests.conftest import ACCOUNT, ROOT, eventually
+from tests.databases import APPID
+from thumbnails.maker import ThumbnailMaker
+from web.voice_length import voice_seconds
+from wechat import media
+from wechat.errors import explain
+from wechat.messages import parse_message
+
+PASSWORD = "correct horse 电池"
+PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
+AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 125
+MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 20
+MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 40
+FAN, OTHER_FAN = "oFan-AbCdEfGhIjKlMnOpQrSt_01", "oFan-AbCdEfGhIjKlMnOpQrSt_02"
+NOON = 1_763_812_800.0
+HTML = "<script>alert(1)</script>\"'&amp;"
+
+
+def tag(text):
+    """The one form's CSRF token on a page."""
+    return re.search(r'name="csrf" value="([0-9a-f]{64})"', text)[1]
+
+
+class Browser(FlaskClient):
+    """Reads each answer to its end and closes it, as servers do."""
+
+    def open(self, *args, **options):
+        return super().open(*args, **{"buffered": True, **options})
+
+
+class Rig:
+    """One web process: an application and a browser's cookies."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.app = create_app(settings)
+        self.app.test_client_class = Browser
+        self.parts = self.app.extensions["parts"]
+        self.client = self.app.test_client()
+        self.number = 0
+
+    def sign_in(self, password=PASSWORD, client=None, **options):
+        client = client or self.client
+        csrf = tag(client.get("/gallery/sign-in", **options).text)
+        return client.post("/gallery/sign-in", data={"password": password, "csrf": csrf}, **options)
+
+    def get(self, path="", **options):
+        return self.client.get(f"/gallery{path}", **options)
+
+    def page(self, path="", status=200, **options):
+        answer = self.get(path, **options)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def receive(self, kind="image", fan=FAN, at=NOON, msg_type=None):
+        self.number += 1
+        xml = (
+            f"<xml><ToUserName>gh_1</ToUserName><FromUserName><![CDATA[{fan}]]></FromUserName>"
+            f"<CreateTime>{int(at)}</CreateTime><MsgType>{kind}</MsgType><MediaId>m{self.number}</MediaId>"
+            f"<MsgId>{70000 + self.number}</MsgId></xml>"
+        )
+        return self.parts.ledger.record(parse_message(xml.encode()), None, at).id
+
+    def claimed(self, **what):
+        self.receive(**what)
+        jobs = {job.id: job for job in self.parts.ledger.claim_downloads(time.time(), 15, 99)}
+        return jobs[max(jobs)]
+
+    def stored(self, data=PHOTO, **what):
+        job = self.claimed(**what)
+        file = self.parts.files.put(job.stem, [data], extension=media.extension, attempt=1)
+        assert self.parts.ledger.mark_stored(job, file, what.get("at", NOON) + 2)
+        return job.id
+
+    def failed(self, code=40007, reason="40007 invalid media_id", **what):
+        job = self.claimed(**what)
+        assert self.parts.ledger.mark_failed(job, code, reason, what.get("at", NOON) + 2)
+        return job.id
+
+    def make_thumbnails(self):
+        maker = ThumbnailMaker(self.parts.rows, self.parts.thumbnails)
+        while maker.step():
+            pass
+        maker.close()
+
+    def shown(self, query=""):
+        """The ledger ids on a page, in their order."""
+        return [int(found) for found in re.findall(r'class="picture" href="/gallery/(\d+)', self.page(query))]
+
+
+@pytest.fixture
+def make_rig(tmp_path):
+    made = []
+
+    def make(**environ):
+        given = ACCOUNT | {
+            "WECHAT_APPID": APPID,
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+            "ADMIN_PASSWORD": PASSWORD,
+        }
+        rig = Rig(Settings.from_env(given | environ, tmp_path))
+        made.append(rig)
+        return rig
+
+    yield make
+    for rig in made:
+        rig.parts.database.close()
+
+
+@pytest.fixture
+def outside(make_rig):
+    return make_rig()
+
+
+@pytest.fixture
+def rig(outside):
+    assert outside.sign_in().status_code == 303
+    return outside
+
+
+def routes(app):
+    return [rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("gallery.")]
+
+
+def path_of(rule, ledger_id=1):
+    return re.sub(r"<[^>]*ledger_id>", str(ledger_id), rule.rule).replace("<path:filename>", "gallery.css")
+
+
+class TestDoor:
+    def test_without_a_password_there_is_no_trace(self, make_rig):
+        rig = make_rig(ADMIN_PASSWORD="")
+        nothing = rig.client.get("/nothing")
+        for path in ("", "/", "/sign-in", "/1", "/1/file", "/1/thumbnail", "/static/gallery.css"):
+            answer = rig.get(path)
+            assert answer.status_code == 404
+            assert (answer.data, dict(answer.headers)) == (nothing.data, dict(nothing.headers))
+        assert rig.client.post("/gallery/sign-in").status_code == 404
+
+    def test_every_route_but_the_door_needs_a_session(self, outside):
+        ledger_id = outside.stored()
+        assert len(routes(outside.app)) >= 7
+        for rule in routes(outside.app):
+            for method in rule.methods - {"OPTIONS"}:
+                answer = outside.client.open(path_of(rule, ledger_id), method=method)
+                if rule.endpoint == "gallery.static":
+                    assert answer.status_code == 200
+                elif method == "POST":
+                    assert answer.status_code == 400
+                elif rule.endpoint == "gallery.sign_in":
+                    assert answer.status_code == 200
+                else:
+                    assert (answer.status_code, answer.location) == (303, "/gallery/sign-in")
+                    assert FAN.encode() not in answer.data
+
+    def test_every_answer_has_the_headers(self, rig):
+        ledger_id = rig.stored()
+        rig.make_thumbnails()
+        for client in (rig.client, rig.app.test_client()):
+            for rule in routes(rig.app):
+                for method in sorted(rule.methods):
+                    if rule.endpoint == "gallery.sign_out":
+                        continue
+                    answer = client.open(path_of(rule, ledger_id), method=method)
+                    assert answer.status_code < 500
+                    headers = answer.headers
+                    assert headers["X-Content-Type-Options"] == "nosniff"
+                    assert headers["X-Frame-Options"] == "DENY"
+                    assert headers["Referrer-Policy"] == "same-origin"
+                    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+                    policy = headers["Content-Security-Policy"]
+                    assert "default-src 'none'" in policy
+                    assert "frame-ancestors 'none'" in policy
+                    assert "unsafe" not in policy
+                    assert "script-src" not in policy
+                    if answer.mimetype == "text/html":
+                        assert headers["Cache-Control"] == "no-store"
+
+    def test_in_and_out(self, outside):
+        assert outside.get().location == "/gallery/sign-in"
+        answer = outside.sign_in()
+        assert (answer.status_code, answer.location) == (303, "/gallery")
+        page = outside.page()
+        assert outside.get("/sign-in").location == "/gallery"
+        stolen = outside.client.get_cookie("gallery", path="/gallery").value
+        assert (
+            outside.client.post("/gallery/sign-out", data={"csrf": tag(page)}).location == "/gallery/sign-in"
+        )
+        assert outside.get().location == "/gallery/sign-in"
+        outside.client.set_cookie("gallery", stolen, path="/gallery")
+        assert outside.get().location == "/gallery/sign-in", "a session that was signed out is over"
+
+    def test_a_wrong_password(self, outside, caplog):
+        for wrong in ("", "wrong", PASSWORD + "x", PASSWORD[:-1], "x" * 5000):
+            answer = outside.sign_in(wrong)
+            assert answer.status_code == 403
+            assert "ADMIN_PASSWORD" in answer.text
+            assert 'role="alert"' in answer.text
+        assert outside.get().status_code == 303
+        assert "wrong ADMIN_PASSWORD" in caplog.text
+        assert PASSWORD not in caplog.text
+        assert outside.sign_in().status_code == 303
+
+    def test_the_password_is_compared_in_constant_time(self, outside, monkeypatch):
+        compared = []
+
+        def compare(one, other):
+            compared.append((one, other))
+            return one == other
+
+        monkeypatch.setattr(hmac, "compare_digest", compare)
+        outside.sign_in("x")
+        outside.sign_in("a longer one")
+        right = hashlib.sha256(PASSWORD.encode()).digest()
+        for given in (b"x", b"a longer one"):
+            assert (hashlib.sha256(given).digest(), right) in compared, "not even the length is told"
+
+    def test_the_cookies_flags(self, make_rig):
+        rig = make_rig(PROXY_HOPS="1")
+        outer = {
+            "X-Forwarded-For": "203.0.113.9",
+            "X-Forwarded-Proto": "https",
+            "X-Forwarded-Host": "bot.example.com",
+        }
+        for headers, secure in (({}, False), (outer, True)):
+            base_url = "https://bot.example.com/" if secure else None
+            client = rig.app.test_client()
+            options = {"headers": headers, "base_url": base_url}
+            visit = client.get("/gallery/sign-in", **options)
+            data = {"password": PASSWORD, "csrf": tag(visit.text)}
+            inside = client.post("/gallery/sign-in", data=data, **options)
+            assert inside.status_code == 303
+            for answer, seconds in ((visit, 3600), (inside, 12 * 3600)):
+                cookie = answer.headers["Set-Cookie"]
+                assert "; HttpOnly" in cookie
+                assert "; SameSite=Lax" in cookie
+                assert "; Path=/gallery" in cookie
+                assert f"; Max-Age={seconds}" in cookie
+                assert ("; Secure" in cookie) is secure
+
+    def test_under_a_prefix(self, make_rig):
+        rig = make_rig(PROXY_HOPS="1")
+        headers = {"X-Forwarded-Prefix": "/bot"}
+        answer = rig.get(headers=headers)
+        assert answer.location == "/bot/gallery/sign-in"
+        visit = rig.get("/sign-in", headers=headers)
+        assert 'action="/bot/gallery/sign-in"' in visit.text
+        assert "; Path=/bot/gallery" in visit.headers["Set-Cookie"]
+
+    def test_a_session_is_another_than_the_visit_before(self, outside):
+        outside.get("/sign-in")
+        before = outside.client.get_cookie("gallery", path="/gallery").value
+        outside.sign_in()
+        assert (
+            outside.client.get_cookie("gallery", path="/gallery").value.split(".")[0] != before.split(".")[0]
+        )
+
+    def test_all_processes_share_sessions_and_another_password_ends_them(self, rig, make_rig):
+        cookie = rig.client.get_cookie("gallery", path="/gallery").value
+        for environ, status in (
+            ({}, 200),
+            ({"ADMIN_PASSWORD": "another"}, 303),
+            ({"WECHAT_TOKEN": "anothertoken"}, 303),
+        ):
+            other = make_rig(**environ)
+            other.client.set_cookie("gallery", cookie, path="/gallery")
+            assert other.get().status_code == status
+
+    def test_forged_cookies(self, outside):
+        outside.get("/sign-in")
+        visit = outside.client.get_cookie("gallery", path="/gallery").value
+        for cookie in ("", ".", "x", "W10.x", visit[:-1], visit.replace(".", ".."), "é"):
+            outside.client.set_cookie("gallery", cookie, path="/gallery")
+            assert outside.get().status_code == 303
+
+    def test_sessions_end(self, outside, monkeypatch):
+        monkeypatch.setattr(web.gallery, "SESSION_SECONDS", 0.0)
+        outside.sign_in()
+        assert outside.get().status_code == 303
+
+    def test_a_prefetch_by_another_site_finds_no_session(self, rig):
+        """SameSite=Lax sends the cookie with links alone; and nothing changes by GET."""
+        for rule in routes(rig.app):
+            if "POST" in rule.methods and rule.endpoint != "gallery.sign_in":
+                assert "GET" not in rule.methods
+
+
+class TestForms:
+    @pytest.mark.parametrize("given", [{}, {"csrf": ""}, {"csrf": "0" * 64}, {"csrf": "é"}, {"csrf": "1"}])
+    def test_without_its_token_nothing_happens(self, rig, given):
+        ledger_id = rig.failed()
+        for rule in routes(rig.app):
+            if "POST" in rule.methods:
+                data = {**given, "password": PASSWORD}
+                assert rig.client.post(path_of(rule, ledger_id), data=data).status_code == 400
+        assert rig.parts.ledger.get(ledger_id).media_state == "failed"
+        assert rig.get().status_code == 200, "still signed in"
+
+    def test_another_sessions_token_does_not_serve(self, rig):
+        ledger_id = rig.failed()
+        other = rig.app.test_client()
+        csrf = tag(other.get("/gallery/sign-in").text)
+        assert rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf}).status_code == 400
+
+    def test_a_visitor_may_not_retry(self, outside):
+        ledger_id = outside.failed()
+        csrf = tag(outside.get("/sign-in").text)
+        answer = outside.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf})
+        assert answer.location == "/gallery/sign-in"
+        assert outside.parts.ledger.get(ledger_id).media_state == "failed"
+
+    def test_a_form_of_any_size_is_refused(self, outside):
+        csrf = tag(outside.get("/sign-in").text)
+        data = {"csrf": csrf, "password": "x" * 100_000}
+        assert outside.client.post("/gallery/sign-in", data=data).status_code == 413
+
+
+class TestAttempts:
+    def test_limited_over_all_processes(self, make_rig):
+        one, other = make_rig(), make_rig()
+        for number in range(sign_ins.PER_ADDRESS):
+            assert (one, other)[number % 2].sign_in("wrong").status_code == 403
+        for rig in (one, other):
+            answer = rig.sign_in()
+            assert answer.status_code == 429, "the right password does not help either"
+            assert 0 < int(answer.headers["Retry-After"]) <= 901
+            assert "15 min" in answer.text
+            assert rig.get().status_code == 303
+        one.parts.database.run(
+            lambda connection: connection.exec_driver_sql(
+                f"UPDATE sign_in_attempts SET first_at = first_at - {sign_ins.WINDOW_SECONDS}"
+            )
+        )
+        assert other.sign_in().status_code == 303
+
+    def test_another_address_has_its_own(self, outside):
+        for _ in range(sign_ins.PER_ADDRESS + 1):
+            answer = outside.sign_in("wrong")
+        assert answer.status_code == 429
+        elsewhere = {"REMOTE_ADDR": "198.51.100.7"}
+        assert outside.sign_in(environ_overrides=elsewhere).status_code == 303
+
+    def test_forwarded_addresses_count_as_far_as_they_are_believed(self, make_rig):
+        direct, proxied = make_rig(), make_rig(PROXY_HOPS="1")
+        for number in range(sign_ins.PER_ADDRESS):
+            direct.sign_in("wrong", headers={"X-Forwarded-For": f"203.0.113.{number}"})
+        assert direct.sign_in(headers={"X-Forwarded-For": "203.0.113.99"}).status_code == 429
+        for number in range(sign_ins.PER_ADDRESS):
+            headers = {"X-Forwarded-For": f"192.0.2.{number}, 203.0.113.1"}
+            assert proxied.sign_in("wrong", headers=headers).status_code == 403
+        assert proxied.sign_in(headers={"X-Forwarded-For": "192.0.2.77, 203.0.113.1"}).status_code == 429
+        assert proxied.sign_in(headers={"X-Forwarded-For": "203.0.113.2"}).status_code == 303
+
+    def test_all_together_are_limited(self, outside, monkeypatch):
+        monkeypatch.setattr(sign_ins, "IN_ALL", 15)
+        tried = [
+            outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": f"198.51.100.{number}"}).status_code
+            for number in range(20)
+        ]
+        assert tried == [403] * 15 + [429] * 5
+
+    def test_who_knows_the_password_is_not_counted(self, outside):
+        for _ in range(sign_ins.PER_ADDRESS + 5):
+            assert outside.sign_in(client=outside.app.test_client()).status_code == 303
+        for _ in range(sign_ins.PER_ADDRESS - 1):
+            outside.sign_in("wrong", client=outside.app.test_client())
+        assert outside.sign_in().status_code == 303
+
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+            ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+            ("::ffff:192.0.2.1", "192.0.2.1", True),
+            ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+            ("", "nonsense", True),
+        ],
+    )
+    def test_what_counts_as_one_address(self, one, other, same):
+        assert (web.gallery._address(one) == web.gallery._address(other)) is same
+
+
+class TestSignIns:
+    """The counters themselves, on both databases."""
+
+    def test_what_is_refused_is_not_counted(self, database):
+        counters = sign_ins.SignIns(database)
+        tries = [counters.try_one("a", 1000.0) for _ in range(500)]
+        assert tries.count(0) == sign_ins.PER_ADDRESS
+        assert counters.try_one("b", 1000.0) == 0, "one address cannot use up everybody's"
+        assert counters.try_one("a", 1000.0) == sign_ins.WINDOW_SECONDS
+        assert counters.try_one("a", 1000.0 + sign_ins.WINDOW_SECONDS) == 0
+
+    def test_at_once(self, database_url):
+
+        through = []
+
+        def knock():
+            database = connect(database_url)
+            counters = sign_ins.SignIns(database)
+            through.extend(counters.try_one("a", 1000.0) == 0 for _ in range(8))
+            database.close()
+
+        threads = [threading.Thread(target=knock) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert through.count(True) == sign_ins.PER_ADDRESS
+
+    def test_sessions(self, database):
+        counters = sign_ins.SignIns(database)
+        assert not counters.has_ended("s")
+        counters.end("s", 2000.0, 1000.0)
+        counters.end("s", 2000.0, 1000.0)
+        assert counters.has_ended("s")
+        counters.end("t", 4000.0, 3000.0)
+        assert not counters.has_ended("s"), "its cookie is over by itself"
+
+
+class TestList:
+    def test_newest_first_with_what_there_is_to_say(self, rig):
+        stored = rig.stored()
+        failed = rig.failed(reason="40007 invalid media_id. 素材已过期", at=NOON + 10)
+        pending = rig.receive("voice", at=NOON + 20, fan=OTHER_FAN)
+        assert rig.shown() == [pending, failed, stored]
+        page = rig.page()
+        for words in (
+            FAN,
+            OTHER_FAN,
+            "Picture",
+            "Voice",
+            "Stored",
+            "Failed",
+            "Pending",
+            "40007 invalid media_id",
+        ):
+            assert words in page
+        assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOON)) in page
+
+    def test_nothing_yet(self, rig):
+        assert "No fan has sent" in rig.page()
+        assert "Nothing here" in rig.page("?state=failed")
+
+    def test_texts_and_events_are_not_shown(self, rig):
+        text = (
+            "<xml><ToUserName>g</ToUserName><FromUserName>f</FromUserName><CreateTime>1</CreateTime>%s</xml>"
+        )
+        one = parse_message((text % "<MsgType>text</MsgType><Content>x</Content><MsgId>9</MsgId>").encode())
+        ledger_id = rig.parts.ledger.record(one, None, NOON).id
+        assert rig.shown() == []
+        assert rig.get(f"/{ledger_id}").status_code == 404
+
+    def test_filters(self, rig):
+        day = 86400.0
+        picture = rig.stored()
+        voice = rig.stored(AMR, kind="voice", fan=OTHER_FAN)
+        video = rig.failed(kind="video", at=NOON + day)
+        waiting = rig.receive("image", fan=OTHER_FAN, at=NOON + day)
+        today, tomorrow = (time.strftime("%Y-%m-%d", time.localtime(at)) for at in (NOON, NOON + day))
+        for query, wanted in {
+            "": {picture, voice, video, waiting},
+            "?kind=image": {picture, waiting},
+            "?kind=voice": {voice},
+            "?kind=video": {video},
+            "?state=stored": {picture, voice},
+            "?state=failed": {video},
+            "?state=pending": {waiting},
+            f"?fan={FAN}": {picture, video},
+            f"?fan=%20{OTHER_FAN}%20": {voice, waiting},
+            "?fan=nobody": set(),
+            f"?day={today}": {picture, voice},
+            f"?day={tomorrow}": {video, waiting},
+            f"?day={tomorrow}&kind=image&state=pending&fan={OTHER_FAN}": {waiting},
+            f"?day={tomorrow}&kind=image&state=stored&fan={OTHER_FAN}": set(),
+            "?kind=&state=&fan=&day=": {picture, voice, video, waiting},
+        }.items():
+            assert set(rig.shown(query)) == wanted, query
+        page = rig.page(f"?kind=voice&fan={OTHER_FAN}")
+        assert '<option value="voice" selected>' in page
+        assert f'value="{OTHER_FAN}"' in page
+
+    def test_a_retried_one_is_pending_again(self, rig):
+        ledger_id = rig.failed()
+        rig.parts.ledger.retry([ledger_id], NOON + 5)
+        assert (rig.shown("?state=pending"), rig.shown("?state=failed")) == ([ledger_id], [])
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "kind=gif",
+            "state=waiting",
+            "day=yesterday",
+            "day=9999-12-31",
+            "day=0001-01-01",
+            "before=1",
+            "before=1_",
+            "before=nan_1",
+            "before=1e9_1",
+            "before=1_99999999999999999999",
+            "fan=%00",
+        ],
+    )
+    def test_what_makes_no_sense(self, rig, query):
+        assert "400" in rig.page(f"?{query}", 400)
+
+    def test_another_accounts_entries_are_not_there(self, rig, make_rig):
+        ledger_id = rig.stored()
+        other = make_rig(WECHAT_APPID="wxanother")
+        other.sign_in()
+        assert other.shown() == []
+        for path in ("", "/file", "/thumbnail"):
+            assert other.get(f"/{ledger_id}{path}").status_code == 404
+
+    def test_paging(self, rig):
+        """Through all of them, each once and in their order, though new ones come in, and two came at one time."""
+        wanted = [rig.receive(KINDS[number % 3], at=NOON + number // 2) for number in range(100)]
+        for job in rig.parts.ledger.claim_downloads(NOON + 99, 15, 30):
+            rig.parts.ledger.mark_failed(job, 40007, "gone", NOON)
+        seen, path = [], ""
+        while path is not None:
+            page = rig.page(path)
+            seen += [int(found) for found in re.findall(r'class="picture" href="/gallery/(\d+)', page)]
+            rig.receive(at=NOON + 1000)
+            older = re.search(r'rel="next" href="/gallery([^"]+)"', page)
+            path = older and html.unescape(older[1])
+        assert seen == wanted[::-1]
+        assert "Newest" in page
+
+    def test_a_click_leads_back_to_where_it_was(self, rig):
+        rig.stored()
+        page = rig.page("?state=stored&before=9999999999.5_7")
+        link = html.unescape(re.search(r'class="picture" href="([^"]+)"', page)[1])
+        entry = rig.client.get(link).text
+        back = html.unescape(re.search(r'class="back"><a href="([^"]+)"', entry)[1])
+        assert urlsplit(back).query == "state=stored&before=9999999999.5_7"
+
+
+def many(database, count):
+    """`count` entries, a third of each kind and state and of a hundred fans, as messages came and were worked off."""
+    rows = []
+    for number in range(count):
+        kind, state = KINDS[number % 3], STATES[number // 3 % 3]
+        at = NOON + number * 10
+        rows.append(
+            {
+                "appid": APPID,
+                "sender": f"oFan{number % 101:03}",
+                "message_key": f"m:{number}",
+                "msg_type": kind,
+                "create_time": int(at),
+                "received_at": at,
+                "xml": b"<xml>" + bytes(400) + b"</xml>",
+                "reply": bytes(250),
+                "media_state": state,
+                "media_due": at,
+                "media_kind": kind,
+                "media_id": f"m{number}",
+                "media_key": f"{APPID}/2025/11/22/{number}.jpg" if state == "stored" else None,
+                "media_done_at": None if state == "pending" else at + 1,
+            }
+        )
+    database.transact(lambda connection: connection.execute(insert(messages), rows))
+
+
+class TestManyEntries:
+    def test_every_filter_is_quick(self, rig, full, figures):
+        """The time of a page does not grow with the number of entries, nor with how far back it lies."""
+        count = 100_000 if full else 20_000
+        many(rig.parts.database, count)
+        day = time.strftime("%Y-%m-%d", time.localtime(NOON + count * 5))
+        times = {}
+        for query in (
+            "?",
+            "?kind=voice",
+            *(f"?state={state}" for state in STATES),
+            "?fan=oFan007",
+            "?fan=nobody",
+            f"?day={day}",
+            f"?day={day}&fan=oFan007&state=pending&kind=image",
+        ):
+            for place in ("", f"&before={NOON + 1000}_100"):
+                rig.page(query + place)
+                took = []
+                for _ in range(5):
+                    started = time.process_time()  # the machine may have other things to do
+                    rig.page(query + place)
+                    took.append(time.process_time() - started)
+                times[query + place] = min(took)
+        worst = max(times, key=times.get)
+        figures(entries=count, worst_page=worst, worst_ms=round(times[worst] * 1000, 1))
+        assert times[worst] < 0.05
+
+    @pytest.mark.parametrize("fan", [None, "oFan007"])
+    def test_pages_read_their_indexes(self, database, fan):
+        many(database, 3000)
+        rows = GalleryRows(database, APPID)
+        everything = []
+        for kind in (None, *KINDS):
+            for state in (None, *STATES):
+                which = Filter(kind, state, fan, NOON, NOON + 1e6)
+                found, before = [], None
+                while page := rows.page(which, before=before, limit=50):
+                    found += page
+                    before = page[-1].received_at, page[-1].id
+                assert [one.id for one in found] == sorted((one.id for one in found), reverse=True)
+                assert all(kind in (None, one.media_kind) for one in found)
+                assert all(state in (None, one.media_state) for one in found)
+                assert all(fan in (None, one.sender) for one in found)
+                everything.append(len(found))
+        assert everything[0] == (3000 if fan is None else 30)
+        assert everything[0] == sum(everything[1:4])
+
+
+class TestEntry:
+    def test_all_its_facts(self, rig):
+        ledger_id = rig.stored()
+        page = rig.page(f"/{ledger_id}")
+        entry = rig.parts.ledger.get(ledger_id)
+        for fact in (
+            FAN,
+            entry.msg_id,
+            "Attempts</dt><dd>1",
+            f"{len(PHOTO):,} bytes",
+            hashlib.sha256(PHOTO).hexdigest(),
+        ):
+            assert fact in page
+        for at in (entry.create_time, entry.received_at, entry.media_done_at):
+            assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) in page
+        assert f'<img src="/gallery/{ledger_id}/file"' in page
+        assert "Retry" not in page
+        assert rig.get(f"/{ledger_id}/file").data == PHOTO
+
+    @pytest.mark.parametrize("language", ["en-GB", "zh-CN,zh;q=0.9,en;q=0.8"])
+    def test_a_failed_one_says_why_in_both_languages_and_can_be_retried(self, rig, language):
+        ledger_id = rig.failed()
+        page = rig.page(f"/{ledger_id}", headers={"Accept-Language": language})
+        code = explain(40007)
+        for words in ("40007", code.hint_en, code.hint_zh):
+            assert words in html.unescape(page)
+        answer = rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": tag(page)})
+        assert (answer.status_code, answer.location) == (303, f"/gallery/{ledger_id}")
+        assert rig.parts.ledger.get(ledger_id).media_state == "pending"
+        assert rig.parts.worker._wake.is_set()
+        page = rig.page(f"/{ledger_id}")
+        assert "Next attempt" in page
+        assert "40007 invalid media_id" in page, "the last reason stays visible meanwhile"
+
+    def test_retrying_what_did_not_fail_changes_nothing(self, rig):
+        ledger_id = rig.stored()
+        csrf = tag(rig.page())
+        assert rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf}).status_code == 303
+        assert rig.parts.ledger.get(ledger_id).media_state == "stored"
+
+    def test_a_send_that_failed_or_whose_fate_is_unknown(self, rig):
+        xml = (
+            f"<xml><ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
+            "<MsgType>image</MsgType><MediaId>m</MediaId><MsgId>5</MsgId></xml>"
+        )
+        ledger = rig.parts.ledger
+        ledger_id = ledger.record(parse_message(xml.encode()), None, NOON, send_back=True).id
+        (job,) = ledger.claim_downloads(NOON, 15)
+        file = rig.parts.files.put(job.stem, [PHOTO], extension=media.extension, attempt=1)
+        ledger.mark_stored(job, file, NOON)
+        (send,) = ledger.claim_sends(NOON, 15)
+        ledger.mark_unknown(send, "the answer was lost", NOON)
+        page = rig.page(f"/{ledger_id}")
+        assert "it may have arrived" in page
+        assert "may get it twice" in page
+        assert "the answer was lost" in page
+        rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": tag(page)})
+        (send,) = ledger.claim_sends(time.time(), 15)
+        ledger.mark_failed(send, 45015, "45015 out of time", NOON)
+        page = rig.page(f"/{ledger_id}")
+        assert explain(45015).hint_zh in page
+        assert "Retry" in page
+
+    @pytest.mark.parametrize(
+        "path", ["/0", "/999", "/9223372036854775807", "/9223372036854775808", "/-1", "/x", "/1/x"]
+    )
+    @pytest.mark.parametrize("what", ["", "/file", "/thumbnail"])
+    def test_what_is_not_there(self, rig, path, what):
+        assert rig.get(path + what).status_code == 404
+
+    def test_a_time_that_is_none(self, rig):
+        ledger_id = rig.stored(at=NOON)
+        rig.parts.database.run(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE messages SET create_time = 9000000000000000000"
+            )
+        )
+        assert "9000000000000000000" in rig.page(f"/{ledger_id}")
+
+    def test_chinese_and_other_languages(self, rig):
+        rig.failed()
+        for language, lang, word in (
+            ("zh-CN", "zh-CN", "失败"),
+            ("zh-TW,en;q=0.5", "zh-CN", "失败"),
+            ("fr", "en", "Failed"),
+            ("", "en", "Failed"),
+            ("en;q=0.9,zh;q=0.1", "en", "Failed"),
+        ):
+            page = rig.page(headers={"Accept-Language": language})
+            assert f'<html lang="{lang}">' in page
+            assert word in page
+
+
+HOSTILE = {
+    "a page": b"<!doctype html><script>alert(document.domain)</script>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'></svg>",
+    "xml": b"<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'><script>alert(1)</script></html>",
+    "pdf": b"%PDF-1.7 /OpenAction /JavaScript",
+    "exe": b"MZ\x90\0",
+    "nothing": b"\0",
+}
+POLYGLOTS = {
+    "gif and script": (b"GIF89a/*" + b"*/=1;alert(1)//" * 9, "image/gif"),
+    "jpeg and page": (PHOTO[:400] + b"<script>alert(1)</script>", "image/jpeg"),
+    "mp3 and page": (b"ID3\x04\0\0\0\0\0\0<script>alert(1)</script>" + MP3, "audio/mpeg"),
+    "mp4 and page": (MP4 + b"<script>alert(1)</script>", "video/mp4"),
+}
+
+
+class TestFiles:
+    @pytest.mark.parametrize("case", HOSTILE)
+    def test_a_hostile_upload_is_a_download(self, rig, case):
+        ledger_id = rig.stored(HOSTILE[case])
+        rig.make_thumbnails()
+        answer = rig.get(f"/{ledger_id}/file")
+        assert answer.data == HOSTILE[case]
+        assert answer.content_type == "application/octet-stream"
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{ledger_id}.bin"'
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+        sign = rig.get(f"/{ledger_id}/thumbnail")
+        assert sign.data == (ROOT / "web" / "static" / "image.svg").read_bytes()
+        page = rig.page(f"/{ledger_id}")
+        assert "alert" not in page
+        assert f'src="/gallery/{ledger_id}/file"' not in page
+        assert "Not a format" in page
+
+    @pytest.mark.parametrize("case", POLYGLOTS)
+    def test_a_polyglot_is_what_the_store_named_it(self, rig, case):
+        data, content_type = POLYGLOTS[case]
+        answer = rig.get(f"/{rig.stored(data)}/file")
+        assert answer.content_type == content_type
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; sandbox")
+
+    @pytest.mark.parametrize(
+        ("kind", "data", "content_type", "shown"),
+        [
+            ("voice", MP3, "audio/mpeg", "<audio src="),
+            ("video", MP4, "video/mp4", "<video src="),
+            ("voice", AMR, "application/octet-stream", "Length: 2.5 s"),
+            ("voice", AMR + b"\x4c", "application/octet-stream", "Length: unknown"),
+        ],
+    )
+    def test_voices_and_videos(self, rig, kind, data, content_type, shown):
+        ledger_id = rig.stored(data, kind=kind)
+        assert rig.get(f"/{ledger_id}/file").content_type == content_type
+        assert shown in rig.page(f"/{ledger_id}")
+
+    def test_a_voice_too_long_or_gone_is_of_unknown_length(self, rig, monkeypatch):
+        ledger_id = rig.stored(AMR, kind="voice")
+        monkeypatch.setattr(web.gallery, "MAX_VOICE_BYTES", 10)
+        assert "Length: unknown" in rig.page(f"/{ledger_id}")
+        monkeypatch.undo()
+        rig.parts.files.delete(rig.parts.ledger.get(ledger_id).media_key)
+        assert "Length: unknown" in rig.page(f"/{ledger_id}")
+
+    @pytest.mark.parametrize("where", ["disk", "s3"])
+    def test_ranges(self, request, make_rig, where):
+        """What a player asks for; from a bucket as well."""
+        environ = {"MEDIA_STORE": request.getfixturevalue("s3_url")} if where == "s3" else {}
+        rig = make_rig(**environ)
+        rig.sign_in()
+        path = f"/{rig.stored(MP4, kind='video')}/file"
+        whole = rig.get(path)
+        assert (whole.status_code, whole.data, whole.content_length) == (200, MP4, len(MP4))
+        assert whole.headers["Accept-Ranges"] == "bytes"
+        for asked, wanted in {
+            "bytes=0-": MP4,
+            "bytes=100-199": MP4[100:200],
+            "bytes=-10": MP4[-10:],
+            "bytes=9000-": MP4[9000:],
+        }.items():
+            part = rig.get(path, headers={"Range": asked})
+            assert (part.status_code, part.data) == (206, wanted)
+            assert part.headers["Content-Range"].endswith(f"/{len(MP4)}")
+            assert part.content_length == len(wanted)
+        assert rig.get(path, headers={"Range": "bytes=999999-"}).status_code == 416
+        assert rig.get(path, headers={"If-None-Match": whole.headers["ETag"]}).status_code == 304
+        assert rig.client.head(f"/gallery{path}").data == b""
+
+    def test_a_file_that_is_gone(self, rig, monkeypatch):
+        ledger_id = rig.stored()
+        rig.parts.files.delete(rig.parts.ledger.get(ledger_id).media_key)
+        assert rig.get(f"/{ledger_id}/file").status_code == 404
+        monkeypatch.setattr(rig.parts.files, "size", lambda key: 5)
+        assert rig.get(f"/{ledger_id}/file").status_code == 404
+        assert rig.get(f"/{rig.receive()}/file").status_code == 404
+
+    def test_a_store_that_is_away(self, rig, monkeypatch, caplog):
+        ledger_id = rig.stored()
+
+        def away(key):
+            raise OSError("S3 head: HTTP 500")
+
+        monkeypatch.setattr(rig.parts.files, "size", away)
+        assert "503" in rig.page(f"/{ledger_id}/file", 503)
+        assert "HTTP 500" not in rig.page(f"/{ledger_id}/file", 503)
+        assert "a store is away" in caplog.text
+
+    def test_a_database_that_is_away(self, rig, monkeypatch):
+        def away(*_, **__):
+            raise LedgerUnavailableError("PostgreSQL: secret details")
+
+        monkeypatch.setattr(rig.parts.rows, "page", away)
+        page = rig.page("", 503)
+        assert "secret details" not in page
+
+
+class TestThumbnails:
+    def test_made_by_the_worker_never_in_a_request(self, rig):
+        ledger_id = rig.stored()
+        sign = rig.get(f"/{ledger_id}/thumbnail")
+        assert sign.mimetype == "image/svg+xml"
+        assert sign.headers["Cache-Control"] == "no-store"
+        assert f'src="/gallery/{ledger_id}/thumbnail"' not in rig.page()
+        rig.make_thumbnails()
+        assert f'src="/gallery/{ledger_id}/thumbnail"' in rig.page()
+        answer = rig.get(f"/{ledger_id}/thumbnail")
+        assert (answer.mimetype, answer.headers["Cache-Control"][:8]) == ("image/jpeg", "private,")
+        assert max(Image.open(io.BytesIO(answer.data)).size) == 400
+
+    def test_one_that_is_gone_is_made_again(self, rig):
+        ledger_id = rig.stored()
+        rig.make_thumbnails()
+        rig.parts.thumbnails.delete(rig.parts.ledger.get(ledger_id).media_key.rpartition(".")[0])
+        assert rig.get(f"/{ledger_id}/thumbnail").mimetype == "image/svg+xml"
+        rig.make_thumbnails()
+        assert rig.get(f"/{ledger_id}/thumbnail").mimetype == "image/jpeg"
+
+    def test_the_real_worker_makes_them(self, rig):
+        ledger_id = rig.stored()
+        worker = rig.parts.worker
+        thread = threading.Thread(target=worker.run_forever, args=(1,))
+        thread.start()
+        try:
+            eventually(
+                lambda: rig.parts.ledger.get(ledger_id).thumbnail_state == "made", what="the thumbnail"
+            )
+        finally:
+            worker.ask_to_stop()
+            thread.join()
+
+    @pytest.mark.parametrize("kind", ["voice", "video"])
+    def test_signs(self, rig, kind):
+        ledger_id = rig.receive(kind)
+        assert f'src="/gallery/static/{kind}.svg"' in rig.page()
+        assert (
+            rig.get(f"/{ledger_id}/thumbnail").data == (ROOT / "web" / "static" / f"{kind}.svg").read_bytes()
+        )
+
+
+class TestWords:
+    """HTML in every field that a page shows."""
+
+    def test_escaped_everywhere(self, rig):
+        ledger_id = rig.failed(reason=HTML, fan=HTML)
+        rig.parts.database.run(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE messages SET msg_type = ?, msg_id = ?, send_state = 'failed', send_reason = ?",
+                (HTML, HTML, HTML),
+            )
+        )
+        for path in ("", f"/{ledger_id}", "?state=failed"):
+            page = rig.page(path)
+            assert "<script" not in page
+            assert 'value="<' not in page
+            assert html.escape(HTML, quote=False).replace('"', "&#34;").replace("'", "&#39;") in page
+        page = rig.page("?fan=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
+        assert "<script" not in page
+        entry = rig.page(f"/{ledger_id}")
+        assert len(re.findall("alert", entry)) >= 5
+
+    def test_pages_have_no_script_style_or_foreign_address(self, rig):
+        rig.stored()
+        for path in ("", "/1"):
+            page = rig.page(path)
+            assert not re.search(
+                r"<script|<style|style=|\son\w+=|javascript:|https?://|//", page.split("<head>")[1]
+            )
+
+    def test_no_secret_is_on_a_page(self, rig):
+        rig.failed()
+        secrets = [PASSWORD, *(ACCOUNT[name] for name in ("WECHAT_APPSECRET", "WECHAT_TOKEN"))]
+        for path in ("", "/1"):
+            assert not [secret for secret in secrets if secret in rig.page(path)]
+        cookie = rig.client.get_cookie("gallery", path="/gallery").value
+        assert not [secret for secret in secrets if secret in cookie]
+
+
+def ogg(granule, *packets):
+    data = b"".join(packets)
+    lacing = b"".join(bytes([255] * (len(one) // 255) + [len(one) % 255]) for one in packets)
+    return struct.pack("<4sBBqIIIB", b"OggS", 0, 0, granule, 1, 0, 0, len(lacing)) + lacing + data
+
+
+SPEEX = b"Speex   1.2".ljust(28, b"\0") + struct.pack("<iiIi", 1, 80, 8000, 4) + bytes(40)
+
+
+class TestVoiceLength:
+    @pytest.mark.parametrize(
+        ("data", "seconds"),
+        [
+            (AMR, 2.5),
+            (b"#!AMR\n", 0.0),
+            (b"#!AMR\n" + b"\x7c" * 50, 1.0),  # no data
+            (b"#!AMR\n" + b"\x04" + bytes(12), 0.02),
+            (b"#!AMR\n" + b"\x3c" + bytes(31) + b"\x3c", 0.04),  # the last one cut off
+            (b"#!AMR\n" + b"\x4c" + bytes(31), None),  # a reserved kind of frame
+            (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 50, 1.0),
+            (b"#!AMR-WB\n" + b"\x5c", None),
+            (ogg(0, SPEEX) + ogg(0, b"comment" * 60) + ogg(160000, bytes(70), bytes(300)), 20.0),
+            (ogg(0, SPEEX) + b"garbage" * 9, None),
+            (ogg(0, SPEEX) + b"cut", 0.0),
+            (ogg(0, b"OpusHead" + bytes(60)), None),
+            (ogg(0, SPEEX[:20]), None),
+            (ogg(0, SPEEX[:36] + bytes(44)), None),
+            (b"OggS", None),
+            (b"", None),
+            (MP3, None),
+        ],
+    )
+    def test_of_whole_files(self, data, seconds):
+        assert voice_seconds(data) == seconds
+
+    def test_any_bytes_have_an_answer(self):
+        for head in (b"#!AMR\n", b"#!AMR-WB\n", b"OggS", ogg(0, SPEEX)):
+            for _ in range(200):
+                seconds = voice_seconds(head + os.urandom(200))
+                assert seconds is None or isinstance(seconds, float)
