@@ -1,6 +1,7 @@
 # make run    the bot (and, without WECHAT_APPID, the sandbox with one real photo)
 # make test   the whole test suite
 # make check  format, lint, types, structure
+# make coverage  the same with branch coverage
 # make faults the long runs, killing processes and databases: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test faults check format freeze clean
+.PHONY: run test coverage faults check format freeze clean
 
 run: $(VENV)/.run
 	@$(BIN)/python run.py
@@ -16,15 +17,18 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)
 
+coverage: $(VENV)/.dev
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
 faults: $(VENV)/.dev
 	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders."
-	@timeout 1200 $(BIN)/python -m pytest -n 0 --no-cov --full -s tests/test_many.py
+	@timeout 1200 $(BIN)/python -m pytest -n 0 --full -s tests/test_many.py
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q --no-cov -p no:cacheprovider tests/test_layers.py
+	@$(BIN)/python -m pytest -q -n 0 tests/test_layers.py
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff format .

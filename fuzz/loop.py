@@ -8,8 +8,10 @@ the process over its memory; the input is written to fuzz/found. The last line o
 import argparse
 import hashlib
 import json
+import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -119,8 +121,9 @@ def guided(name: str, seconds: int, folder: Path) -> int:
             slowest, count = max(slowest, cpu), count + 1
             # libFuzzer ends the process itself, and tells nobody what was counted here.
             if time.monotonic() - started > seconds:
-                sys.stderr.flush()
-                raise SystemExit(report(name, count, time.monotonic() - started, slowest, guided=True))
+                code = report(name, count, time.monotonic() - started, slowest, guided=True)
+                shutil.rmtree(folder)
+                os._exit(code)
 
         atheris.Setup(
             [

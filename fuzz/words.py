@@ -1,8 +1,8 @@
 """Words of the formats, which chance alone would rarely write."""
 
 WORDS: tuple[bytes, ...] = tuple(
-    b"""<xml> </xml> <![CDATA[ ]]> <!DOCTYPE <!ENTITY &lt; &#0; <!-- --> <?xml ToUserName FromUserName CreateTime MsgType
-    MsgId MsgID Event EventKey MediaId Encrypt Content text image voice video shortvideo location link event subscribe
+    b"""<xml> </xml> <![CDATA[ ]]> <!DOCTYPE <!ENTITY &lt; &#0; <!-- --> <?xml ToUserName FromUserName CreateTime
+    MsgType MsgId MsgID Event EventKey MediaId Encrypt Content text image voice video shortvideo location link event subscribe
     SCAN LOCATION VIEW pic_weixin scancode_push location_select 9223372036854775808 18446744073709551616 -1 1e999 nan
     signature= timestamp= nonce= msg_signature= encrypt_type=aes echostr= { } [ ] : "errcode" "errmsg" "access_token"
     "expires_in" "video_url" "media_id" null true 40001 gzip deflate br chunked attachment; filename= image/jpeg

@@ -20,7 +20,7 @@ from config import Settings
 from sandbox import THROWAWAY, running_sandbox
 
 ROOT = Path(__file__).parent.parent
-pytest_plugins = ["tests.databases"]
+pytest_plugins = ["tests.databases", "tests.browser"]
 
 ACCOUNT = {
     "WECHAT_APPID": THROWAWAY.appid,

@@ -15,8 +15,6 @@ from tests.browser import (
     ONE_BROWSER,
     assert_accessible,
     assert_fits,
-    browser,
-    open_page,
     running_bot,
     tab_to,
 )
@@ -26,7 +24,6 @@ from wechat.errors import explain
 from wechat.messages import parse_message
 
 pytestmark = ONE_BROWSER
-__all__ = ["browser", "open_page"]  # fixtures
 
 PASSWORD = "a password for this test 密码"
 PHOTO = ROOT / "sandbox" / "photos" / "china.jpg"

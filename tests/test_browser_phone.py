@@ -15,8 +15,6 @@ from tests.browser import (
     ONE_BROWSER,
     assert_accessible,
     assert_fits,
-    browser,
-    open_page,
     running_bot,
     same_pixels,
     tab_to,
@@ -24,7 +22,6 @@ from tests.browser import (
 from tests.conftest import ROOT
 
 pytestmark = ONE_BROWSER
-__all__ = ["browser", "open_page"]  # fixtures
 
 HOPPER = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 CHINA = ROOT / "sandbox" / "photos" / "china.jpg"

@@ -1,0 +1,643 @@
+"""The attacks that the server has to stand, one after the other, through the doors that strangers can reach.
+
+Many are also tested piece by piece beside the code that stands them; here each meets the whole application, and a real
+gunicorn where the server itself matters. "Refused" means: an empty answer, one log line, no row, no handler run.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import hmac
+import itertools
+import re
+import socket
+import struct
+import time
+import zlib
+from urllib.parse import urlencode
+
+import psutil
+import pytest
+import requests
+
+import handlers
+import logs
+from app import create_app
+from config import Settings, SettingsError
+from sandbox import THROWAWAY
+from sandbox.cipher import Envelope, sign
+from storage.database import Database, LedgerUnavailableError
+from tests import pushing
+from tests.conftest import ACCOUNT, eventually
+from tests.stub_platform import Leaks, StubPlatform, raw, reply
+from thumbnails.shelf import Thumbnails
+from thumbnails.wire import NoThumbnail
+from wechat.errors import MediaTooLargeError, TransportError, UnsafeMediaUrlError
+from wechat.media import open_media
+from wechat.messages import TextMessage
+
+AES = {"WECHAT_AES_KEY": THROWAWAY.aes_key}
+PASSWORD = "correct horse battery"
+SERVER_KEY = "a-server-key-of-this-test"
+TOKEN = "an-access-token-of-this-test"
+SCRIPT = "<script>alert(1)</script>"
+PATHS = [
+    "../../etc/passwd",
+    "..\\..\\x",
+    "/etc/passwd",
+    "a/../../b",
+    "%2e%2e%2fx",
+    ".ssh",
+    "x\x85y",
+    "C:x",
+    "～/x",
+]
+RAW_QUERY = {"QUERY_STRING": "signature=\xff&appid=\xff"}  # as WSGI shows raw bytes
+NUMBERS = itertools.count(5_000_000)
+HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_are():
+    logs.configure("text")  # or the first application would, and take caplog's handler away
+
+
+@pytest.fixture
+def platform():
+    with StubPlatform() as stub:
+        stub.on("/cgi-bin/stable_token", {"access_token": TOKEN, "expires_in": 7200})
+        yield stub
+
+
+@pytest.fixture
+def make_app(tmp_path, platform):
+    def make(**environ):
+        given = ACCOUNT | {
+            "WECHAT_API_BASE": platform.url,
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+            "ADMIN_PASSWORD": PASSWORD,
+            "TOKEN_SERVER_KEY": SERVER_KEY,
+        }
+        return create_app(Settings.from_env(given | environ, tmp_path))
+
+    return make
+
+
+@pytest.fixture
+def safe_app(make_app):
+    return make_app(**AES)
+
+
+def post(app, push):
+    path, body = push
+    return app.test_client().post(path, data=body, content_type="text/xml")
+
+
+def rows(app):
+    return app.extensions["parts"].database.run(
+        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM messages").scalar()
+    )
+
+
+@pytest.fixture
+def refused(caplog, monkeypatch):
+    """refused(app, push, status, word): nothing comes of it but one log line with that word."""
+    ran = []
+    monkeypatch.setattr(handlers, "HANDLERS", {TextMessage: ran.append})
+
+    def check(app, push, status=403, word="signature"):
+        before = rows(app)
+        caplog.clear()
+        response = post(app, push)
+        assert (response.status_code, response.data) == (status, b"")
+        assert rows(app) == before
+        assert ran == []
+        (record,) = caplog.records
+        assert record.reason == word
+
+    return check
+
+
+# -- who may push -----------------------------------------------------------------------------------------------
+
+
+def forged(xml, **change):
+    """A plain push whose query was changed; None leaves a parameter out."""
+    query = pushing.query() | change
+    return f"/wechat?{urlencode({k: v for k, v in query.items() if v is not None})}", xml.encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"signature": "0" * 40},
+        {"signature": ""},
+        {"signature": None},
+        {"nonce": "other"},
+        {"timestamp": None},
+        {"signature": pushing.query(token="guess")["signature"]},
+        {"signature": pushing.query()["signature"].upper()},
+        {"signature": pushing.query()["signature"] + "0"},
+        {"signature": "签名"},
+    ],
+)
+def test_forged_signatures(make_app, refused, change):
+    refused(make_app(), forged(pushing.text(next(NUMBERS)), **change))
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_raw_bytes_in_the_query_are_one_refusal(make_app, caplog, method):
+    """werkzeug raises for a query that is no UTF-8: that must not become a traceback for each stranger's request."""
+    app = make_app()
+    caplog.clear()
+    response = getattr(app.test_client(), method)("/wechat", environ_overrides=RAW_QUERY)
+    assert (response.status_code, response.data) == (403, b"")
+    (record,) = caplog.records
+    assert (record.reason, record.exc_info) == ("signature", None)
+
+
+@pytest.mark.parametrize("path", ["/cgi-bin/token", "/gallery", "/token", "/readyz"])
+def test_raw_bytes_in_other_queries_are_no_fault_of_ours(make_app, path):
+    assert make_app().test_client().get(path, environ_overrides=RAW_QUERY).status_code < 500
+
+
+def test_a_replay_is_answered_alike_and_does_nothing_twice(safe_app):
+    push = pushing.safe(pushing.text(next(NUMBERS)))
+    first, second = post(safe_app, push), post(safe_app, push)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert rows(safe_app) == 1
+    opened = {
+        pushing.ENVELOPE.decrypt(re.search(b"Encrypt><!.CDATA.(.*?)]", one.data)[1].decode())
+        for one in (first, second)
+    }
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("off", [-601, 601, -(10**9), 10**12])
+def test_stale_pushes(make_app, refused, off):
+    app = make_app()
+    refused(
+        app, pushing.plain(pushing.text(next(NUMBERS)), timestamp=int(time.time()) + off), word="timestamp"
+    )
+
+
+def test_an_empty_token_is_nobodys(tmp_path, make_app, refused):
+    with pytest.raises(SettingsError, match="WECHAT_TOKEN"):
+        Settings.from_env(ACCOUNT | {"WECHAT_TOKEN": " "}, tmp_path)
+    now = str(int(time.time()))
+    empty = {"timestamp": now, "nonce": "7", "signature": sign("", now, "7")}
+    refused(make_app(WECHAT_TOKEN_PREVIOUS=""), forged(pushing.text(next(NUMBERS)), **empty))
+
+
+def test_a_plaintext_downgrade(safe_app, refused):
+    """The URL's signature is right, for it covers no body; the envelope is what proves the body."""
+    refused(safe_app, pushing.plain(pushing.text(next(NUMBERS))), word="envelope")
+    path, body = pushing.safe(pushing.text(next(NUMBERS)), compat=True)
+    forged_plain_part = re.sub(rb"<Encrypt>.*</Encrypt>", b"", body)
+    refused(safe_app, (path, forged_plain_part), word="envelope")
+
+
+def test_the_plain_part_beside_an_envelope_is_never_read(safe_app):
+    number = next(NUMBERS)
+    path, body = pushing.safe(pushing.text(number, "true"), compat=True)
+    response = post(safe_app, (path, body.replace(b"true", b"lies").replace(str(number).encode(), b"1")))
+    assert response.status_code == 200
+    (entry,) = safe_app.extensions["parts"].ledger.find_by_msg_id(number)
+    assert b"true" in entry.xml
+
+
+def test_another_accounts_envelope(safe_app, refused):
+    other = Envelope(THROWAWAY.aes_key, "wx00000000other000")
+    refused(safe_app, pushing.safe(pushing.text(next(NUMBERS)), envelope=other), word="appid")
+    key = Envelope("Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM", THROWAWAY.appid)
+    refused(safe_app, pushing.safe(pushing.text(next(NUMBERS)), envelope=key), word="envelope")
+
+
+def test_an_envelope_under_another_ones_signature(safe_app, refused):
+    (path, _), (_, body) = (pushing.safe(pushing.text(next(NUMBERS))) for _ in range(2))
+    refused(safe_app, (path, body))
+
+
+# -- XML --------------------------------------------------------------------------------------------------------
+
+
+def wrapped(inside, before=""):
+    return f"{before}{pushing.text(next(NUMBERS)).replace('<xml>', f'<xml>{inside}')}"
+
+
+BOMBS = {
+    "a file": ('<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/hostname">]>', "<A>&e;</A>", "doctype"),
+    "an address": ('<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd">', "", "doctype"),
+    "a billion laughs": (
+        "<!DOCTYPE x ["
+        + "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha"}">' for n in range(9))
+        + "]>",
+        "<A>&l8;</A>",
+        "doctype",
+    ),
+    "an unknown entity": ("", "<A>&nobody;</A>", "xml"),
+    "a stylesheet": ('<?xml-stylesheet href="http://127.0.0.1:9/x.xsl"?>', "<A>", "xml"),
+    "100,000 levels": ("", "<a>" * 100_000 + "</a>" * 100_000, "xml"),
+    "100,000 elements, not closed": ("", "<a/>" * 100_000 + "<b>", "xml"),
+    "60,000 attributes": ("", "<a " + " ".join(f"a{n}='1'" for n in range(60_000)) + "/><b>", "xml"),
+    "a long prolog": ("<!-- -->" * 60_000, "<b>", "xml"),
+    "a comment without end": ("<!--" + "-<" * 200_000, "", "xml"),
+}
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("case", BOMBS)
+def test_xml_bombs_are_refused_at_once(make_app, refused, case, sealed):
+    before, inside, word = BOMBS[case]
+    xml = wrapped(inside, before)
+    app = make_app(**AES) if sealed else make_app()
+    started = time.thread_time()
+    refused(app, pushing.safe(xml) if sealed else pushing.plain(xml), 400, word)
+    assert time.thread_time() - started < 1
+
+
+def test_strange_elements_are_kept_and_answered(make_app):
+    app = make_app()
+    for inside in (
+        "<a/>" * 100_000,
+        "<xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='/etc/hostname'/>",
+    ):
+        assert post(app, pushing.plain(wrapped(inside))).status_code == 200
+
+
+# -- size and time, against the real server -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(platform, make_bot):
+    """A real gunicorn with one process; its RSS in MB by `rss()`."""
+    bot = make_bot(platform)
+    web = bot.web()
+    (process,) = psutil.Process(web.pid).children()
+    bot.rss = lambda: process.memory_info().rss >> 20
+    bot.process = process
+    return bot
+
+
+def connect(bot):
+    return socket.create_connection(("127.0.0.1", int(bot.environ["PORT"])), timeout=20)
+
+
+def answered(bot):
+    """The seconds that a fan waits for an answer."""
+    path, body = pushing.safe(pushing.text(next(NUMBERS)))
+    started = time.perf_counter()
+    assert requests.post(f"{bot.url}{path}", data=body, timeout=20).status_code == 200
+    return time.perf_counter() - started
+
+
+def status_of(sock):
+    """The answer's status; None when the connection was closed without one."""
+    try:
+        head = sock.recv(65536)
+    except ConnectionError:
+        return None
+    return int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else None
+
+
+def test_a_body_of_30_mb(server):
+    answered(server)
+    before = server.rss()
+    path, _ = pushing.safe(pushing.text(next(NUMBERS)))
+    most = before
+    for _ in range(3):
+        with connect(server) as sock:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {30 << 20}\r\n\r\n"
+            sock.sendall(head.encode())
+            with contextlib.suppress(OSError):  # the server has said no and closed
+                for _ in range(30):
+                    sock.sendall(bytes(1 << 20))
+                    most = max(most, server.rss())
+    answered(server)
+    assert most - before < 20
+    assert "MAX_PUSH_BYTES" in server.logs()
+
+
+def test_a_chunked_body_without_end(server):
+    before = server.rss()
+    path, _ = pushing.safe(pushing.text(next(NUMBERS)))
+    with connect(server) as sock:
+        sock.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 1000:  # 64 MB
+                sock.sendall(chunk)
+                sent += 1
+        assert sent < 1000, "the connection is closed, not read for ever"
+    assert server.rss() - before < 20
+    answered(server)
+    assert "MAX_PUSH_BYTES" in server.logs()
+
+
+def test_fewer_slow_clients_than_threads_leave_the_others_answered(server):
+    """Half a request line, half a header, half a body: 300 connections that say no more, of 512 threads."""
+    path, body = pushing.safe(pushing.text(next(NUMBERS)))
+    whole = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    before = sorted(answered(server) for _ in range(20))
+    slow = []
+    try:
+        for number in range(300):
+            slow.append(sock := connect(server))
+            sock.sendall(whole[: (5, 200, len(whole) - 20)[number % 3]])
+        during = sorted(answered(server) for _ in range(20))
+        assert during[10] < max(1.0, 10 * before[10])
+        slow[2].sendall(whole[-20:])
+        assert status_of(slow[2]) == 200, "a slow one that goes on is answered"
+    finally:
+        for sock in slow:
+            sock.close()
+    eventually(lambda: server.process.num_threads() > 0 and answered(server) < 1, what="the others")
+
+
+def test_what_is_no_http(server):
+    for request in (
+        b"\x16\x03\x01" + bytes(200),
+        b"GET /" + b"a" * 100_000,
+        b"\r\n" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        with connect(server) as sock:
+            with contextlib.suppress(OSError):  # closed before all was said
+                sock.sendall(request)
+                sock.shutdown(socket.SHUT_WR)
+            assert status_of(sock) in (None, 400, 404, 405, 414, 505)
+    answered(server)
+    assert "Traceback" not in server.logs()
+
+
+def test_two_lengths_are_no_way_in(server):
+    """Request smuggling: a length that two servers could read in two ways ends the connection."""
+    path, _ = pushing.safe(pushing.text(next(NUMBERS)))
+    for headers in (
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Content-Length: +5",
+        b"Content-Length : 5",
+    ):
+        with connect(server) as sock:
+            with contextlib.suppress(OSError):
+                sock.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n0\r\n\r\n" % (path.encode(), headers))
+                sock.shutdown(socket.SHUT_WR)
+            assert status_of(sock) in (None, 400, 403, 501)
+    answered(server)
+
+
+# -- names, addresses and files -----------------------------------------------------------------------------------
+
+
+def test_header_injection(make_app):
+    app = make_app()
+    echostr = "x\r\nSet-Cookie: a=b\r\n\r\n<script>"
+    query = pushing.query() | {"echostr": echostr}
+    response = app.test_client().get("/wechat", query_string=query)
+    assert (response.status_code, response.text) == (200, echostr)
+    assert "Set-Cookie" not in response.headers
+    assert response.mimetype == "text/plain"
+    injected = pushing.message(
+        f"{pushing.FAN}\r\nX-A: b", MsgType="image", MediaId="m\r\nX-A: b", PicUrl="x", MsgId=next(NUMBERS)
+    )
+    response = post(app, pushing.plain(injected))
+    assert "X-A" not in response.headers
+
+
+def run_worker(app):
+    worker = app.extensions["parts"].worker
+    while worker.run_once():
+        pass
+
+
+@pytest.mark.parametrize("trick", PATHS)
+def test_path_tricks(make_app, platform, tmp_path, trick):
+    """Whatever a fan's or the platform's names say, the file lies under its ledger id."""
+    disposition = f'attachment; filename="{trick}"'.encode().decode("latin-1")
+    platform.on(
+        "/cgi-bin/media/get",
+        reply(HEAD + b"x", content_type="image/jpeg", headers={"Content-disposition": disposition}),
+    )
+    app = make_app()
+    number = next(NUMBERS)
+    assert post(app, pushing.plain(pushing.image(number, fan=trick, media_id=trick))).status_code == 200
+    run_worker(app)
+    (entry,) = app.extensions["parts"].ledger.find_by_msg_id(number)
+    assert re.fullmatch(rf"{THROWAWAY.appid}/\d{{4}}/\d\d/\d\d/{entry.id}\.jpg", entry.media_key)
+    media = tmp_path / "media"
+    found = [path.relative_to(media).as_posix() for path in media.rglob("*") if path.is_file()]
+    assert found == [entry.media_key]
+
+
+@pytest.mark.parametrize(
+    "trick", [*PATHS, "..", "a", "a.jpg/..", "\0.jpg", "wx/2026/01/01/1.jpg/../../../../../../x.jpg"]
+)
+def test_a_store_takes_no_other_names(make_app, tmp_path, trick):
+    files = make_app().extensions["parts"].files
+    for use in (files.open, files.size, files.delete):
+        with pytest.raises(ValueError, match="not a key"):
+            use(trick)
+
+
+@pytest.mark.parametrize(
+    "path", ["/gallery/../../etc/passwd", "/gallery/static/../../config.py", "/gallery/1/../file"]
+)
+def test_paths_out_of_the_gallery(make_app, path):
+    for shown in (path, path.replace("..", "%2e%2e"), path.replace("/..", "/..%2f..")):
+        response = make_app().test_client().get(shown, follow_redirects=True)
+        assert response.status_code in (200, 404)
+        assert b"SecretStr" not in response.data
+        assert b"root:" not in response.data
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:{port}/latest/meta-data",
+        "http://localhost:{port}/",
+        "http://[::1]:{port}/",
+        "http://0.0.0.0:{port}/",
+        "http://2130706433:{port}/",
+        "http://0x7f.1:{port}/",
+        "http://127.0.0.1.:{port}/",
+        "http://user@127.0.0.1:{port}/",
+        "http://[::ffff:127.0.0.1]:{port}/",
+        "http://169.254.169.254/latest/meta-data",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1:{port}/",
+        "http://10.0.0.1/",
+    ],
+)
+def test_ssrf_through_a_video_url(make_app, platform, address):
+    """The platform's answer names where the video lies: never a place inside, and never with the token."""
+    with StubPlatform() as inside:
+        inside.on("/", reply(b"secret"))
+        platform.on("/cgi-bin/media/get", {"video_url": address.format(port=inside.port)})
+        client = make_app().extensions["parts"].client
+        with (
+            pytest.raises((UnsafeMediaUrlError, TransportError)),
+            open_media(client, "v", max_bytes=1000) as chunks,
+        ):
+            list(chunks)
+        assert inside.connections == 0
+
+
+def test_a_redirect_of_a_video_leads_inside_neither(make_app, platform):
+    with StubPlatform() as inside:
+        platform.on("/cgi-bin/media/get", {"video_url": f"{platform.url}/video"})
+        platform.on("/video", reply(b"", status=302, headers={"Location": inside.url}))
+        client = make_app().extensions["parts"].client
+        with pytest.raises(UnsafeMediaUrlError), open_media(client, "v", max_bytes=1000) as chunks:
+            list(chunks)
+        assert inside.connections == 0
+    (asked,) = platform.calls("/video")
+    assert "access_token" not in asked.query
+
+
+# -- bombs that decode ----------------------------------------------------------------------------------------------
+
+
+def test_a_download_that_unpacks_to_a_gigabyte(make_app, platform, tmp_path):
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    bomb = gzip.compress(HEAD) + bomb
+    assert len(bomb) < 1 << 20
+    platform.on(
+        "/cgi-bin/media/get",
+        reply(bomb, content_type="image/jpeg", headers={"Content-Encoding": "gzip"}),
+    )
+    before = psutil.Process().memory_info().rss
+    client = make_app().extensions["parts"].client
+    with pytest.raises(MediaTooLargeError), open_media(client, "v", max_bytes=30 << 20) as chunks:
+        any(not chunk for chunk in chunks)  # reads them, keeps none
+    assert psutil.Process().memory_info().rss - before < 40 << 20
+
+
+def test_a_picture_of_billions_of_pixels(make_app, tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 6, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(10_000_000)))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    files = make_app().extensions["parts"].files
+    stored = files.put("wx/2026/01/01/1", [bomb], extension=lambda head: "png", attempt=1)
+    thumbnails = Thumbnails(f"{tmp_path}/media", files)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(NoThumbnail):
+        thumbnails.make(stored.key)
+    thumbnails.close()
+    assert psutil.Process().memory_info().rss - before < 40 << 20
+
+
+# -- comparisons, pages and secrets ---------------------------------------------------------------------------------
+
+
+def test_secrets_are_compared_in_constant_time(make_app, monkeypatch):
+    compared = []
+    real = hmac.compare_digest
+
+    def recording(one, other):
+        compared.append((bytes(one, "ascii") if isinstance(one, str) else one, other))
+        return real(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
+    app = make_app(**AES, WECHAT_ACCEPT_PLAINTEXT="1")
+    client = app.test_client()
+
+    def used(secret):
+        found = [pair for pair in compared if secret in pair]
+        compared.clear()
+        return bool(found)
+
+    client.get("/wechat", query_string=pushing.query() | {"signature": "0" * 40, "echostr": "x"})
+    assert used(b"0" * 40)
+    path, body = pushing.safe(pushing.text(next(NUMBERS)))
+    client.post(re.sub("msg_signature=[0-9a-f]+", "msg_signature=" + "1" * 40, path), data=body)
+    assert used(b"1" * 40)
+    client.get("/token", headers={"Authorization": "Bearer guess"})
+    assert used(b"guess")
+    client.get("/cgi-bin/token", query_string={"appid": THROWAWAY.appid, "secret": "guess2"})
+    assert used(b"guess2")
+    csrf = re.search(r'name="csrf" value="(\w+)"', client.get("/gallery/sign-in").text)[1]
+    client.post("/gallery/sign-in", data={"csrf": csrf, "password": "guess3"})
+    assert used(hashlib.sha256(b"guess3").digest())
+
+
+def test_html_in_every_field_that_the_gallery_shows(make_app, platform):
+    error = {"errcode": 40007, "errmsg": f"invalid {SCRIPT} rid: {SCRIPT}"}
+    platform.on("/cgi-bin/media/get", error)
+    app = make_app()
+    number = next(NUMBERS)
+    push = pushing.image(number, fan=f"o{SCRIPT}", media_id=f"m{SCRIPT}", Strange=SCRIPT)
+    assert post(app, pushing.plain(push)).status_code == 200
+    run_worker(app)
+    client = app.test_client()
+    csrf = re.search(r'name="csrf" value="(\w+)"', client.get("/gallery/sign-in").text)[1]
+    assert client.post("/gallery/sign-in", data={"csrf": csrf, "password": PASSWORD}).status_code == 303
+    (entry,) = app.extensions["parts"].ledger.find_by_msg_id(number)
+    assert SCRIPT in entry.media_reason
+    for path in ("", f"/{entry.id}", "?fan=" + "%22%3E%3Cscript%3E", "?state=failed"):
+        page = client.get(f"/gallery{path}")
+        assert page.status_code == 200
+        assert "<script" not in page.text.lower()
+        assert (
+            "script-src" in page.headers["Content-Security-Policy"]
+            or "default-src 'none'" in page.headers["Content-Security-Policy"]
+        )
+
+
+def test_no_secret_in_logs_exceptions_repr_and_metrics(make_app, platform, tmp_path):
+    """Everything that is logged at DEBUG, by any library, while all goes well and while all goes wrong."""
+    secrets = [
+        THROWAWAY.appsecret,
+        THROWAWAY.token,
+        THROWAWAY.aes_key,
+        "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM",
+        TOKEN,
+        SERVER_KEY,
+        PASSWORD,
+        "a-database-password",
+    ]
+    secrets += [secret.encode().hex() for secret in secrets]
+    with Leaks(*secrets) as leaks:
+        app = make_app(**AES, WECHAT_AES_KEY_PREVIOUS=secrets[3])
+        everything = app.extensions["parts"]
+        for thing in (everything, everything.settings, *vars(everything).values()):
+            leaks.show(thing)
+        platform.on(
+            "/cgi-bin/media/get",
+            {"errcode": 40001, "errmsg": f"invalid credential {TOKEN}, access_token is invalid"},
+            reply(b"x", status=502),
+            raw(b""),
+            reply(HEAD, content_type="image/jpeg"),
+        )
+        client = app.test_client()
+        post(app, pushing.safe(pushing.image(next(NUMBERS))))
+        post(app, pushing.plain(pushing.text(next(NUMBERS))))
+        post(app, forged(pushing.text(next(NUMBERS)), signature=THROWAWAY.token))
+        for method, path in (
+            ("GET", f"/token?x={SERVER_KEY}"),
+            ("GET", f"/cgi-bin/token?appid={THROWAWAY.appid}&secret={SERVER_KEY}"),
+            ("GET", f"/cgi-bin/token?appid={THROWAWAY.appid}&secret={THROWAWAY.appsecret}"),
+            ("POST", f"/gallery/sign-in?password={PASSWORD}"),
+        ):
+            client.open(path, method=method, headers={"Authorization": f"Bearer {SERVER_KEY}"})
+        everything.worker.run_once()
+        entry = everything.ledger.get(1)
+        assert entry.media_attempts == 1
+        leaks.show(entry.media_reason)
+        leaks.show(client.get("/metrics").text)
+        leaks.show(client.get("/readyz").text)
+        leaks.show(everything.tokens.load())
+        with pytest.raises(LedgerUnavailableError) as caught:
+            Database("postgresql://bot:a-database-password@127.0.0.1:1/bot").check(wait=0.1)
+        leaks.show(str(caught.value))
+        with pytest.raises(SettingsError) as faulty:
+            Settings.from_env({**ACCOUNT, "WECHAT_AES_KEY": THROWAWAY.aes_key + "x", "PORT": "x"}, tmp_path)
+        leaks.show(str(faulty.value))
+    leaks.check()
