@@ -35,7 +35,10 @@ LOOK_SECONDS = 0.25  # between looks at work that another process does
 ORPHANS_SECONDS = 1.0  # between looks for work that nobody does
 ATTEMPTS = 3  # work that takes its process down with it is not tried for ever
 GRACE_SECONDS = 20.0
-STILL_WORKING = "Still working on it. Send any text in a moment to get the answer.\n还在处理中，请稍后发送任意文字获取回复。"
+STILL_WORKING = (
+    "Still working on it. Send any text in a moment to get the answer.\n"
+    "还在处理中，请稍后发送任意文字获取回复。"
+)
 
 
 class HeldError(Exception):

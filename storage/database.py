@@ -122,7 +122,9 @@ class Database:
         if not door.acquire(blocking=False):
             began = time.monotonic()
             if not door.acquire(timeout=wait):
-                raise LedgerUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
+                raise LedgerUnavailableError(
+                    f"this process's other operations take too long (waited {wait:g} s)"
+                )
             wait -= time.monotonic() - began
         try:
             return self._run(operation, wait=wait)
