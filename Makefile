@@ -51,10 +51,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
