@@ -2,6 +2,9 @@
 # make test   the whole test suite
 # make check  format, lint, types, structure
 # make coverage  the same with branch coverage
+# make test-all  the suite on each Python 3.11, 3.12, 3.13 that is found
+# make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
+# make release VERSION=x.y.z  checks, dates the change log, commits and tags
 # make faults the long runs, killing processes and databases: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
@@ -9,7 +12,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test coverage faults check format freeze clean
+.PHONY: run test test-all coverage faults fuzz bench bench-scale check release format freeze clean
 
 run: $(VENV)/.run
 	@$(BIN)/python run.py
@@ -23,6 +26,23 @@ coverage: $(VENV)/.dev
 faults: $(VENV)/.dev
 	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders."
 	@timeout 1200 $(BIN)/python -m pytest -n 0 --full -s tests/test_many.py
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m fuzz
+
+bench: $(VENV)/.bench
+	@$(BIN)/python -m bench
+
+bench-scale: $(VENV)/.bench
+	@$(BIN)/python -m bench.scale
+
+test-all:
+	@bash scripts/test-all.sh
+
+release:
+	@bash scripts/release.sh "$(VERSION)" --check
+	@$(MAKE) --no-print-directory check test-all
+	@bash scripts/release.sh "$(VERSION)"
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
@@ -58,3 +78,7 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: requirements-bench.in $(VENV)/.dev
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-bench.in
+	@touch $@

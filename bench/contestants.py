@@ -72,7 +72,7 @@ def copy_of(tree: Path, folder: Path) -> Path:
     return folder
 
 
-def settings(port: int, database_url: str, media: Path, **more: str) -> dict[str, str]:
+def settings(port: int, database_url: str, media: Path) -> dict[str, str]:
     """The environment of ours."""
     return {
         "WECHAT_APPID": APPID,
@@ -84,7 +84,7 @@ def settings(port: int, database_url: str, media: Path, **more: str) -> dict[str
         "WORKER": "external",
         "WEB_CONCURRENCY": str(PROCESSES),
         "PORT": str(port),
-    } | more
+    }
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def ours(
     folder.mkdir(parents=True)
     file = folder / "bot.db"
     keys = {"WECHAT_AES_KEY": AES_KEY} if mode == "safe" else {}
-    with _gunicorn_of_ours(tree, folder, f"sqlite:///{file}", LEDGER_SYNC=sync, **keys) as server:
+    with gunicorn_of_ours(tree, folder, f"sqlite:///{file}", LEDGER_SYNC=sync, **keys) as server:
         yield Contestant(name, server, mode, msg_ids=lambda: _sqlite_msg_ids(file))
 
 
@@ -112,7 +112,7 @@ def ours_on_postgresql(name: str, tree: Path, folder: Path) -> Iterator[Contesta
         def others() -> list[psutil.Process]:
             return [postmaster, *postmaster.children(recursive=True)]
 
-        with _gunicorn_of_ours(tree, folder, url) as server:
+        with gunicorn_of_ours(tree, folder, url) as server:
             yield Contestant(name, server, msg_ids=msg_ids, others=others)
 
 
@@ -132,7 +132,7 @@ def peer(name: str, of: Peer, worker_class: str, folder: Path) -> Iterator[Conte
     if worker_class == "gthread":
         command += ["--threads", str(THREADS), "--keep-alive", "75"]
     # Not in the tree: gunicorn would take its gunicorn.conf.py.
-    with _running(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
+    with running(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
         yield Contestant(name, server, of.mode, of.constant)
 
 
@@ -157,17 +157,18 @@ def postgresql() -> Iterator[tuple[str, psutil.Process]]:
 
 
 @contextmanager
-def _gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
+def gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
+    """The web processes as they are installed; `more` are settings."""
     port = free_port()
-    environ = settings(port, database_url, folder / "media", **more)
+    environ = settings(port, database_url, folder / "media") | more
     command = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
-    with _running(command, folder=tree, environ=environ, port=port, log=folder / "log") as server:
+    with running(command, folder=tree, environ=environ, port=port, log=folder / "log") as server:
         yield server
 
 
 @contextmanager
-def _running(
-    command: list[str], *, folder: Path, environ: Mapping[str, str], port: int, log: Path
+def running(
+    command: list[str], *, folder: Path, environ: Mapping[str, str], port: int | None, log: Path
 ) -> Iterator[Server]:
     server = Server(command, folder=folder, environ=environ, port=port, log=log)
     try:

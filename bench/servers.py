@@ -28,13 +28,13 @@ def free_port() -> int:
 
 
 class Server:
-    """One command and its children, on a port of its own."""
+    """One command and its children, mostly on a port of their own."""
 
     def __init__(
-        self, command: Sequence[str], *, folder: Path, environ: Mapping[str, str], port: int, log: Path
+        self, command: Sequence[str], *, folder: Path, environ: Mapping[str, str], port: int | None, log: Path
     ) -> None:
-        """Returns when the port answers. Raises ServerError."""
-        self.port = port
+        """Returns when the port, if there is one, answers. Raises ServerError."""
+        self.port = port or 0
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
@@ -47,7 +47,8 @@ class Server:
             )
         self.root = psutil.Process(self._process.pid)
         try:
-            self._wait_until_it_answers()
+            if port is not None:
+                self._wait_until_it_answers()
         except BaseException:
             self.stop()
             raise

@@ -180,11 +180,14 @@ def test_the_application_has_these_commands(app):
     }
 
 
+def make_targets():
+    return set(" ".join(re.findall(r"^\.PHONY:(.*)$", read(ROOT / "Makefile"), re.M)).split())
+
+
 @both
 def test_every_make_target_is_documented(readme):
-    targets = set(" ".join(re.findall(r"^\.PHONY:(.*)$", read(ROOT / "Makefile"), re.M)).split())
     rows = [code(row[0]) for row in table(readme, "command", "命令") if row[0].startswith("`make")]
-    assert {row.split()[1] for row in rows} == targets
+    assert {row.split()[1] for row in rows} == make_targets()
 
 
 def test_every_code_of_the_platform_is_documented():
@@ -255,33 +258,24 @@ def test_the_arrows_in_the_architecture_are_those_that_are_held():
 
 
 def shape(path):
-    """Headings by level, tables by their names, code as it is, links by where they lead: in order."""
-    text = read(path)
-    for found in re.finditer(
-        r"^(#+) |^ *```(\w*)\n(.*?)^ *```$|\]\(([^)]+)\)|src=\"([^\"]+)\"|^\| (.*)$", text, re.M | re.S
-    ):
-        level, language, block, link, source = found.groups()[:5]
+    """Headings by level, code without its comments, links by where they lead: in order."""
+    parts = re.compile(r"^(#+) |^ *```(\w*)\n(.*?)^ *```$|\]\(([^)]+)\)|src=\"([^\"]+)\"", re.M | re.S)
+    for level, language, block, link, source in parts.findall(read(path)):
         if level:
             yield "heading", level
-        elif block is not None:
-            yield "code", language, block
-        elif link or source:
+        elif block:
+            yield "code", language, re.sub(r" +# .*", "", block)
+        else:
             target = (link or source).replace(".zh-CN.md", ".md")
             yield "link", "the other README" if target == "README.md" else target
 
 
 def test_the_readmes_are_in_step():
-    def steps(path):
-        return [
-            ("code", language, re.sub(r" +# .*", "", block)) if kind == "code" else (kind, language)
-            for kind, language, block in ((*each, "")[:3] for each in shape(path))
-        ]
-
-    assert steps(ENGLISH) == steps(CHINESE)
+    assert list(shape(ENGLISH)) == list(shape(CHINESE))
     names = [[[row[0] for row in rows[1:]] for rows in tables(path)] for path in READMES]
     in_code = [[[name for name in rows if name.startswith("`")] for rows in each] for each in names]
     assert in_code[0] == in_code[1]
-    assert [list(map(len, each)) for each in names[:1]] == [list(map(len, each)) for each in names[1:]]
+    assert list(map(len, names[0])) == list(map(len, names[1]))
 
 
 def anchors(path):
@@ -308,12 +302,11 @@ def test_links_lead_somewhere(path):
 def test_commands_in_the_text_are_there(path):
     there = {name for name, _ in commands(create_app(Settings.from_env(ACCOUNT, Path("/nowhere"))).cli)}
     groups = {name.rpartition(" ")[0] for name in there} | {"flask", "flask ..."}
-    targets = set(re.findall(r"^([\w.-]+):", read(ROOT / "Makefile"), re.M))
     text = read(path)
     for name in re.findall(r"`(?:\.venv/bin/)?(flask [a-z]+(?: [a-z]+)?)", text):
         assert any(name == each or name.startswith(f"{each} ") for each in there) or name in groups, name
     for name in re.findall(r"`make ([a-z][a-z-]*)", text):
-        assert name in targets, f"make {name}"
+        assert name in make_targets(), f"make {name}"
 
 
 # -- what they show runs --

@@ -44,7 +44,7 @@ ALLOWED = {
 }
 FLASK_IN = {"app", "cli", "web", "sandbox"}
 SQL_IN = {"storage"}
-HTTP_CLIENT_IN = {"wechat", "sandbox", "run", "doctor"}
+HTTP_CLIENT_IN = {"handlers", "wechat", "sandbox", "run", "doctor"}
 ENVIRON_IN = {"app", "cli", "gunicorn.conf", "run", "sandbox", "web"}
 
 

@@ -1,0 +1,103 @@
+"""The measurements still measure: a tiny run of each, and a contestant that answers wrongly is caught."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bench import __main__ as bench
+from bench import load, pushes, scale
+from bench.contestants import ROOT, copy_of, ours
+from tests.serving import serving
+
+
+def constant(body, status="200 OK"):
+    def app(environ, start_response):
+        start_response(status, [("Content-Length", str(len(body)))])
+        return [body]
+
+    return app
+
+
+def test_a_small_round_of_all(tmp_path, capsys):
+    pytest.importorskip("werobot", reason="make bench installs it")
+    assert bench.main(["--rounds", "1", "--messages", "40", "--results", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "at most 10 minutes" in shown.splitlines()[0]
+    for name in (
+        bench.FULL,
+        bench.NORMAL,
+        bench.SAFE,
+        bench.POSTGRESQL,
+        bench.REPEATED,
+        "WeRoBot",
+        "raw WSGI",
+    ):
+        assert name in shown
+    (figures,) = tmp_path.glob("bench-*.json")
+    turns = json.loads(figures.read_text())["turns"]
+    assert all(turn["messages"] == 40 for taken in turns.values() for turn in taken)
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".md"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "safe"])
+def test_ours_alone(tmp_path, mode):
+    tree = copy_of(ROOT, tmp_path / "tree")
+    with ours("ours", tree, tmp_path / "ours", mode=mode) as contestant:
+        sent = [pushes.new(mode) for _ in range(20)]
+        kept = set()
+        turn, bodies = bench.take_turn(contestant, sent, kept)
+        assert turn.messages == len(kept) == 20
+        again, _ = bench.take_turn(contestant, [pushes.again(push) for push in sent], kept)
+        assert again.messages == len(kept) == 20
+        lost = replace(contestant, msg_ids=lambda: contestant.msg_ids()[1:])
+        with pytest.raises(bench.WrongAnswerError, match="21 messages answered, 20 rows"):
+            bench.take_turn(lost, [pushes.new(mode)], kept)
+    assert not pushes.faults(sent, bodies, None)
+    assert pushes.faults(sent, bodies[1:] + bodies[:1], None)
+
+
+def test_the_figures_of_a_table():
+    turn = bench.Turn(
+        messages=1000, seconds=1.0, cpu_seconds=0.5, others_cpu_seconds=0.0, load_cpu_seconds=0.01
+    )
+    slow = replace(turn, seconds=2.0, cpu_seconds=0.6)
+    peers = {
+        f"{name} ({worker_class})": [turn, turn]
+        for name in (bench.WECHATPY, bench.WECHATPY_SAFE)
+        for worker_class in bench.WORKER_CLASSES
+    }
+    repeated = {f"{bench.FULL}: {bench.REPEATED}": [turn, turn]}
+    table = bench.report({bench.FULL: [slow, slow]} | repeated | peers)
+    assert f"| {bench.FULL} | 500 (500 to 500) | 0.50 | 600 (600 to 600) | 1.20 |" in table
+    assert f"| {bench.FULL}: CPU × wechatpy | 1.20 | ≤ 1.30 | 1.10 |" in table
+    assert "| a repeated delivery: CPU × a first one | 0.83 | < 1 | |" in table
+
+
+def test_an_answer_that_is_none_ends_the_load():
+    with serving(constant(b"no", "503 Service Unavailable")) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(load.LoadError, match="503"):
+            load.drive(port, [pushes.new().request], 1)
+
+
+def test_connections_are_opened_anew_when_the_server_closes_them():
+    with serving(constant(b"success")) as url:  # werkzeug's server closes after each answer
+        port = int(url.rpartition(":")[2])
+        outcome = load.drive(port, [pushes.new().request for _ in range(10)], 3)
+    assert outcome.bodies == [b"success"] * 10
+
+
+@pytest.mark.parametrize("part", scale.PARTS)
+def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part):
+    monkeypatch.setattr(
+        scale,
+        "SMALL",
+        replace(
+            scale.SMALL, rows=(0, 200), records=5, rounds=1, soak=100, downloads=4, large_picture=scale.MB
+        ),
+    )
+    assert scale.main(["--small", "--only", part, "--results", str(tmp_path)]) == 0
+    assert "these figures prove nothing" in capsys.readouterr().out
+    (lines,) = tmp_path.glob("scale-*.json")
+    assert json.loads(lines.read_text())["lines"]

@@ -1,0 +1,308 @@
+"""deploy/, scripts/ and what else surrounds the project: as far as it can be checked without the tools themselves."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import Settings
+from tests.conftest import ROOT
+from tests.test_layers import ALLOWED, imports
+
+DEPLOY = ROOT / "deploy"
+
+
+def read(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+# -- proxies --
+
+
+@pytest.mark.parametrize("path", ["nginx.conf", "Caddyfile"])
+def test_braces_match(path):
+    text = re.sub(r"#.*|\{[\w.\[\]]+\}", "", (DEPLOY / path).read_text(encoding="utf-8"))
+    depth = 0
+    for brace in re.findall(r"[{}]", text):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+
+
+def test_the_proxies_limits_are_the_bots():
+    assert Settings.model_fields["max_push_bytes"].default == 1024 * 1024
+    assert "client_max_body_size 1m;" in read("deploy/nginx.conf")
+    assert "max_size 1MiB" in read("deploy/Caddyfile")
+    port = Settings.model_fields["port"].default
+    assert f"server 127.0.0.1:{port};" in read("deploy/nginx.conf")
+    assert f"reverse_proxy 127.0.0.1:{port} " in read("deploy/Caddyfile")
+
+
+def test_nginx_leaves_no_forwarded_header_of_the_caller():
+    # What app.py believes with PROXY_HOPS: each has to be set anew, or taken away.
+    believed = re.findall(r"x_(\w+)=hops", read("app.py"))
+    assert len(believed) == 5
+    for name in believed:
+        assert re.search(rf"proxy_set_header X-Forwarded-{name} ", read("deploy/nginx.conf"), re.I), name
+
+
+def test_what_stays_inside_is_not_let_through():
+    for path in ("deploy/nginx.conf", "deploy/Caddyfile"):
+        lines = [line.partition("#")[0] for line in read(path).splitlines()]
+        assert not [line for line in lines if "/metrics" in line or "/readyz" in line]
+        assert any("/wechat" in line for line in lines)
+
+
+# -- systemd --
+
+
+def unit(path):
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=", comment_prefixes="#")
+    parser.optionxform = str
+    parser.read(path, encoding="utf-8")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("name", "process"), [("tushangwanglai-web", "web"), ("tushangwanglai-worker", "worker")]
+)
+def test_the_units_start_what_the_procfile_starts(name, process):
+    service = unit(DEPLOY / f"{name}.service")["Service"]
+    (command,) = re.findall(rf"^{process}: (.*)$", read("Procfile"), re.M)
+    command = command.replace(" --bind 0.0.0.0:$PORT", "").replace('"', "")
+    assert service["ExecStart"] == f"{service['WorkingDirectory']}/.venv/bin/{command}"
+    assert service["User"] == "tushangwanglai"
+    assert service["ProtectSystem"] == "strict"
+    assert f"/var/lib/{service['StateDirectory']}/" in read("docs/deploy.md")
+
+
+def test_the_units_give_work_in_hand_its_time():
+    graceful = int(re.findall(r"^graceful_timeout = (\d+)", read("gunicorn.conf.py"), re.M)[0])
+    grace = float(re.findall(r"^GRACE_SECONDS = ([\d.]+)", read("worker.py"), re.M)[0])
+    assert int(unit(DEPLOY / "tushangwanglai-web.service")["Service"]["TimeoutStopSec"]) > graceful
+    assert int(unit(DEPLOY / "tushangwanglai-worker.service")["Service"]["TimeoutStopSec"]) > 2 * grace
+
+
+# -- containers --
+
+
+def copied():
+    lines = re.findall(r"^COPY (.*)$", read("deploy/Containerfile"), re.M)
+    return {name for line in lines for name in line.split()[:-1]}
+
+
+def test_the_image_has_all_that_runs_and_no_more():
+    needed, rest = set(), {"app", "gunicorn.conf"}
+    while rest:
+        part = rest.pop()
+        needed.add(part)
+        file = ROOT / f"{part}.py"
+        for path in [file] if file.exists() else (ROOT / part).rglob("*.py"):
+            rest |= {name for name, _ in imports(path) if name in ALLOWED} - needed
+    names = {f"{part}.py" if (ROOT / f"{part}.py").exists() else part for part in needed}
+    assert copied() == names | {"requirements.txt"}
+    assert not [name for name in copied() if not (ROOT / name).exists()]
+
+
+def test_the_image_runs_what_the_procfile_runs():
+    (web,) = re.findall(r"^web: (.*)$", read("Procfile"), re.M)
+    assert f"exec {web.replace(chr(34), chr(39))}" in read("deploy/Containerfile")
+    assert re.search(r"^USER \d+:\d+$", read("deploy/Containerfile"), re.M)
+
+
+def test_the_compose_file_holds_together():
+    compose = yaml.safe_load(read("deploy/compose.yaml"))
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= set(services)
+        for volume in service.get("volumes", []):
+            assert volume.partition(":")[0] in compose["volumes"]
+        for config in service.get("configs", []):
+            assert config["source"] in compose["configs"]
+    web = services["web"]
+    assert (
+        DEPLOY / web["build"]["context"] / web["build"]["dockerfile"]
+    ).resolve() == DEPLOY / "Containerfile"
+    ours = {name: value for name, value in web["environment"].items() if not name.startswith("AWS_")}
+    assert set(ours) <= set(map(str.upper, Settings.model_fields))
+    filled = {name: re.sub(r"\$\{[^}]*\}", "letters", value) for name, value in ours.items()}
+    account = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "s", "WECHAT_TOKEN": "t"}
+    settings = Settings.from_env(account | filled, Path("/nowhere"))
+    assert settings.database_url.get_secret_value() == "postgresql+psycopg://bot:letters@database/bot"
+    assert services["worker"]["command"] == ["flask", "worker"]
+
+
+def test_the_bucket_of_the_compose_file_is_made_once(s3_settings):
+    import boto3
+
+    compose = yaml.safe_load(read("deploy/compose.yaml"))
+    _, option, script = compose["services"]["bucket"]["command"]
+    assert option == "-c"
+    for _ in range(2):
+        environ = os.environ | s3_settings
+        subprocess.run([sys.executable, "-c", script], env=environ, check=True, timeout=60)
+    client = boto3.client("s3")
+    assert "media" in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
+    client.close()
+
+
+# -- contributors --
+
+
+def test_the_workflow_and_the_suite_know_the_same_pythons():
+    workflow = yaml.safe_load(read(".github/workflows/test.yml"))
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    (listed,) = re.findall(r"^for version in (.*); do$", read("scripts/test-all.sh"), re.M)
+    assert listed.split() == pythons
+    assert f'requires-python = ">={pythons[0]}"' in read("pyproject.toml")
+    assert (ROOT / ".ci" / "run").exists()
+    assert workflow["jobs"]["test"]["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_the_hooks_are_those_of_make_check():
+    hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"][0]["hooks"]
+    for hook in hooks:
+        tool = hook["entry"].split()[0].rpartition("/")[2]
+        assert f"$(BIN)/{tool}" in read("Makefile")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_the_issue_forms_are_complete(path):
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.stem == "config":
+        return
+    assert form["name"]
+    assert form["description"]
+    ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
+    assert ids
+    assert len(ids) == len(set(ids))
+
+
+# -- a release --
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A repository of its own with what a release touches."""
+    folder = tmp_path / "clone"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("CHANGELOG.md", "pyproject.toml", "scripts/release.sh"):
+        shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "Begin")
+    return folder
+
+
+WHO = {"NAME": "Tester", "EMAIL": "tester@example.com"}
+
+
+def environ():
+    who = {f"GIT_{role}_{name}": value for role in ("AUTHOR", "COMMITTER") for name, value in WHO.items()}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return clean | who | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def git(folder, *arguments):
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=environ(), check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def release(folder, *arguments):
+    return subprocess.run(
+        ["bash", "scripts/release.sh", *arguments], cwd=folder, env=environ(), capture_output=True, text=True
+    )
+
+
+def test_a_release_is_dated_committed_and_tagged(clone):
+    assert release(clone, "7.8.9", "--check").returncode == 0
+    assert git(clone, "tag") == ""
+    done = release(clone, "7.8.9")
+    assert done.returncode == 0, done.stderr
+    assert "git push origin main v7.8.9" in done.stdout
+    assert git(clone, "tag") == "v7.8.9\n"
+    assert git(clone, "cat-file", "-t", "v7.8.9") == "tag\n"
+    assert git(clone, "log", "-1", "--format=%s") == "Release 7.8.9\n"
+    assert git(clone, "status", "--porcelain") == ""
+    assert re.search(
+        r"^## Unreleased\n\n## 7\.8\.9 \(\d{4}-\d\d-\d\d\)\n", (clone / "CHANGELOG.md").read_text(), re.M
+    )
+    assert '\nversion = "7.8.9"\n' in (clone / "pyproject.toml").read_text()
+    again = release(clone, "7.8.10")
+    assert again.returncode == 1
+    assert "nothing under Unreleased" in again.stderr
+
+
+@pytest.mark.parametrize("version", ["", "1.2", "v1.2.3", "1.2.3-rc1", "01.2.3"])
+def test_a_release_needs_a_version(clone, version):
+    done = release(clone, version)
+    assert done.returncode == 1
+    assert "make release VERSION=x.y.z" in done.stderr
+
+
+def test_a_release_needs_a_clean_tree(clone):
+    (clone / "new.py").write_text("")
+    done = release(clone, "7.8.9")
+    assert done.returncode == 1
+    assert "not clean" in done.stderr
+
+
+def test_a_version_is_released_once(clone):
+    git(clone, "tag", "v7.8.9")
+    done = release(clone, "7.8.9")
+    assert done.returncode == 1
+    assert "there already" in done.stderr
+
+
+def test_a_release_leaves_what_it_refuses_as_it_was(clone):
+    (clone / "CHANGELOG.md").write_text("# Changes\n")
+    git(clone, "commit", "--quiet", "--all", "--message", "No entries")
+    assert release(clone, "7.8.9").returncode == 1
+    assert git(clone, "status", "--porcelain") == git(clone, "tag") == ""
+
+
+# -- the suite on every Python --
+
+
+def test_all_pythons_that_are_found_are_used_and_the_others_told(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "test-all.sh", tmp_path / "scripts")
+    found = tmp_path / "home" / "versions"
+    for place, answer in (("3.12.1", "3.12"), ("3.12.10", "3.12"), ("3.13.0", "3.13")):
+        python = found / place / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\necho {answer}\n")
+        python.chmod(0o755)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "sort", "cat"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "make").write_text('#!/bin/sh\necho "$@"\ncase "$*" in *3.13.0*) exit 1;; esac\n')
+    (tools / "make").chmod(0o755)
+    # A shim that is there but has no version behind it, as pyenv's are.
+    (tools / "python3.11").write_text("#!/bin/sh\nexit 127\n")
+    (tools / "python3.11").chmod(0o755)
+    done = subprocess.run(
+        ["bash", "scripts/test-all.sh"],
+        cwd=tmp_path,
+        env={"PATH": str(tools), "PYENV_ROOT": str(tmp_path / "home"), "MAKE": "make"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        "Python 3.11: not run, it was not found",
+        "Python 3.12: passed",
+        "Python 3.13: FAILED",
+    ]
+    assert f"PYTHON={found}/3.12.10/bin/python VENV=.venv/3.12" in done.stdout
