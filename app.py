@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         ops.ops(everything.database, everything.ledger, everything.files, everything.tokens, everything.token)
     )
     app.register_error_handler(MethodNotAllowed, callback.wrong_method)
+    app.register_error_handler(UnicodeDecodeError, lambda error: ("", 400))  # a query that is not UTF-8
     if settings.token_server_key is not None:
         key = settings.token_server_key.get_secret_value()
         app.register_blueprint(

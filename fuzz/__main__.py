@@ -62,7 +62,7 @@ def main() -> int:
 def fuzz(name: str, seconds: int, guided: bool) -> dict[str, Any] | None:
     """The figures of one run; None when it found something, which is then shown."""
     command = [sys.executable, "-m", "fuzz.loop", name, str(max(seconds, 1))]
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         command + ["--guided"] * guided,
         cwd=ROOT,
         capture_output=True,

@@ -43,7 +43,7 @@ SAMPLES: Final = Path(__file__).parent.parent / "tests" / "samples"
 FOUND: Final = Path(__file__).parent / "found"
 OTHER_KEY: Final = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
 KEY: Final = "a-token-server-key"
-PASSWORD: Final = "an admin password"  # noqa: S105  (of a fuzzed application)
+PASSWORD: Final = "an admin password"
 MAX_ROWS: Final = 20_000
 EXTENSIONS: Final = frozenset("jpg png gif amr speex mp3 mp4 bin".split())
 
@@ -398,7 +398,7 @@ def seeds(name: str) -> list[bytes]:
     """Inputs to begin with: the recorded samples in the target's form, and what was found before."""
     samples = [path.read_bytes() for path in sorted(SAMPLES.glob("*.xml"))]
     found = [path.read_bytes() for path in sorted(FOUND.glob(f"{name}-*"))]
-    query = _query(token="a guess")  # noqa: S106
+    query = _query(token="a guess")
     made = {
         "xml": samples,
         "text": [b"]]>", "你好 🐼 &lt;".encode(), b"\x00\x0b\r\n", *samples[:3]],

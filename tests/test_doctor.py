@@ -502,7 +502,8 @@ def test_a_tunnel_that_answers_instead_of_the_bot(bot, page, words):
 
 
 def test_https_without_a_certificate(bot):
-    hint = the_only_one("callback", examined(bot, PUBLIC_URL=bot.url.replace("http:", "https:")))
+    with serving(passing_on(bot.url)) as tunnel:
+        hint = the_only_one("callback", examined(bot, PUBLIC_URL=tunnel.replace("http:", "https:")))
     assert "TLS" in hint
 
 

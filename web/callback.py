@@ -100,6 +100,10 @@ def callback(
     def refused(refusal: PushError) -> Response:
         return refuse(refusal.status, refusal.reason, str(refusal))
 
+    @blueprint.errorhandler(UnicodeDecodeError)
+    def undecodable(error: UnicodeDecodeError) -> Response:
+        return refuse(403, "signature", "the query is not UTF-8")  # werkzeug raises on the first look at it
+
     @blueprint.errorhandler(LedgerUnavailableError)
     def unavailable(error: LedgerUnavailableError) -> Response:
         log.error(
