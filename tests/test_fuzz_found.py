@@ -11,7 +11,6 @@ from fuzz import targets
 from fuzz.loop import mutated
 from wechat.receiver import Receiver
 
-
 FOUND = [
     # Raw bytes in the query that are no UTF-8: werkzeug's UnicodeDecodeError, a traceback for each such request.
     pytest.param("callback", b"\x00\x04signature=\xff\n"),
