@@ -113,6 +113,8 @@ def measure(
     turns: dict[str, list[Turn]] = defaultdict(list)
     with ExitStack() as running:
         contestants = start(running, work, only, also)
+        for contestant in contestants:  # the table's order
+            turns[contestant.name] = []
         kept: dict[str, set[str]] = defaultdict(set)
         for contestant in contestants:  # imports, caches
             warm = [pushes.new(contestant.mode) for _ in range(max(messages // 10, CONNECTIONS))]

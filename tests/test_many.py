@@ -50,6 +50,13 @@ def fetches(sandbox):
     return calls(sandbox, "/cgi-bin/stable_token")
 
 
+def faults_left(sandbox):
+    """What the sandbox has still in store; a fault is taken when its request has arrived whole."""
+    so_far, stop = sandbox.state.listen(lambda name, facts: None)
+    stop()
+    return so_far["faults"]
+
+
 def test_eight_cold_processes_make_one_fetch(sandbox, bot):
     shows = [bot.start("flask", "token", "show") for _ in range(8)]
     for show in shows:
@@ -82,6 +89,7 @@ def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(s
     holder = bot.start("flask", "token", "show")
     store = SqlTokenStore(everything.database, bot.settings.wechat_appid)
     eventually(lambda: not store.lease("somebody else", time.time(), 0), what="the lease")
+    eventually(lambda: not faults_left(sandbox), what="the fetch")
     holder.kill()
     started = time.monotonic()
     others = [bot.start("flask", "token", "show") for _ in range(2)]
@@ -233,11 +241,12 @@ def test_postgresql_restarted_in_the_middle(sandbox, make_bot, postgresql, full,
     count = 300 if full else 30
     bot = make_bot(sandbox, DATABASE_URL=postgresql.new_migrated(), LEASE_SECONDS="2")
     bot.web()
+    kept = ledger(bot)
     control(sandbox, "rules", {"deliveries": 6})
     answers = []
     pushing = threading.Thread(target=lambda: answers.extend(push_many(sandbox, count, threads=4)))
     pushing.start()
-    eventually(lambda: ledger(bot).status(0).stored > count // 10, what="some pictures")
+    eventually(lambda: kept.status(0).stored > count // 10, what="some pictures")
     postgresql.crash()
     down = time.monotonic()
     path, body = signed.safe(signed.image(999_999_999))  # a push of ours during the outage, to see its end
@@ -250,10 +259,10 @@ def test_postgresql_restarted_in_the_middle(sandbox, make_bot, postgresql, full,
     again = requests.post(f"{bot.url}{path}", data=body, timeout=30)
     assert again.status_code == 200
     assert b"Encrypt" in again.content
-    eventually(lambda: ledger(bot).status(time.time()).stored >= count, 60, "all downloads")
+    eventually(lambda: kept.status(time.time()).stored >= count, 60, "all downloads")
     for digest, push in answers:
         assert push["attempts"][-1]["verdict"] == "reply", push["attempts"]
-        (entry,) = ledger(bot).find_by_msg_id(push["msg_id"])
+        (entry,) = kept.find_by_msg_id(push["msg_id"])
         assert entry.media_sha256 == digest
     retried = sum(len(push["attempts"]) > 1 for _, push in answers)
     figures(
