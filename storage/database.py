@@ -14,14 +14,17 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
+
+from storage.together import Together
 
 T = TypeVar("T")
 
@@ -33,7 +36,10 @@ WAIT_SECONDS = 6.0
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
+# Seconds before a repeat; the first is at once, the last for all others. The write lock is mostly held for less than a
+# millisecond: SQLite's own way to wait for it sleeps too long, and knows no deadline but one for all.
+_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
+_PAUSES_FOR_THE_LOCK = (0.0003, 0.0003, 0.0005, 0.0005, 0.001, 0.001, 0.002, 0.005, 0.01, 0.02)
 _CONNECT_SECONDS = 3
 _LOCK_SECONDS = 5
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
@@ -84,9 +90,10 @@ class Database:
         """Stands for a value in SQL that goes to the driver as it is."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
-        self._room = threading.Semaphore(MAX_CONNECTIONS)
-        # SQLite has one writer, and those who wait for it sleep and look again: many threads that do so hardly get on.
-        self._turn = threading.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS)
+        self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
+        for _ in range(MAX_CONNECTIONS):
+            self._room.put(None)
+        self._together = Together(self._write_all)
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -110,40 +117,67 @@ class Database:
         """
         if not self._ready:
             self.prepare(wait=wait)
-        return self._admitted(self._room, operation, wait)
+        return self._admitted(operation, wait)
 
     def write(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
-        """Run an operation that writes, whose statements each commit by themselves. Waits and raises as `run` does."""
+        """Run an operation that writes by one statement. Waits and raises as `run` does."""
+        return self._write(operation, operation, wait)
+
+    def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
+        """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
+        return self._write(operation, self._transaction(operation), wait)
+
+    def _write(
+        self, operation: Callable[[Connection], T], alone: Callable[[Connection], T], wait: float
+    ) -> T:
+        """`alone` is how the operation is run when no other comes along."""
         if not self._ready:
             self.prepare(wait=wait)
-        return self._admitted(self._turn, operation, wait)
+        if not self.is_sqlite:  # PostgreSQL has many writers, and lets them share a commit by itself
+            return self._admitted(alone, wait)
+        try:
+            result: T = self._together((operation, alone), wait)
+        except TimeoutError:
+            raise _no_turn(wait) from None
+        return result
 
-    def _admitted(self, door: threading.Semaphore, operation: Callable[[Connection], T], wait: float) -> T:
-        if not door.acquire(blocking=False):
+    def _write_all(
+        self, writes: Sequence[tuple[Callable[[Connection], Any], Callable[[Connection], Any]]], wait: float
+    ) -> Sequence[Any]:
+        """One as it is alone, several in one transaction."""
+        if len(writes) == 1:
+            return [self._admitted(writes[0][1], wait)]
+        operation = self._transaction(lambda connection: [operation(connection) for operation, _ in writes])
+        return self._admitted(operation, wait)
+
+    def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
+        try:
+            self._room.get_nowait()
+        except Empty:
             began = time.monotonic()
-            if not door.acquire(timeout=wait):
-                raise LedgerUnavailableError(
-                    f"this process's other operations take too long (waited {wait:g} s)"
-                )
+            try:
+                self._room.get(timeout=wait)
+            except Empty:
+                raise _no_turn(wait) from None
             wait -= time.monotonic() - began
         try:
             return self._run(operation, wait=wait)
         finally:
-            door.release()
+            self._room.put(None)
 
     def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
         give_up = time.monotonic() + wait
         tries = 0
-        left = wait
         while True:
             connection = None
             try:
                 connection = self._take()
-                with self._patience(connection, left) if left != WAIT_SECONDS else nullcontext():
-                    result = operation(connection)
+                result = operation(connection)
             except BaseException as error:
-                if connection is not None:
+                locked = _is_locked(error)
+                if connection is not None and not (locked and _rolled_back(connection)):
                     _drop(connection)
+                    connection = None
                 reason = self._unavailable(error)
                 if reason is None:
                     raise
@@ -151,23 +185,24 @@ class Database:
                 self._idle.append(connection)
                 return result
             # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
-            self.close()  # what broke one connection has mostly broken the idle ones too
+            if connection is not None:
+                self._idle.append(connection)
+            else:
+                self.close()  # what broke one connection has mostly broken the idle ones too
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 raise LedgerUnavailableError(f"{reason} (waited {wait:g} s)")
-            time.sleep(min(_PAUSES[min(tries, len(_PAUSES) - 1)], left))
+            pauses = _PAUSES_FOR_THE_LOCK if locked else _PAUSES
+            time.sleep(min(pauses[min(tries, len(pauses) - 1)], left))
             tries += 1
-
-    def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
-        """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
-        return self.write(self._transaction(operation), wait=wait)
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:
-            connection.exec_driver_sql(self._begin)
-            # When it fails the connection is dropped, and the transaction with it.
+            driver = driver_of(connection)
+            driver.execute(self._begin)
+            # When it fails the connection is rolled back or dropped.
             result = operation(connection)
-            connection.exec_driver_sql("COMMIT")
+            driver.execute("COMMIT")
             return result
 
         return transaction
@@ -225,16 +260,6 @@ class Database:
         except IndexError:
             return self._engine.connect()
 
-    @contextmanager
-    def _patience(self, connection: Connection, seconds: float) -> Iterator[None]:
-        """Let SQLite wait that long for a lock instead of WAIT_SECONDS."""
-        if not self.is_sqlite:
-            yield
-            return
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
-        yield
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(WAIT_SECONDS * 1000)}")
-
     def _unavailable(self, error: BaseException) -> str | None:
         """Why the database cannot be used now; None when the error means something else."""
         driver_error = getattr(error, "orig", error)  # what SQLAlchemy wrapped
@@ -256,7 +281,7 @@ class Database:
 _SQLITE_OPTIONS: dict[str, Any] = {
     "isolation_level": None,
     "check_same_thread": False,  # one thread at a time, but not always the same
-    "timeout": WAIT_SECONDS,
+    "timeout": 0,  # Database.run waits
 }
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -274,6 +299,8 @@ def _sqlite_setup(sync: str) -> tuple[str, ...]:
     return (
         f"PRAGMA synchronous = {sync}",
         "PRAGMA foreign_keys = ON",
+        # 16 MB of log, not 4, before it goes into the file: a page that many rows change is then written back once.
+        "PRAGMA wal_autocheckpoint = 4000",
         # After a burst the log beside the database shrinks again.
         "PRAGMA journal_size_limit = 67108864",
     )
@@ -375,6 +402,30 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, newest)
+
+
+def _no_turn(wait: float) -> LedgerUnavailableError:
+    return LedgerUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
+
+
+def driver_of(connection: Connection) -> Any:
+    """The driver's own connection, for what must cost little: sqlite3's and psycopg's both have `execute`."""
+    return connection.connection.dbapi_connection
+
+
+def _is_locked(error: BaseException) -> bool:
+    """Somebody else writes to the SQLite file: the connection is as good as before."""
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+def _rolled_back(connection: Connection) -> bool:
+    """Whether the connection has no transaction any more, and can be used again."""
+    with suppress(sqlite3.Error):
+        driver = driver_of(connection)
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        return True
+    return False
 
 
 def _drop(connection: Connection) -> None:

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement
 
-from storage.database import WAIT_SECONDS, Database, LedgerUnavailableError
+from storage.database import WAIT_SECONDS, Database, LedgerUnavailableError, driver_of
 from storage.files import StoredFile
 from storage.models import (
     FAILED,
@@ -303,7 +303,7 @@ class Ledger:
         values = (message.dedupe_key, message.from_user_name, self._appid)
 
         def look(connection: Connection) -> Recorded | None:
-            for row in _driver(connection).execute(self._find, values).fetchall():
+            for row in driver_of(connection).execute(self._find, values).fetchall():
                 return Recorded(row[0], row[1], bool(row[2]))
             return None
 
@@ -361,7 +361,7 @@ class Ledger:
 
     def _insert(self, connection: Connection, values: tuple[Any, ...]) -> tuple[Recorded, bool]:
         """The row's, and True; or what was recorded first, and False."""
-        driver = _driver(connection)
+        driver = driver_of(connection)
         while True:
             for row in driver.execute(self._record, values).fetchall():
                 return Recorded(row[0], values[9], values[14] == "working"), True
@@ -701,11 +701,6 @@ class Ledger:
             unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
             ids += self._ids(unsettled.limit(limit - len(ids)))
         return ids
-
-
-def _driver(connection: Connection) -> Any:
-    """The driver's own connection: sqlite3's and psycopg's both have `execute`."""
-    return connection.connection.dbapi_connection
 
 
 def _stem(appid: str, received_at: float, ledger_id: int) -> str:

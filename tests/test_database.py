@@ -212,7 +212,6 @@ class TestRun:
         other.execute("COMMIT")
         other.close()
         execute(database, INSERT, wait=0.3)
-        assert rows(database, "PRAGMA busy_timeout") == [(6000,)]
 
     def test_goes_on_when_the_lock_is_given_back(self, tmp_path, opened):
         database = opened(f"sqlite:///{tmp_path}/bot.db")

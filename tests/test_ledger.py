@@ -208,8 +208,8 @@ class TestRecord:
 
         ledger._find = Purging(find)
         with pytest.MonkeyPatch.context() as patch:
-            driver_of = storage.ledger._driver
-            patch.setattr(storage.ledger, "_driver", lambda connection: Driver(driver_of(connection)))
+            driver_of = storage.ledger.driver_of
+            patch.setattr(storage.ledger, "driver_of", lambda connection: Driver(driver_of(connection)))
             second = ledger.record(image(1), None, T0)
         assert looks == [1]
         assert second.id > first.id

@@ -8,8 +8,9 @@ https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
@@ -25,6 +26,9 @@ from wechat.receiver import Receiver
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
 log = logging.getLogger(__name__)
+
+# The platform's parameters as they are: signature, timestamp, nonce, openid, encrypt_type, msg_signature.
+_UNQUOTED = re.compile(r"[A-Za-z0-9_-]+=[A-Za-z0-9_-]*(?:&[A-Za-z0-9_-]+=[A-Za-z0-9_-]*)*")
 
 DEADLINE_SECONDS = 5.0  # then the platform drops the connection and repeats the push
 
@@ -52,7 +56,7 @@ def callback(
         arrived = time.monotonic()
         now = clock()
         request.max_content_length = max_push_bytes
-        push = receiver.open(request.args, request.get_data(cache=False), now)
+        push = receiver.open(query(), request.get_data(cache=False), now)
         message = parse_message(push.xml)
         known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
         metrics.DELIVERIES.labels(known).inc()
@@ -136,6 +140,14 @@ def rendered(reply: Reply | None, message: Message, now: float, *, upload: bool)
     if reply is None or (upload and own):
         return None, reply is not None
     return render_reply(reply, message, int(now)), False
+
+
+def query() -> Mapping[str, str]:
+    """The query's parameters, of a repeated one the first; without Flask's price where nothing is quoted."""
+    raw = request.environ["QUERY_STRING"]
+    if _UNQUOTED.fullmatch(raw):
+        return dict(reversed([parameter.split("=") for parameter in raw.split("&")]))
+    return request.args
 
 
 def wrong_method(error: MethodNotAllowed) -> Response:

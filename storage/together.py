@@ -1,0 +1,86 @@
+"""Work that many threads bring at the same time, done for all of them by one of them.
+
+A commit, and its way to the disk, costs for twenty rows what it costs for one. Knows threads and turns. Must not know
+what the work is, nor what its errors mean.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST = 64
+"""Items that are done at once: the first of them wait for the last."""
+
+
+class Together(Generic[Item, Result]):
+    """Who comes while nobody leads does his own item, at once. Who comes meanwhile waits, and the first of those leads
+    next: he does the items of all that wait."""
+
+    def __init__(self, do: Callable[[Sequence[Item], float], Sequence[Result]]) -> None:
+        """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds."""
+        self._do = do
+        self._lock = threading.Lock()  # for the next two
+        self._led = False
+        self._waiting: list[_Brought[Item, Result]] = []
+
+    def __call__(self, item: Item, wait: float) -> Result:
+        """The item's result, or what `do` raises for it alone. Raises TimeoutError when its turn does not come within
+        `wait` seconds; then it may still be done."""
+        give_up = time.monotonic() + wait
+        mine: _Brought[Item, Result] = _Brought(item)
+        with self._lock:
+            leads, self._led = not self._led, True
+            if not leads:
+                self._waiting.append(mine)
+        if not leads:
+            leads = self._called(mine, wait)
+        if leads:
+            self._lead(mine, give_up)
+        if mine.result is None:
+            # Together it failed, and whose fault that was is not known.
+            return self._do([item], max(give_up - time.monotonic(), 0.0))[0]
+        return mine.result[0]
+
+    def _called(self, mine: "_Brought[Item, Result]", wait: float) -> bool:
+        """True: to lead. False: another has led."""
+        if not mine.call.acquire(timeout=wait):
+            with self._lock:
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                if not mine.leads and mine.result is None:
+                    raise TimeoutError
+        return mine.leads
+
+    def _lead(self, mine: "_Brought[Item, Result]", give_up: float) -> None:
+        with self._lock:
+            batch = [mine, *self._waiting[: MOST - 1]]
+            del self._waiting[: MOST - 1]
+        try:
+            results = self._do([each.item for each in batch], max(give_up - time.monotonic(), 0.0))
+            for each, result in zip(batch, results, strict=True):
+                each.result = (result,)
+        except Exception:
+            if len(batch) == 1:
+                raise
+        finally:
+            with self._lock:
+                self._led = bool(self._waiting)
+                if self._led:  # called first: the next round begins while these wake up
+                    following = self._waiting.pop(0)
+                    following.leads = True
+                    following.call.release()
+            for each in batch[1:]:
+                each.call.release()
+
+
+class _Brought(Generic[Item, Result]):
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.result: tuple[Result] | None = None
+        self.leads = False
+        self.call = threading.Lock()
+        self.call.acquire()
