@@ -283,7 +283,7 @@ def test_a_crash_in_the_middle_still_gives_the_fan_one_answer(make_slow, mode):
     assert slow.runs() == ["survivor"] * 2
 
 
-def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, figures, full):
+def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, counted):
     slow = make_slow(REPLY_SECONDS="4.9", WEB_CONCURRENCY="2")
     web = slow.bot.web()
     session = requests.Session()
@@ -321,7 +321,9 @@ def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, figur
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
     assert sum(b"<Encrypt>" in answer for answer in answers) > 150
     assert during[48] < 0.1 or during[48] < 3 * before[48]
-    figures(
+    counted(
+        "200 fans waiting at once for a slow handler",
+        "the others wait no longer than before",
         median_before_ms=round(statistics.median(before) * 1000, 1),
         median_during_ms=round(statistics.median(during) * 1000, 1),
         p97_before_ms=round(before[48] * 1000, 1),

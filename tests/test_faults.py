@@ -42,33 +42,12 @@ STABLE_TOKEN = "/cgi-bin/stable_token"
 NUMBERS = itertools.count(1_000_000)
 HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
 
-_table = []
-
-
-@pytest.fixture
-def counted(request):
-    """counted("the fault", "what was promised", name=figure, ...): one line of the table."""
-
-    def add(fault, promised, **figures):
-        _table.append((fault, promised, ", ".join(f"{figure} {name}" for name, figure in figures.items())))
-
-    return add
-
 
 @pytest.fixture
 def long_run(full):
     """For what only waits, and whose parts other tests have: `make faults` runs it, `make test` does not."""
     if not full:
         pytest.skip("with --full: make faults")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _print_table(request):
-    yield
-    if request.config.getoption("--full") and _table:
-        print("\n\n| fault | promised | counted |\n|---|---|---|")
-        for line in _table:
-            print(f"| {' | '.join(line)} |".replace("_", " "))
 
 
 # -- a platform that can do anything, and many fans -------------------------------------------------------------
@@ -1064,9 +1043,7 @@ def test_a_slow_handler_whose_process_is_killed(make_bot, sandbox, late, full, c
     begun = len(runs.read_text().splitlines())
     assert begun > fans, "the killed process had work in hand, and another one began it again"
     if full:
-        assert p99(meanwhile) < 0.1 or p99(meanwhile) < 3 * p99(before), (
-            "a busy machine is busy before as well"
-        )
+        assert p99(meanwhile) < 0.1, f"{p99(before):.3f} s before"
     counted(
         f"a {seconds} s handler, one of four processes killed, LATE_REPLY={late}",
         "each fan one right answer, the others wait under 100 ms (p99)",
