@@ -28,7 +28,7 @@ from sandbox import THROWAWAY
 from sandbox.cipher import Envelope, sign
 from storage.database import Database, LedgerUnavailableError
 from tests import pushing
-from tests.conftest import ACCOUNT, eventually
+from tests.conftest import ACCOUNT, Bot, eventually, free_port
 from tests.stub_platform import Leaks, StubPlatform, raw, reply
 from thumbnails.shelf import Thumbnails
 from thumbnails.wire import NoThumbnail
@@ -269,15 +269,38 @@ def test_strange_elements_are_kept_and_answered(make_app):
 # -- size and time, against the real server -----------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_server(tmp_path_factory):
+    """A real gunicorn with one process, for all of this module."""
+    folder = tmp_path_factory.mktemp("server")
+    with StubPlatform() as stub:
+        stub.on("/cgi-bin/stable_token", {"access_token": TOKEN, "expires_in": 7200})
+        given = {
+            **ACCOUNT,
+            **AES,
+            "WECHAT_API_BASE": stub.url,
+            "DATABASE_URL": f"sqlite:///{folder}/bot.db",
+            "MEDIA_STORE": f"{folder}/media",
+            "PORT": str(free_port()),
+            "WEB_CONCURRENCY": "1",
+        }
+        bot = Bot(folder, given)
+        try:
+            web = bot.web()
+            (bot.process,) = psutil.Process(web.pid).children()
+            yield bot
+        finally:
+            for process in bot.processes:
+                process.kill()
+
+
 @pytest.fixture
-def server(platform, make_bot):
-    """A real gunicorn with one process; its RSS in MB by `rss()`."""
-    bot = make_bot(platform)
-    web = bot.web()
-    (process,) = psutil.Process(web.pid).children()
-    bot.rss = lambda: process.memory_info().rss >> 20
-    bot.process = process
-    return bot
+def server(one_server):
+    """The same; its RSS in MB by `rss()`, what it logged during this test by `news()`."""
+    before = len(one_server.logs())
+    one_server.news = lambda: one_server.logs()[before:]
+    one_server.rss = lambda: one_server.process.memory_info().rss >> 20
+    return one_server
 
 
 def connect(bot):
@@ -316,7 +339,7 @@ def test_a_body_of_30_mb(server):
                     most = max(most, server.rss())
     answered(server)
     assert most - before < 20
-    assert "MAX_PUSH_BYTES" in server.logs()
+    assert "MAX_PUSH_BYTES" in server.news()
 
 
 ENDLESS = {
@@ -344,8 +367,8 @@ def test_a_chunked_body_without_end(server, kind):
         assert sent < 1000, "the connection is closed, not read for ever"
     assert server.rss() - before < 20
     answered(server)
-    assert ("MAX_PUSH_BYTES" in server.logs()) is (kind == "chunks")
-    assert "Traceback" not in server.logs()
+    assert ("MAX_PUSH_BYTES" in server.news()) is (kind == "chunks")
+    assert "Traceback" not in server.news()
 
 
 def test_fewer_slow_clients_than_threads_leave_the_others_answered(server):
@@ -381,7 +404,7 @@ def test_what_is_no_http(server):
                 sock.shutdown(socket.SHUT_WR)
             assert status_of(sock) in (None, 400, 404, 405, 414, 505)
     answered(server)
-    assert "Traceback" not in server.logs()
+    assert "Traceback" not in server.news()
 
 
 def test_two_lengths_are_no_way_in(server):

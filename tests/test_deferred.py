@@ -248,10 +248,11 @@ def test_in_redelivery_the_second_delivery_carries_the_result(make_slow):
     assert calls(slow.sandbox, "/cgi-bin/message/custom/send") == {}
 
 
-def test_in_redelivery_the_last_delivery_asks_for_patience_and_the_next_text_gets_the_result(make_slow):
-    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2")
+def test_in_redelivery_the_last_delivery_asks_for_patience_and_the_next_text_gets_the_result(make_slow, full):
+    work, timeout, reply_seconds = (16, 5, "4.5") if full else (6, 2, "0.8")
+    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2", REPLY_SECONDS=reply_seconds)
     slow.bot.web()
-    first = slow.push("slow 16 the answer")
+    first = slow.push(f"slow {work} the answer", timeout=timeout)
     assert verdicts(first) == ["timeout", "timeout", "reply"]
     assert "Still working" in slow.said()[-1][1]
     picture = requests.post(
