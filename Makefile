@@ -28,7 +28,7 @@ faults: $(VENV)/.dev
 	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_faults.py tests/test_many.py tests/test_deferred.py
 
 fuzz: $(VENV)/.dev
-	@$(BIN)/python -m fuzz
+	@$(BIN)/python -m fuzz $(ARGS)
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m bench

@@ -213,6 +213,13 @@ def figures(request, capsys):
     return show
 
 
+@pytest.fixture
+def sqlite_unless_full(request, full):
+    """Before `database_url`, so that no PostgreSQL is started to be skipped."""
+    if not full and request.node.callspec.params["database_url"] != "sqlite":
+        pytest.skip("with --full: make faults; what the databases do themselves is tested beside storage")
+
+
 COUNTED = pytest.StashKey[list]()
 
 

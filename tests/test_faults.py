@@ -249,13 +249,6 @@ class Killer:
             self.trouble = error
 
 
-@pytest.fixture
-def sqlite_unless_full(request, full):
-    """Before `database_url`, so that no PostgreSQL is started to be skipped."""
-    if not full and request.node.callspec.params["database_url"] != "sqlite":
-        pytest.skip("with --full: make faults; tests/test_many.py kills workers over PostgreSQL")
-
-
 @pytest.mark.timeout(900)
 def test_kill_9_at_random_instants_during_load(sqlite_unless_full, make_loaded, database_url, full, counted):
     count, kills, pause = (10_000, 100, 0.6) if full else (100, 3, 0.2)

@@ -83,7 +83,9 @@ def test_one_revocation_costs_four_processes_one_fetch(sandbox, bot):
     assert calls(sandbox, "/cgi-bin/getcallbackip")["ok"] == 80
 
 
-def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(sandbox, bot, counted):
+def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(
+    sqlite_unless_full, sandbox, bot, counted
+):
     control(sandbox, "faults", [{"path": "/cgi-bin/stable_token", "times": 1, "delay": 60}])
     everything = parts.build(bot.settings)
     holder = bot.start("flask", "token", "show")
@@ -178,7 +180,7 @@ def push_many(sandbox, count, threads=16):
 def test_killed_workers_lose_nothing_on_postgresql_and_s3(
     sandbox, make_bot, postgresql, s3_url, full, counted
 ):
-    count, seconds_between_kills = (2000, 3.0) if full else (60, 0.7)
+    count, seconds_between_kills, how_many = (2000, 3.0, 3) if full else (40, 1.0, 2)
     bot = make_bot(
         sandbox,
         DATABASE_URL=postgresql.new_migrated(),
@@ -188,14 +190,14 @@ def test_killed_workers_lose_nothing_on_postgresql_and_s3(
         LEASE_SECONDS="2",
     )
     bot.web()
-    workers = [bot.worker() for _ in range(3)]
+    workers = [bot.worker() for _ in range(how_many)]
     done = threading.Event()
     kills = 0
 
     def kill_now_and_then():
         nonlocal kills
         while not done.wait(seconds_between_kills):
-            victim = random.randrange(3)
+            victim = random.randrange(how_many)
             workers[victim].kill()
             workers[victim] = bot.worker()
             kills += 1
