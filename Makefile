@@ -24,11 +24,11 @@ coverage: $(VENV)/.dev
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 faults: $(VENV)/.dev
-	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders."
-	@timeout 1200 $(BIN)/python -m pytest -n 0 --full -s tests/test_many.py
+	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders. Its table of figures comes last."
+	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_faults.py tests/test_many.py tests/test_deferred.py
 
 fuzz: $(VENV)/.dev
-	@$(BIN)/python -m fuzz
+	@$(BIN)/python -m fuzz $(ARGS)
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m bench

@@ -213,5 +213,34 @@ def figures(request, capsys):
     return show
 
 
+@pytest.fixture
+def sqlite_unless_full(request, full):
+    """Before `database_url`, so that no PostgreSQL is started to be skipped."""
+    if not full and request.node.callspec.params["database_url"] != "sqlite":
+        pytest.skip("with --full: make faults; what the databases do themselves is tested beside storage")
+
+
+COUNTED = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def counted(request):
+    """counted("the fault", "what was promised", name=figure, ...): one line of the table at the end of a --full run."""
+
+    def add(fault, promised, **figures):
+        line = fault, promised, ", ".join(f"{figure} {name}" for name, figure in figures.items())
+        request.config.stash.setdefault(COUNTED, []).append(" | ".join(line).replace("_", " "))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    lines = config.stash.get(COUNTED, [])
+    if lines and config.getoption("--full"):
+        terminalreporter.section("what was counted")
+        for line in ("fault | promised | counted", "--- | --- | ---", *lines):
+            terminalreporter.write_line(f"| {line} |")
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long runs at the counts that the promises name")

@@ -248,10 +248,11 @@ def test_in_redelivery_the_second_delivery_carries_the_result(make_slow):
     assert calls(slow.sandbox, "/cgi-bin/message/custom/send") == {}
 
 
-def test_in_redelivery_the_last_delivery_asks_for_patience_and_the_next_text_gets_the_result(make_slow):
-    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2")
+def test_in_redelivery_the_last_delivery_asks_for_patience_and_the_next_text_gets_the_result(make_slow, full):
+    work, timeout, reply_seconds = (16, 5, "4.5") if full else (6, 2, "0.8")
+    slow = make_slow(LATE_REPLY="redelivery", WEB_CONCURRENCY="2", REPLY_SECONDS=reply_seconds)
     slow.bot.web()
-    first = slow.push("slow 16 the answer")
+    first = slow.push(f"slow {work} the answer", timeout=timeout)
     assert verdicts(first) == ["timeout", "timeout", "reply"]
     assert "Still working" in slow.said()[-1][1]
     picture = requests.post(
@@ -283,7 +284,7 @@ def test_a_crash_in_the_middle_still_gives_the_fan_one_answer(make_slow, mode):
     assert slow.runs() == ["survivor"] * 2
 
 
-def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, figures, full):
+def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, counted):
     slow = make_slow(REPLY_SECONDS="4.9", WEB_CONCURRENCY="2")
     web = slow.bot.web()
     session = requests.Session()
@@ -321,7 +322,9 @@ def test_two_hundred_waiting_fans_leave_the_others_as_they_were(make_slow, figur
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
     assert sum(b"<Encrypt>" in answer for answer in answers) > 150
     assert during[48] < 0.1 or during[48] < 3 * before[48]
-    figures(
+    counted(
+        "200 fans waiting at once for a slow handler",
+        "the others wait no longer than before",
         median_before_ms=round(statistics.median(before) * 1000, 1),
         median_during_ms=round(statistics.median(during) * 1000, 1),
         p97_before_ms=round(before[48] * 1000, 1),

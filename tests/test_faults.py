@@ -42,36 +42,12 @@ STABLE_TOKEN = "/cgi-bin/stable_token"
 NUMBERS = itertools.count(1_000_000)
 HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
 
-# For tests of a fault that is found but not mended yet.
-unmended = pytest.mark.xfail(strict=False, reason="found, not mended yet")
-
-_table = []
-
-
-@pytest.fixture
-def counted(request):
-    """counted("the fault", "what was promised", name=figure, ...): one line of the table."""
-
-    def add(fault, promised, **figures):
-        _table.append((fault, promised, ", ".join(f"{figure} {name}" for name, figure in figures.items())))
-
-    return add
-
 
 @pytest.fixture
 def long_run(full):
     """For what only waits, and whose parts other tests have: `make faults` runs it, `make test` does not."""
     if not full:
         pytest.skip("with --full: make faults")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _print_table(request):
-    yield
-    if request.config.getoption("--full") and _table:
-        print("\n\n| fault | promised | counted |\n|---|---|---|")
-        for line in _table:
-            print(f"| {' | '.join(line)} |".replace("_", " "))
 
 
 # -- a platform that can do anything, and many fans -------------------------------------------------------------
@@ -271,13 +247,6 @@ class Killer:
                 self.once()
         except BaseException as error:
             self.trouble = error
-
-
-@pytest.fixture
-def sqlite_unless_full(request, full):
-    """Before `database_url`, so that no PostgreSQL is started to be skipped."""
-    if not full and request.node.callspec.params["database_url"] != "sqlite":
-        pytest.skip("with --full: make faults; tests/test_many.py kills workers over PostgreSQL")
 
 
 @pytest.mark.timeout(900)
@@ -807,7 +776,6 @@ time.time = _wrong
 """
 
 
-@unmended
 def test_the_clock_jumps(make_loaded, platform, tmp_path, full, counted):
     jumps = [86_400, 0, -86_400, 0, 172_800, 7_200, -7_200, 0] if full else [86_400, 0, -7_200]
     offset = tmp_path / "offset"
@@ -833,7 +801,7 @@ def test_the_clock_jumps(make_loaded, platform, tmp_path, full, counted):
         bot.processes[-1].kill()  # whoever holds a claim at this moment must not hold it for a day
         bot.worker()
     pushing_now.join()
-    figures = load.check(everything, 20)
+    figures = load.check(everything, 60)
     fetches = len(platform.calls(STABLE_TOKEN))
     assert fetches <= 2 * len(jumps) + 1
     counted(
@@ -881,7 +849,6 @@ GARBAGE = {
 }
 
 
-@unmended
 def test_the_platform_answers_garbage(make_loaded, platform, full, counted):
     """Each kind once (many times with --full) instead of a picture, and all of them instead of a token."""
     rounds = 10 if full else 1
@@ -1069,9 +1036,7 @@ def test_a_slow_handler_whose_process_is_killed(make_bot, sandbox, late, full, c
     begun = len(runs.read_text().splitlines())
     assert begun > fans, "the killed process had work in hand, and another one began it again"
     if full:
-        assert p99(meanwhile) < 0.1 or p99(meanwhile) < 3 * p99(before), (
-            "a busy machine is busy before as well"
-        )
+        assert p99(meanwhile) < 0.1, f"{p99(before):.3f} s before"
     counted(
         f"a {seconds} s handler, one of four processes killed, LATE_REPLY={late}",
         "each fan one right answer, the others wait under 100 ms (p99)",

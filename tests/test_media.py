@@ -235,8 +235,12 @@ def test_what_is_neither_a_file_nor_an_error_may_be_tried_later(platform, client
         reply(gzip.compress(JPEG)[:500], headers={"Content-Encoding": "gzip", **FILE_HEADERS}, length=800),
         picture(b""),
         reply(b"", content_type=None),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: ten\r\n\r\n" + JPEG[:100]),
     ],
-    ids=["20 kB of it", "70 kB of it", "half a chunk", "no last chunk", "half a gzip", "empty", "nothing"],
+    ids=[
+        *("20 kB of it", "70 kB of it", "half a chunk", "no last chunk", "half a gzip", "empty", "nothing"),
+        "a length that is no number",
+    ],
 )
 def test_a_body_that_is_not_whole_is_no_file(platform, client, answer):
     platform.on(GET, answer)

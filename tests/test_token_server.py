@@ -220,3 +220,9 @@ def test_processes_renew_by_themselves_and_once(sandbox, make_bot):
     eventually(renewed, 25, "the renewal")
     assert time.monotonic() - started < 20, "while the old one still served"
     assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
+
+
+@pytest.mark.parametrize("path", ["/token/refresh", "/cgi-bin/stable_token"])
+def test_a_body_that_nobody_asked_for_is_not_read(central, path):
+    body = json.dumps({"appid": ACCOUNT["WECHAT_APPID"], "secret": KEY, "access_token": "x" * 100_000})
+    assert central.post(path, data=body, content_type="application/json", headers=BEARER).status_code == 413

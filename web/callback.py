@@ -55,8 +55,7 @@ def callback(
     def receive() -> Response:
         arrived = time.monotonic()
         now = clock()
-        request.max_content_length = max_push_bytes
-        push = receiver.open(query(), request.get_data(cache=False), now)
+        push = receiver.open(query(), read_body(max_push_bytes), now)
         message = parse_message(push.xml)
         known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
         metrics.DELIVERIES.labels(known).inc()
@@ -129,6 +128,15 @@ def callback(
         return refuse(400, "xml", "the body could not be read")
 
     return blueprint
+
+
+def read_body(limit: int) -> bytes:
+    """The request's body. Raises `RequestEntityTooLarge`."""
+    request.max_content_length = limit + 1  # at this length werkzeug cuts a chunked body off without a word
+    body = request.get_data(cache=False)
+    if len(body) > limit:
+        raise RequestEntityTooLarge
+    return body
 
 
 def rendered(reply: Reply | None, message: Message, now: float, *, upload: bool) -> tuple[bytes | None, bool]:

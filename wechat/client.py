@@ -344,7 +344,8 @@ class Answer:
         self.status = raw.status
         self.path = path
         self.host = host
-        self.length = raw.length_remaining  # bytes on the wire, as announced
+        self.length = raw.length_remaining  # bytes on the wire, as announced; None too if that is no number
+        self.chunked = "chunked" in raw.headers.get("Transfer-Encoding", "").lower()
         self._raw = raw
         self._head = b""
 

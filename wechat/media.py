@@ -135,6 +135,8 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
     )
     answer = opened if isinstance(opened, Answer) else _follow(client.hosts, opened)
     try:
+        if answer.length is None and answer.header("Content-Length") and not answer.chunked:
+            raise TruncatedMediaError("the announced length is no number: nobody could tell whether all came")
         if answer.length is not None and answer.length > max_bytes:
             raise MediaTooLargeError(max_bytes)
         yield _chunks(answer, max_bytes)
