@@ -70,6 +70,32 @@ if _own_metrics_folder:
 EMBEDDED_THREADS = 4  # downloads at once in each web process
 
 
+def pre_request(worker: Any, req: Any) -> None:
+    """A body over the cap, or of no told length, is the last of its connection: to get to a next request gunicorn
+    would read it to its end. (A `Connection` header of the application it drops.)"""
+    for name, value in req.headers:
+        if name == "TRANSFER-ENCODING":
+            req.force_close()
+            _bound(
+                req.unreader, 2 * _settings.max_push_bytes
+            )  # gunicorn reads lines between chunks however long
+        elif name == "CONTENT-LENGTH" and int(value) > _settings.max_push_bytes:
+            req.force_close()
+
+
+def _bound(unreader: Any, left: int) -> None:
+    """From now on this connection ends after so many bytes more."""
+    receive = unreader.chunk
+
+    def chunk() -> bytes:
+        nonlocal left
+        data: bytes = receive() if left > 0 else b""
+        left -= len(data)
+        return data
+
+    unreader.chunk = chunk
+
+
 def post_worker_init(worker: Any) -> None:
     embedded = _settings.worker == "embedded"
     worker.parts = worker.wsgi.extensions["parts"]
