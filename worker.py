@@ -237,7 +237,8 @@ class Worker:
         return []
 
     def _keep_claims(self) -> None:
-        """Renews each held lease at a third of its length, for as long as work is in hand."""
+        """Renews each held lease at a third of its length, for as long as work is in hand; as often it sees that
+        nothing waits for a time that only a wrong clock has told."""
         while not self._finished.wait(self._lease / 3):
             with self._lock:
                 held = list(self._held.values())
@@ -248,6 +249,17 @@ class Worker:
                     log.error(
                         "a lease cannot be renewed", extra={"ledger_id": one.job.id, "reason": str(error)}
                     )
+            self._bring_back()
+
+    def _bring_back(self) -> None:
+        try:
+            rows = self._ledger.bring_back(self._clock())
+        except LedgerUnavailableError as error:
+            log.error("the ledger cannot be read", extra={"reason": str(error)})
+            return
+        if rows:
+            log.warning("the clock was set back: work that it had put off is due now", extra={"rows": rows})
+            self.wake()
 
     # -- work --------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from sqlalchemy.sql import ColumnElement
 from storage.database import WAIT_SECONDS, Database, LedgerUnavailableError, driver_of
 from storage.files import StoredFile
 from storage.models import (
+    AHEAD_SECONDS,
     FAILED,
     PENDING,
     SENT,
@@ -243,7 +244,11 @@ class _Lane:
                 columns.appid == bindparam("of_appid"),
                 self.state == PENDING,
                 self.due <= bindparam("now"),
-                or_(self.lease_until.is_(None), self.lease_until <= bindparam("now")),
+                or_(
+                    self.lease_until.is_(None),
+                    self.lease_until <= bindparam("now"),
+                    self.lease_until > bindparam("ahead"),
+                ),
             )
             .order_by(self.due)
             .limit(bindparam("at_most"))
@@ -281,6 +286,10 @@ class _Lane:
 _UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
 
 _LANES = {"media": _Lane("media"), "send": _Lane("send")}
+_PUT_OFF = [
+    *((lane.due, lane.state == PENDING) for lane in _LANES.values()),
+    (messages.c.thumbnail_due, messages.c.thumbnail_due.is_not(None)),
+]
 
 
 class Ledger:
@@ -405,6 +414,16 @@ class Ledger:
             )
             for row in rows
         ]
+
+    def bring_back(self, now: float) -> int:
+        """What a clock that ran ahead has put off by more than AHEAD_SECONDS is due now; returns how much it was."""
+        brought = 0
+        for due, waiting in _PUT_OFF:
+            late = waiting & (messages.c.appid == self._appid) & (due > now + AHEAD_SECONDS)
+            while ids := self._ids(select(messages.c.id).where(late).limit(1000)):
+                change = update(messages).where(messages.c.id.in_(ids), late).values({due: now})
+                brought += self._database.write(lambda connection: connection.execute(change).rowcount)  # noqa: B023
+        return brought
 
     def extend(self, job: Job, now: float, lease_seconds: float) -> bool:
         """Hold the job for that long from now. False: the claim was lost, and another worker may have the job."""
@@ -648,6 +667,7 @@ class Ledger:
         values = {
             "of_appid": self._appid,
             "now": now,
+            "ahead": now + AHEAD_SECONDS,
             "at_most": limit,
             "until": now + lease_seconds,
             "new_claim": claim,

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
-from storage.models import token_fetches, tokens
+from storage.models import AHEAD_SECONDS, token_fetches, tokens
 from wechat.access_token import EMPTY, TokenRow
 
 _FIELDS = [tokens.c[field.name] for field in fields(TokenRow)]
@@ -43,6 +43,7 @@ class SqlTokenStore:
                     tokens.c.lease_holder.is_(None),
                     tokens.c.lease_holder == holder,
                     tokens.c.lease_until <= now,
+                    tokens.c.lease_until > now + AHEAD_SECONDS,
                 ),
             )
             .returning(tokens.c.appid)

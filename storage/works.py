@@ -17,7 +17,7 @@ from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, u
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded
-from storage.models import OWED, PENDING, WORKING, messages, works
+from storage.models import AHEAD_SECONDS, OWED, PENDING, WORKING, messages, works
 from wechat.messages import Message
 
 # No delivery comes so long after the last one: then a result that none has fetched goes another way.
@@ -159,7 +159,14 @@ class Works:
         claim = secrets.randbits(63)
         due = (
             select(works.c.id)
-            .where(*self._mine, or_(works.c.lease_until.is_(None), works.c.lease_until <= now))
+            .where(
+                *self._mine,
+                or_(
+                    works.c.lease_until.is_(None),
+                    works.c.lease_until <= now,
+                    works.c.lease_until > now + AHEAD_SECONDS,
+                ),
+            )
             .order_by(works.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -231,7 +238,10 @@ class Works:
                 messages.c.appid == self._appid,
                 messages.c.send_state == WORKING,
                 works.c.state != "pending",
-                works.c.done_at < now - DELIVERIES_OVER_SECONDS,
+                or_(
+                    works.c.done_at < now - DELIVERIES_OVER_SECONDS,
+                    works.c.done_at > now + AHEAD_SECONDS,
+                ),
             )
         )
 

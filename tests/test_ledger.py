@@ -768,3 +768,18 @@ def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
     assert len({recorded.id for recorded in results}) == 4
     assert count(ledger) == 4
     database.close()
+
+
+def test_what_a_clock_that_ran_ahead_put_off_is_due_when_it_is_right_again(ledger):
+    ran_ahead = T0 + DAY
+    ledger.record(image(1), REPLY, ran_ahead)
+    claimed = download(ledger, 2, now=T0)
+    assert ledger.extend(claimed, ran_ahead, 15)
+    (again,) = ledger.claim_downloads(T0 + 1, 15)
+    assert again.id == claimed.id, "who held it until tomorrow is gone"
+    assert not ledger.mark_stored(claimed, FILE, T0 + 1)
+    assert ledger.claim_downloads(T0 + 2, 15) == []
+    assert ledger.bring_back(T0 + 3) == 1
+    assert ledger.bring_back(T0 + 3) == 0
+    (put_off,) = ledger.claim_downloads(T0 + 3, 15)
+    assert put_off.media_id == "media-1"

@@ -68,6 +68,12 @@ def test_one_holder_at_a_time(store):
     assert store.load() == EMPTY
 
 
+def test_a_lease_of_a_clock_that_ran_ahead_keeps_nobody_out(store):
+    assert store.lease("one", T0 + 86400, 30)
+    assert store.lease("other", T0, 30)
+    assert not store.lease("one", T0 + 29, 30)
+
+
 def test_nobody_saves_without_the_lease(store):
     assert not store.save("one", ROW, T0)
     store.lease("one", T0, 30)
