@@ -136,7 +136,7 @@ class Settings(BaseModel):
     max_media_bytes: int = Field(30 * 1024 * 1024, gt=0)
     admin_password: SecretStr | None = None
     worker: Literal["embedded", "external"] = "embedded"
-    lease_seconds: float = Field(15.0, ge=1)
+    lease_seconds: float = Field(15.0, ge=1, le=1800)
     retention_days: int = Field(0, ge=0)
     purge_on_unsubscribe: bool = False
     public_url: Url | None = None
