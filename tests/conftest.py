@@ -215,3 +215,9 @@ def figures(request, capsys):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long runs at the counts that the promises name")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Two more than there are cores: half of the time is spent waiting, for processes, leases and time-outs."""
+    return (os.cpu_count() or 1) + 2
