@@ -151,11 +151,12 @@ class Bot:
 
 
 def clean_environ():
+    """For a process of a test: no settings from outside; and it need not compile our modules at each start."""
     settings = set(map(str.upper, Settings.model_fields))
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in settings | {"PROMETHEUS_MULTIPROC_DIR"}
+        if name not in settings | {"PROMETHEUS_MULTIPROC_DIR", "PYTHONDONTWRITEBYTECODE"}
     }
 
 
