@@ -18,6 +18,7 @@ import requests
 
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
+from storage.database import Database
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.databases", "tests.browser"]
@@ -34,6 +35,21 @@ FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 def _no_settings_from_outside(monkeypatch):
     for name in map(str.upper, Settings.model_fields):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _databases_are_closed(monkeypatch):
+    """A bot keeps its connections until its process ends; here many bots live in one process."""
+    made, prepare = [], Database.__init__
+
+    def noted(database, *arguments, **options):
+        prepare(database, *arguments, **options)
+        made.append(database)
+
+    monkeypatch.setattr(Database, "__init__", noted)
+    yield
+    for database in made:
+        database.close()
 
 
 def eventually(look, seconds=20.0, what="it"):
