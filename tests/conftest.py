@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -37,18 +38,24 @@ def _no_settings_from_outside(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _databases_are_closed(monkeypatch):
-    """A bot keeps its connections until its process ends; here many bots live in one process."""
-    made, prepare = [], Database.__init__
+@pytest.fixture(scope="session", autouse=True)
+def _databases():
+    """Every Database there is: a bot keeps its connections until its process ends, and here many live in one."""
+    made, prepare = weakref.WeakSet(), Database.__init__
 
     def noted(database, *arguments, **options):
         prepare(database, *arguments, **options)
-        made.append(database)
+        made.add(database)
 
-    monkeypatch.setattr(Database, "__init__", noted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "__init__", noted)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _databases_are_closed(_databases):
     yield
-    for database in made:
+    for database in list(_databases):
         database.close()
 
 
