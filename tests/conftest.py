@@ -245,3 +245,8 @@ def pytest_addoption(parser):
 def pytest_xdist_auto_num_workers(config):
     """Two more than there are cores: half of the time is spent waiting, for processes, leases and time-outs."""
     return (os.cpu_count() or 1) + 2
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """A long sample is named by its length: each process is sent all names, and tells of each test by its name."""
+    return f"{argname} of {len(val)}" if isinstance(val, bytes | str) and len(val) > 80 else None
