@@ -31,10 +31,10 @@ fuzz: $(VENV)/.dev
 	@$(BIN)/python -m fuzz $(ARGS)
 
 bench: $(VENV)/.bench
-	@$(BIN)/python -m bench
+	@timeout 600 $(BIN)/python -m bench $(ARGS)
 
 bench-scale: $(VENV)/.bench
-	@$(BIN)/python -m bench.scale
+	@timeout 1800 $(BIN)/python -m bench.scale $(ARGS)
 
 test-all:
 	@bash scripts/test-all.sh
@@ -54,10 +54,13 @@ format: $(VENV)/.dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# The frozen files must install on every supported Python, so freeze with the oldest.
+# The frozen files must install on every supported Python, so freeze with the oldest. Pins stay where the .in files allow
+# them; newer versions: make freeze ARGS=--upgrade
 freeze: $(VENV)/.dev
-	@$(BIN)/pip-compile -q --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.txt requirements.in
-	@$(BIN)/pip-compile -q --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-dev.txt requirements-dev.in
+	@for name in requirements requirements-dev requirements-bench; do \
+	  $(BIN)/pip-compile -q $(ARGS) --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	    -o $$name.txt $$name.in || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
@@ -79,6 +82,6 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.bench: requirements-bench.in $(VENV)/.dev
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-bench.in
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-bench.txt
 	@touch $@

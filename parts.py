@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from config import Settings
-from deferred import DeferredReplies
+from late_replies import DeferredReplies
 from storage.database import Database
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows

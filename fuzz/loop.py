@@ -29,8 +29,8 @@ MAX_MEGABYTES: Final = 512  # for the process
 OURS: Final = [
     "app",
     "config",
-    "deferred",
     "handlers",
+    "late_replies",
     "logs",
     "parts",
     "storage",

@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -207,6 +208,7 @@ class _Application:
         self.app.config["PROPAGATE_EXCEPTIONS"] = True
         self.app.extensions["parts"].database.prepare()
         self._rows = sqlite3.connect(database, isolation_level=None, timeout=10)
+        weakref.finalize(self, self._rows.close)
 
     def newest(self) -> int:
         found: int | None = self._rows.execute("SELECT max(id) FROM messages").fetchone()[0]

@@ -1,16 +1,19 @@
 """What the bot says: the HANDLERS table shows the whole bot.
 
 A handler is a function from one message to a reply, to None for no reply (`success`), or to `Deferred(work)` for a
-reply that takes time. It is pure: no database, no
-HTTP, no clock, no Flask. To add a behaviour, write one function and name it here beside the message it answers.
+reply that takes time. It is pure: no database, no HTTP, no clock, no Flask. To add a behaviour, write one function and
+name it here beside the message it answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from handlers.deferred import Deferred
+
+# First, so that a handler may say `from handlers import Deferred`.
+# isort: split
 from handlers import event, media, text
 from wechat.messages import (
     ImageMessage,
@@ -23,16 +26,7 @@ from wechat.messages import (
 )
 from wechat.replies import Reply
 
-
-@dataclass(frozen=True)
-class Deferred:
-    """A reply that takes longer than a moment. Only `work` may call services; it returns a reply, or None.
-
-    It runs in a thread of its own. After a crash it is run again, so that it should bear to be begun twice.
-    """
-
-    work: Callable[[], Reply | None]
-
+__all__ = ["HANDLERS", "Deferred", "dispatch"]
 
 # Any: each handler takes the one message type that stands beside it.
 HANDLERS: Mapping[type[Message], Callable[[Any], Reply | Deferred | None]] = {

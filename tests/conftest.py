@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import requests
 
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
+from storage.database import Database
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.databases", "tests.browser"]
@@ -34,6 +36,27 @@ FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 def _no_settings_from_outside(monkeypatch):
     for name in map(str.upper, Settings.model_fields):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _databases():
+    """Every Database there is: a bot keeps its connections until its process ends, and here many live in one."""
+    made, prepare = weakref.WeakSet(), Database.__init__
+
+    def noted(database, *arguments, **options):
+        prepare(database, *arguments, **options)
+        made.add(database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "__init__", noted)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _databases_are_closed(_databases):
+    yield
+    for database in list(_databases):
+        database.close()
 
 
 def eventually(look, seconds=20.0, what="it"):
@@ -151,11 +174,12 @@ class Bot:
 
 
 def clean_environ():
+    """For a process of a test: no settings from outside; and it need not compile our modules at each start."""
     settings = set(map(str.upper, Settings.model_fields))
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in settings | {"PROMETHEUS_MULTIPROC_DIR"}
+        if name not in settings | {"PROMETHEUS_MULTIPROC_DIR", "PYTHONDONTWRITEBYTECODE"}
     }
 
 
@@ -244,3 +268,14 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long runs at the counts that the promises name")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Two more than there are cores: half of the time is spent waiting, for processes, leases and time-outs."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """A long sample is named by its length: each process is sent all names, and tells of each test by its name."""
+    return f"{argname} of {len(val)}" if isinstance(val, bytes | str) and len(val) > 80 else None

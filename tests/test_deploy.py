@@ -165,6 +165,12 @@ def test_the_workflow_and_the_suite_know_the_same_pythons():
     assert workflow["jobs"]["test"]["steps"][-1]["run"] == "bash .ci/run"
 
 
+@pytest.mark.xdist_group("groups")
+def test_tests_that_share_a_server_stay_together(request):
+    together = request.node.nodeid.endswith("@groups") or "PYTEST_XDIST_WORKER" not in os.environ
+    assert together, "this pytest and this pytest-xdist lose the groups: install requirements-dev.txt"
+
+
 def test_the_hooks_are_those_of_make_check():
     hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"][0]["hooks"]
     for hook in hooks:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+from contextlib import closing
 
 import psutil
 import pytest
@@ -208,7 +209,7 @@ def test_the_database_is_for_its_owner_alone(sandbox, make_bot):
     stored(bot, send(sandbox))
     for name in ("bot.db", "bot.db-wal", "bot.db-shm"):
         assert (bot.folder / name).stat().st_mode & 0o077 == 0
-    with sqlite3.connect(bot.folder / "bot.db") as database:
+    with closing(sqlite3.connect(bot.folder / "bot.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

@@ -33,6 +33,7 @@ from wechat.messages import parse_message
 
 PASSWORD = "correct horse 电池"
 PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
+OTHER_PHOTO = (ROOT / "sandbox" / "photos" / "china.jpg").read_bytes()
 AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 125
 MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 20
 MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 40
@@ -818,6 +819,27 @@ class TestFiles:
         assert rig.get(path, headers={"If-None-Match": whole.headers["ETag"]}).status_code == 304
         assert rig.client.head(f"/gallery{path}").data == b""
 
+    @pytest.mark.parametrize("what", ["file", "thumbnail"])
+    def test_a_browsers_copy_is_asked_about_first(self, rig, make_rig, tmp_path, what):
+        path = f"/{rig.stored()}/{what}"
+        rig.make_thumbnails()
+        seen = rig.get(path)
+        assert seen.headers["Cache-Control"] == "private, no-cache"
+        copy = {"If-None-Match": seen.headers["ETag"]}
+        again = rig.get(path, headers=copy)
+        assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", seen.headers["ETag"])
+        rig.client.delete_cookie("gallery", path="/gallery")
+        assert rig.get(path, headers=copy).status_code == 303
+        # After a backup was restored, the same id may be another message's.
+        restored = make_rig(
+            DATABASE_URL=f"sqlite:///{tmp_path}/restored.db", MEDIA_STORE=f"{tmp_path}/restored"
+        )
+        restored.sign_in()
+        assert path == f"/{restored.stored(OTHER_PHOTO)}/{what}"
+        restored.make_thumbnails()
+        other = restored.get(path, headers=copy)
+        assert (other.status_code, other.data != seen.data) == (200, True)
+
     def test_a_file_that_is_gone(self, rig, monkeypatch):
         ledger_id = rig.stored()
         rig.parts.files.delete(rig.parts.ledger.get(ledger_id).media_key)
@@ -856,7 +878,7 @@ class TestThumbnails:
         rig.make_thumbnails()
         assert f'src="/gallery/{ledger_id}/thumbnail"' in rig.page()
         answer = rig.get(f"/{ledger_id}/thumbnail")
-        assert (answer.mimetype, answer.headers["Cache-Control"][:8]) == ("image/jpeg", "private,")
+        assert (answer.mimetype, answer.headers["Cache-Control"]) == ("image/jpeg", "private, no-cache")
         assert max(Image.open(io.BytesIO(answer.data)).size) == 400
 
     def test_one_that_is_gone_is_made_again(self, rig):

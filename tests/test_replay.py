@@ -1,6 +1,7 @@
 """`flask replay LEDGER_ID`: what a recorded message would be answered today, with nothing sent and nothing written."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_an_answer_that_is_still_the_same(make_app, tmp_path):
     assert done.exit_code == 0
     assert done.output == before.reply.decode() + "\n"
     assert app.extensions["parts"].ledger.get(ledger_id) == before
-    with sqlite3.connect(tmp_path / "bot.db") as database:
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
 
 

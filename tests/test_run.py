@@ -4,6 +4,7 @@ import hashlib
 import signal
 import socket
 import sqlite3
+from contextlib import closing
 
 import psutil
 import pytest
@@ -57,7 +58,7 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, tmp_path, environ):
     assert str(stored) in shown
     assert stored.read_bytes() == PHOTO.read_bytes()
     assert requests.get(f"http://127.0.0.1:{process.port}/readyz", timeout=5).json()["ready"]
-    with sqlite3.connect(tmp_path / "bot.db") as database:
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
     children = psutil.Process(process.pid).children(recursive=True)
     process.popen.send_signal(signal.SIGINT)

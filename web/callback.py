@@ -16,8 +16,8 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 import handlers
-from deferred import DeferredReplies, HeldError
 from handlers import Deferred
+from late_replies import DeferredReplies, HeldError
 from storage.ledger import Ledger, LedgerUnavailableError, Recorded
 from web import metrics
 from wechat.errors import PushError

@@ -64,7 +64,9 @@ _PAGE_POLICY: Final = (
     "frame-ancestors 'none'"
 )
 _FILE_POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
-_FILE_CACHE: Final = "private, max-age=86400, immutable"  # an id is never given twice
+# A browser keeps a copy but asks before it shows it: who signed out sees no more of it, a purged file is gone, and
+# after a backup was restored an id may be another message's.
+_FILE_CACHE: Final = "private, no-cache"
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def gallery(
             name = f"{ledger_id}.{extension}"
             response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.content_length = size
-        response.set_etag(found.media_sha256 or str(ledger_id))
+        _tag(response, found)
         try:
             response.make_conditional(request, accept_ranges=True, complete_length=size)
         except HTTPException:  # no such range
@@ -269,7 +271,9 @@ def gallery(
         found = find(ledger_id)
         if found.media_key is not None and found.thumbnail_state == "made":
             try:
-                return _stream(thumbnails.open(found.media_key), "image/jpeg")
+                response = _stream(thumbnails.open(found.media_key), "image/jpeg")
+                _tag(response, found)
+                return cast(Response, response.make_conditional(request))
             except FileNotFoundError:
                 rows.miss_thumbnail(ledger_id, clock())
         response = blueprint.send_static_file(f"{found.media_kind}.svg")
@@ -311,6 +315,12 @@ def _stream(file: BinaryIO, content_type: str | None) -> Response:
     response.headers["Cache-Control"] = _FILE_CACHE
     response.call_on_close(file.close)
     return response
+
+
+def _tag(response: Response, entry: Entry) -> None:
+    """So that a copy that is still right is not sent again."""
+    if entry.media_sha256 is not None:
+        response.set_etag(entry.media_sha256)
 
 
 def _asked(given: Mapping[str, str]) -> tuple[Filter, tuple[float, int] | None, dict[str, str]]:
