@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
+
+from storage.together import Together
 
 T = TypeVar("T")
 
@@ -91,8 +93,7 @@ class Database:
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
-        # SQLite has one writer, and those who wait for it sleep and look again: many threads that do so hardly get on.
-        self._turn = threading.Lock() if self.is_sqlite else None
+        self._together = Together(self._write_all)
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -119,24 +120,35 @@ class Database:
         return self._admitted(operation, wait)
 
     def write(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
-        """Run an operation that writes, whose statements each commit by themselves. Waits and raises as `run` does."""
-        if not self._ready:
-            self.prepare(wait=wait)
-        if self._turn is None:
-            return self._admitted(operation, wait)
-        if not self._turn.acquire(blocking=False):
-            began = time.monotonic()
-            if not self._turn.acquire(timeout=wait):
-                raise _no_turn(wait)
-            wait -= time.monotonic() - began
-        try:
-            return self._run(operation, wait=wait)
-        finally:
-            self._turn.release()
+        """Run an operation that writes by one statement. Waits and raises as `run` does."""
+        return self._write(operation, operation, wait)
 
     def transact(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
-        return self.write(self._transaction(operation), wait=wait)
+        return self._write(operation, self._transaction(operation), wait)
+
+    def _write(
+        self, operation: Callable[[Connection], T], alone: Callable[[Connection], T], wait: float
+    ) -> T:
+        """`alone` is how the operation is run when no other comes along."""
+        if not self._ready:
+            self.prepare(wait=wait)
+        if not self.is_sqlite:  # PostgreSQL has many writers, and lets them share a commit by itself
+            return self._admitted(alone, wait)
+        try:
+            result: T = self._together((operation, alone), wait)
+        except TimeoutError:
+            raise _no_turn(wait) from None
+        return result
+
+    def _write_all(
+        self, writes: Sequence[tuple[Callable[[Connection], Any], Callable[[Connection], Any]]], wait: float
+    ) -> Sequence[Any]:
+        """One as it is alone, several in one transaction."""
+        if len(writes) == 1:
+            return [self._admitted(writes[0][1], wait)]
+        operation = self._transaction(lambda connection: [operation(connection) for operation, _ in writes])
+        return self._admitted(operation, wait)
 
     def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
         try:

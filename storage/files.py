@@ -148,9 +148,11 @@ class DiskStore:
 
     def discard(self, stem: str, attempt: int) -> None:
         _check(_STEM, stem)
-        for found in self._unfinished.glob(f"{_flat(stem)}.*"):
-            if int(found.name.split(".")[1]) <= attempt:
-                found.unlink(missing_ok=True)
+        beginning = f"{_flat(stem)}."
+        with contextlib.suppress(FileNotFoundError):  # nothing was ever begun
+            for name in os.listdir(self._unfinished):
+                if name.startswith(beginning) and int(name.split(".")[1]) <= attempt:
+                    (self._unfinished / name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
 from sqlalchemy import (
@@ -54,7 +53,6 @@ from storage.models import (
     purge_index_upto,
     works,
 )
-from storage.together import MOST, Together
 from wechat.messages import Message
 
 __all__ = [
@@ -85,10 +83,9 @@ _FIND = (
 )
 _RECORD = (
     "INSERT INTO messages (message_key, sender, appid, msg_type, event, msg_id, create_time, received_at, xml, reply, "
-    "media_state, media_due, media_id, media_kind, send_state) VALUES {rows} "
-    "ON CONFLICT (message_key, sender, appid) DO NOTHING RETURNING id, message_key, sender"
+    "media_state, media_due, media_id, media_kind, send_state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (message_key, sender, appid) DO NOTHING RETURNING id"
 )
-_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
@@ -308,9 +305,7 @@ class Ledger:
         self._database = database
         self._appid = appid
         self._find = _FIND.replace("?", database.placeholder)
-        row = _ROW.replace("?", database.placeholder)
-        self._record = ["", *(_RECORD.format(rows=", ".join([row] * rows)) for rows in range(1, MOST + 1))]
-        self._recorded_together = Together(self._record_all)
+        self._record = _RECORD.replace("?", database.placeholder)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
@@ -338,26 +333,17 @@ class Ledger:
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
         values = self._values(message, reply, now, "waiting" if message.media_id and send_back else None)
-        try:
-            return self._recorded_together(values, wait)
-        except TimeoutError:
-            raise LedgerUnavailableError(
-                f"the pushes before this one take too long (waited {wait:g} s)"
-            ) from None
-
-    def _record_all(self, rows: Sequence[tuple[Any, ...]], wait: float) -> list[Recorded]:
-        """What comes in together is kept by one statement, which is one commit and one way to the disk."""
-        return self._database.write(
-            lambda connection: [recorded for recorded, _ in self._insert(connection, rows)], wait=wait
-        )
+        recorded, _ = self._database.write(lambda connection: self._insert(connection, values), wait=wait)
+        return recorded
 
     def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
         """For storage.works, in its transaction: keep a message that is not answered yet; True when it was new."""
-        return self._insert(connection, [self._values(message, None, now, "working")])[0]
+        return self._insert(connection, self._values(message, None, now, "working"))
 
     def record_given(self, connection: Connection, message: Message, reply: bytes, now: float) -> Recorded:
         """For storage.works, in its transaction: keep a message that is answered with an earlier one's result."""
-        return self._insert(connection, [self._values(message, reply, now, None)])[0][0]
+        recorded, _ = self._insert(connection, self._values(message, reply, now, None))
+        return recorded
 
     def _values(
         self, message: Message, reply: bytes | None, now: float, send_state: str | None
@@ -382,27 +368,15 @@ class Ledger:
             send_state,
         )
 
-    def _insert(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Recorded, bool]]:
-        """For each row itself, and True; or what was recorded first, and False."""
+    def _insert(self, connection: Connection, values: tuple[Any, ...]) -> tuple[Recorded, bool]:
+        """The row's, and True; or what was recorded first, and False."""
         driver = driver_of(connection)
-        flat = rows[0] if len(rows) == 1 else tuple(chain.from_iterable(rows))
-        new = {row[1:]: row[0] for row in driver.execute(self._record[len(rows)], flat).fetchall()}
-        results = []
-        for values in rows:
-            row_id = new.pop(values[:2], None)
-            if row_id is None:
-                results.append(self._first(driver, values))
-            else:
-                results.append((Recorded(row_id, values[9], values[14] == "working"), True))
-        return results
-
-    def _first(self, driver: Any, values: tuple[Any, ...]) -> tuple[Recorded, bool]:
         while True:
+            for row in driver.execute(self._record, values).fetchall():
+                return Recorded(row[0], values[9], values[14] == "working"), True
             for row in driver.execute(self._find, values[:3]).fetchall():
                 return Recorded(row[0], row[1], bool(row[2])), False
             # Purged between the two statements: then it is new again.
-            for row in driver.execute(self._record[1], values).fetchall():
-                return Recorded(row[0], values[9], values[14] == "working"), True
 
     def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:
         """Take up to `limit` downloads that are due, oldest first, so that nobody else gets them for that long."""

@@ -2,7 +2,7 @@
 
 A text "slow SECONDS WORDS" is answered with the words after so long, "wait - WORDS" when the file RUNS.go is there;
 "crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time. Each run of the work
-is noted in the file that RUNS names.
+is noted in the file that RUNS names, and its process in RUNS.pids.
 """
 
 import os
@@ -17,8 +17,9 @@ from wechat.replies import TextReply, TransferReply
 
 
 def note(words):
-    with open(os.environ["RUNS"], "a", encoding="utf-8") as file:
-        file.write(f"{words}\n")
+    for end, line in (".pids", os.getpid()), ("", words):
+        with open(os.environ["RUNS"] + end, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def runs():

@@ -95,7 +95,7 @@ def test_a_picture_comes_in_chunks(platform, client):
     with open_media(client, "a/b?c&d=中", max_bytes=30 * MB) as chunks:
         received = list(chunks)
     assert b"".join(received) == JPEG * 3
-    assert max(map(len, received)) <= 64 * 1024
+    assert max(map(len, received)) <= 256 * 1024
     assert platform.requests[0].query == {"access_token": TOKEN, "media_id": "a/b?c&d=中"}
 
 

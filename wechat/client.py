@@ -52,7 +52,7 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-CHUNK_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 256 * 1024  # smaller ones cost the threads that download more turns than bytes
 _BUFFER_BYTES: Final = 16 * 1024
 _JSON_BYTES: Final = 1024 * 1024
 _SYSTEM_BUSY: Final = -1

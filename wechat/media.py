@@ -119,7 +119,7 @@ def uploaded_media_id(answer: Mapping[str, Any]) -> str:
 
 @contextmanager
 def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[Iterator[bytes]]:
-    """The file as chunks of at most 64 KiB; the connection is closed on leaving.
+    """The file as chunks of at most 256 KiB; the connection is closed on leaving.
 
     Raised on entering or while iterating: ApiError; TokenUnavailableError; TransportError (no usable
     answer); TruncatedMediaError (broken off, stalled, or empty); MediaTooLargeError; UnsafeMediaUrlError.
