@@ -174,7 +174,7 @@ def test_a_replay_is_answered_alike_and_does_nothing_twice(safe_app):
     assert len(opened) == 1
 
 
-@pytest.mark.parametrize("off", [-601, 601, -(10**9), 10**12])
+@pytest.mark.parametrize("off", [-601, 660, -(10**9), 10**12])  # 660: it may be a while on its way
 def test_stale_pushes(make_app, refused, off):
     app = make_app()
     refused(

@@ -89,7 +89,9 @@ def test_connections_are_opened_anew_when_the_server_closes_them():
 
 
 @pytest.mark.parametrize("part", scale.PARTS)
-def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part):
+def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part, full):
+    if not full and part in ("soak", "downloads", "start"):  # a quarter of a minute each
+        pytest.skip("with --full: pytest --full tests/test_bench.py, after a change in bench/")
     monkeypatch.setattr(
         scale,
         "SMALL",

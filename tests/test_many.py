@@ -65,7 +65,7 @@ def test_eight_cold_processes_make_one_fetch(sandbox, bot):
     assert fetches(sandbox) == {"ok": 1}
 
 
-def test_one_revocation_costs_four_processes_one_fetch(sandbox, bot):
+def test_one_revocation_costs_four_processes_one_fetch(sqlite_unless_full, sandbox, bot):
     environ = {**clean_environ(), **bot.environ}
     command = [sys.executable, "-c", TWENTY_CALLS]
     pipe = subprocess.PIPE
