@@ -273,7 +273,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """More than there are cores: half of the time is spent waiting, for processes, leases and time-outs."""
-    return (os.cpu_count() or 1) + 3
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_make_parametrize_id(config, val, argname):

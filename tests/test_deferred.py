@@ -89,10 +89,11 @@ def test_an_owed_result_is_given_with_the_fans_next_text_once(ledger, works):
 
 
 def test_work_whose_process_died_is_claimed_once(ledger, works):
-    recorded, first = works.record(text(), NOW, LEASE)
+    message = text()
+    recorded, first = works.record(message, NOW, LEASE)
     assert works.claim(NOW + 1, LEASE, 10) == []
     (second,) = works.claim(NOW + 16, LEASE, 10)
-    assert (second.id, second.attempt, second.xml) == (recorded.id, 2, text().raw)
+    assert (second.id, second.attempt, second.xml) == (recorded.id, 2, message.raw)
     assert works.claim(NOW + 17, LEASE, 10) == []
     assert not works.extend(first, NOW + 17, LEASE)
     assert works.extend(second, NOW + 17, LEASE)
