@@ -1,6 +1,7 @@
 """The measurements still measure: a tiny run of each, and a contestant that answers wrongly is caught."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from bench import __main__ as bench
 from bench import load, pushes, scale
 from bench.contestants import ROOT, copy_of, ours
+from bench.simulate import Cost, simulate
+from bench.simulate import main as simulation
 from tests.serving import serving
 
 
@@ -103,3 +106,41 @@ def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part
     assert "these figures prove nothing" in capsys.readouterr().out
     (lines,) = tmp_path.glob("scale-*.json")
     assert json.loads(lines.read_text())["lines"]
+
+
+def simulated(cores, seconds=20):
+    cost = Cost([1000.0], [100.0])
+    return simulate(
+        1000,
+        seconds,
+        web_cores=cores,
+        database_cores=1,
+        first=cost,
+        again=Cost([400.0], [50.0]),
+        chance=random.Random(1),
+    )
+
+
+def test_simulated_with_enough_cores_everybody_is_answered_at_once():
+    outcome = simulated(1.1)
+    assert outcome.answered_at_once == pytest.approx(1)
+    assert outcome.deliveries == pytest.approx(1)
+    assert outcome.longest_wait < 0.2
+
+
+def test_simulated_an_overload_feeds_itself():
+    few, fewer = simulated(0.8, 60), simulated(0.5, 60)
+    assert 1 > few.answered > fewer.answered > 0
+    assert 1 < few.deliveries < fewer.deliveries <= 3
+    assert few.longest_wait > 5
+
+
+def test_the_simulation_takes_the_result_of_a_run(tmp_path, capsys):
+    turn = {"messages": 100, "cpu_seconds": 0.05, "others_cpu_seconds": 0.01}
+    names = [bench.POSTGRESQL, f"{bench.POSTGRESQL}: {bench.REPEATED}"]
+    result = tmp_path / "bench.json"
+    result.write_text(json.dumps({"turns": {name: [turn] for name in names}}))
+    assert simulation(["--result", str(result), "--rate", "1000", "--seconds", "10"]) == 0
+    table = capsys.readouterr().out
+    assert "500 µs of the web processes and 100 µs of PostgreSQL" in table
+    assert "| 1 | 1 | 100.0% | 100.0% | 1.00 |" in table
