@@ -4,7 +4,7 @@ Knows counters that begin anew when their time is over. Must not know passwords,
 is a name to count under.
 """
 
-from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
@@ -25,7 +25,7 @@ class SignIns:
         self._database = database
         insert = sqlite.insert if database.is_sqlite else postgresql.insert
         now: ColumnElement[float] = bindparam("now", type_=Double)
-        over = _columns.first_at <= now - WINDOW_SECONDS
+        over = _over(now)
         counted = insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
         self._count = counted.on_conflict_do_update(
             index_elements=[_columns.address],
@@ -47,7 +47,7 @@ class SignIns:
             return seconds
 
         def count(connection: Connection) -> float:
-            connection.execute(delete(sign_in_attempts).where(_columns.first_at <= now - WINDOW_SECONDS))
+            connection.execute(delete(sign_in_attempts).where(_over(now)))
             tries = [
                 connection.execute(self._count, {"who": who, "now": now}).scalar_one()
                 for who in (_EVERYBODY, address)  # in this order everywhere, or two could wait for each other
@@ -88,10 +88,15 @@ class SignIns:
 def _wait(connection: Connection, address: str, now: float) -> float:
     """In how many seconds there is a try again; 0 for now."""
     statement = select(_columns.address, _columns.first_at, _columns.count).where(
-        _columns.address.in_((address, _EVERYBODY))
+        _columns.address.in_((address, _EVERYBODY)), not_(_over(now))
     )
     seconds = 0.0
     for who, first_at, tries in connection.execute(statement):
         if tries >= (IN_ALL if who == _EVERYBODY else PER_ADDRESS):
             seconds = max(seconds, first_at + WINDOW_SECONDS - now)
     return seconds
+
+
+def _over(now: float | ColumnElement[float]) -> ColumnElement[bool]:
+    """The window's end has come; or a clock that ran ahead began it, and nobody is kept out until that time."""
+    return or_(_columns.first_at <= now - WINDOW_SECONDS, _columns.first_at > now + WINDOW_SECONDS)

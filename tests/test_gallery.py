@@ -417,6 +417,13 @@ class TestSignIns:
         assert counters.try_one("a", 1000.0) == sign_ins.WINDOW_SECONDS
         assert counters.try_one("a", 1000.0 + sign_ins.WINDOW_SECONDS) == 0
 
+    def test_a_clock_that_ran_ahead_locks_nobody_out(self, database):
+        counters = sign_ins.SignIns(database)
+        for _ in range(sign_ins.PER_ADDRESS):
+            assert counters.try_one("a", 90_000.0) == 0
+        assert counters.try_one("a", 90_000.0) > 0
+        assert counters.try_one("a", 1000.0) == 0
+
     def test_at_once(self, database_url):
 
         through = []
