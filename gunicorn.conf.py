@@ -23,11 +23,10 @@ try:
 except SettingsError as error:
     sys.exit(str(error))
 
-bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a platform's router
-workers = _settings.web_concurrency
+LINGER_MILLISECONDS = 20
 
 
-class worker_class(ThreadWorker):  # type: ignore[misc]  # noqa: N801  (the setting's name)
+class StayingThreadWorker(ThreadWorker):  # type: ignore[misc]
     """gthread whose thread stays a moment with a kept connection: under load the next push comes at once, and the way
     back to the process's one poller, and from there to another thread, costs a fifth of an answer."""
 
@@ -46,21 +45,23 @@ def _more(conn: TConn) -> bool:
     return bool(poll.poll(LINGER_MILLISECONDS))
 
 
-LINGER_MILLISECONDS = 20
+class LoggerWithoutAccess(Logger):  # type: ignore[misc]
+    """gunicorn's own, without its access lines: given a logconfig_dict it makes one for each request, wanted or not."""
 
+    access_log_enabled = False
+
+
+bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a platform's router
+workers = _settings.web_concurrency
+
+worker_class = StayingThreadWorker
 threads = 512  # deliveries that wait for a deferred reply, and slow clients, must not hold up the others
 keepalive = 75
 graceful_timeout = 30
 forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are believed
 control_socket_disable = True  # one machine may run several bots; signals are enough
 logconfig_dict = logs.config(_settings.log_format)
-
-
-class logger_class(Logger):  # type: ignore[misc]  # noqa: N801  (the setting's name)
-    """gunicorn's own, without its access lines: given a logconfig_dict it makes one for each request, wanted or not."""
-
-    access_log_enabled = False
-
+logger_class = LoggerWithoutAccess
 
 # All web processes count into one folder, which the scrape of any of them adds up.
 _own_metrics_folder = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
@@ -76,9 +77,8 @@ def pre_request(worker: Any, req: Any) -> None:
     for name, value in req.headers:
         if name == "TRANSFER-ENCODING":
             req.force_close()
-            _bound(
-                req.unreader, 2 * _settings.max_push_bytes
-            )  # gunicorn reads lines between chunks however long
+            # Lines between the chunks gunicorn reads however long they are.
+            _bound(req.unreader, 2 * _settings.max_push_bytes)
         elif name == "CONTENT-LENGTH" and int(value) > _settings.max_push_bytes:
             req.force_close()
 
