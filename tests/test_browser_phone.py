@@ -19,7 +19,7 @@ from tests.browser import (
     same_pixels,
     tab_to,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually
 
 pytestmark = ONE_BROWSER
 
@@ -125,11 +125,12 @@ def test_a_picture_by_customer_service_message(sandbox, make_bot, open_page):
 def test_several_pictures_in_their_order_and_one_whole(page):
     choose(page, HOPPER, CHINA, HOPPER)
     wait_for(page, "account", 3)
+    widths = "all => all.map(one => one.naturalWidth)"
     for side in ("fan", "account"):
-        widths = said(page, side).locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
-        assert sorted(widths) == [512, 512, 640]
-    sent = said(page, "fan").locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
-    assert sent == [512, 640, 512]
+        pictures = said(page, side).locator("img")
+        eventually(lambda pictures=pictures: all(pictures.evaluate_all(widths)), what="the pictures")
+        assert sorted(pictures.evaluate_all(widths)) == [512, 512, 640]
+    assert said(page, "fan").locator("img").evaluate_all(widths) == [512, 640, 512]
     picture = said(page, "account").locator("button").first  # whichever answer was the first
     width = picture.locator("img").evaluate("image => image.naturalWidth")
     picture.click()
