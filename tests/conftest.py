@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
+import logs
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
 from storage.database import Database
@@ -264,6 +265,11 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("what was counted")
         for line in ("fault | promised | counted", "--- | --- | ---", *lines):
             terminalreporter.write_line(f"| {line} |")
+
+
+def pytest_configure():
+    """The first application of a process sets its log up, and takes the handlers away that are there: caplog's."""
+    logs.configure("text")
 
 
 def pytest_addoption(parser):
