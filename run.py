@@ -66,7 +66,7 @@ class Processes:
     def wait(self) -> NoReturn:
         while True:
             self.check()
-            time.sleep(0.5)
+            time.sleep(0.5)  # subprocess cannot wait for whichever ends first; os.waitid is not on every system
 
 
 def main() -> int:
@@ -221,7 +221,7 @@ def _until(look: Callable[[], T | None], seconds: float, otherwise: str, process
         found = look()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(0.05)  # what is looked for happens in another process
     raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
 
 

@@ -310,7 +310,7 @@ def _download(folder: Path, platform_port: int, count: int) -> float:
     while (status := ledger.status(time.time())).pending:
         if time.monotonic() > until or status.failed:
             raise Incomplete(f"not downloaded: {status}")
-        time.sleep(0.05)
+        time.sleep(0.05)  # the worker is another process: only the ledger tells that it is done
     last = database.run(
         lambda connection: connection.exec_driver_sql("SELECT max(media_done_at) FROM messages").scalar()
     )

@@ -59,7 +59,7 @@ class Server:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except OSError:
-                time.sleep(0.05)
+                time.sleep(0.05)  # nothing tells when another process begins to listen
             else:
                 return
         raise ServerError(f"not started: {self._log.read_text(errors='replace')[-2000:]}")
