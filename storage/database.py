@@ -192,8 +192,10 @@ class Database:
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 raise LedgerUnavailableError(f"{reason} (waited {wait:g} s)")
+            # Another process has the lock, or the server is away: neither tells when that ends.
             pauses = _PAUSES_FOR_THE_LOCK if locked else _PAUSES
-            time.sleep(min(pauses[min(tries, len(pauses) - 1)], left))
+            pause = pauses[tries] if tries < len(pauses) else pauses[-1]
+            time.sleep(min(pause, left))
             tries += 1
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
