@@ -12,9 +12,10 @@ import requests
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+import parts
 from sandbox import running_sandbox
 from tests.browser import launch, running_bot
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually
 from tests.test_browser_phone import AMR, CHINA, HOPPER, choose, wait_for
 
 IMAGES = ROOT / "docs" / "images"
@@ -41,6 +42,7 @@ def phone(page, sandbox):
 
 def gallery(page, sandbox, bot):
     """Some fans have sent pictures, a voice and a video; one picture could not be had."""
+    ledger = parts.build(bot.settings).ledger
     fault = {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid media_id"}
     for number, (kind, data) in enumerate(SENT):
         faults = [] if data else [fault]
@@ -49,7 +51,7 @@ def gallery(page, sandbox, bot):
         file = ("x", HOPPER.read_bytes() if data is None else data)
         url = f"{sandbox.url}/sandbox/fans/{fan}/messages"
         requests.post(url, data={"type": kind}, files={"file": file}, timeout=30).raise_for_status()
-        time.sleep(1)  # for the worker, and for other times of day
+        eventually(lambda: not ledger.status(time.time()).pending, what="the end of the download")
     page.goto(f"{bot.url}/gallery")
     page.locator("#password").fill(bot.environ["ADMIN_PASSWORD"])
     page.locator("#password").press("Enter")
