@@ -34,8 +34,11 @@ def slow(message):
         seconds, _, words = rest.partition(" ")
         note(words or kind)
         if kind == "wait":
+            give_up = time.monotonic() + 60
             while not os.path.exists(os.environ["RUNS"] + ".go"):
-                time.sleep(0.05)
+                if time.monotonic() > give_up:
+                    raise TimeoutError("no file RUNS.go after 60 s")
+                time.sleep(0.05)  # the test that makes the file is another process
             return TextReply(words)
         if kind == "crash":
             raise RuntimeError("the service is away")
