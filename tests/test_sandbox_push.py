@@ -16,6 +16,7 @@ from wechatpy.crypto import WeChatCrypto
 from wechatpy.utils import check_signature
 
 from sandbox import THROWAWAY, Account, running_sandbox
+from tests.conftest import eventually
 
 PHOTO = (Path(__file__).parent.parent / "sandbox/photos/grace_hopper.jpg").read_bytes()
 FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
@@ -376,10 +377,7 @@ def test_the_socket_is_closed_at_the_time_out(sandbox, bot):
 
     bot.answer = wait_for_the_end
     assert verdicts(push(sandbox, timeout=0.2, attempts=1)) == ["timeout"]
-    deadline = time.monotonic() + 5
-    while not closed and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert closed == [b""]
+    assert eventually(lambda: closed, 5) == [b""]
 
 
 def test_when_all_deliveries_time_out_the_fan_sees_the_failure_once(sandbox, bot):
