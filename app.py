@@ -37,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             app.extensions["settings_error"] = error
             return app
     logs.configure(settings.log_format)
+    app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own
     everything = parts.build(settings)
     app.extensions["parts"] = everything
     app.register_blueprint(

@@ -66,7 +66,8 @@ class Processes:
     def wait(self) -> NoReturn:
         while True:
             self.check()
-            time.sleep(0.5)  # subprocess cannot wait for whichever ends first; os.waitid is not on every system
+            # subprocess cannot wait for whichever ends first, and os.waitid is not on every system.
+            time.sleep(0.5)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from sqlalchemy import (
     Connection,
+    Double,
     Row,
     Table,
     Text,
@@ -48,6 +49,7 @@ from storage.models import (
     UNKNOWN,
     WAITING,
     doomed_files,
+    lease_over,
     messages,
     purge_index,
     purge_index_upto,
@@ -236,6 +238,7 @@ class _Lane:
         self.code = columns[f"{name}_code"]
         self.reason = columns[f"{name}_reason"]
         self.done_at = columns[f"{name}_done_at"]
+        now: ColumnElement[float] = bindparam("now", type_=Double)
         # SQLAlchemy leaves FOR UPDATE SKIP LOCKED out on SQLite, where the one writer needs no row locks. PostgreSQL
         # evaluates a CTE that locks exactly once; a plain subquery may be run again, and lock more than the limit.
         due = (
@@ -243,12 +246,8 @@ class _Lane:
             .where(
                 columns.appid == bindparam("of_appid"),
                 self.state == PENDING,
-                self.due <= bindparam("now"),
-                or_(
-                    self.lease_until.is_(None),
-                    self.lease_until <= bindparam("now"),
-                    self.lease_until > bindparam("ahead"),
-                ),
+                self.due <= now,
+                lease_over(self.lease_until, now),
             )
             .order_by(self.due)
             .limit(bindparam("at_most"))
@@ -667,7 +666,6 @@ class Ledger:
         values = {
             "of_appid": self._appid,
             "now": now,
-            "ahead": now + AHEAD_SECONDS,
             "at_most": limit,
             "until": now + lease_seconds,
             "new_claim": claim,

@@ -1,8 +1,9 @@
 """The tables and their keys: what the database holds, on SQLite and on PostgreSQL alike.
 
 One row of `messages` is a message, its reply, and its place in two queues ("lanes"): `media_*`, the download
-of its picture, and `send_*`, what is sent back later. Knows names, types and indexes; no queries, no connections.
-A change here needs a new file in `migrations/versions`; a test holds the two together.
+of its picture, and `send_*`, what is sent back later. Knows names, types, indexes and when a lease is over; no
+statements, no connections. A change of a table needs a new file in `migrations/versions`; a test holds the two
+together.
 
 What each index is for (none but the unique key and `downloads_due` is touched when a message comes in: a download
 enters the others when it ends):
@@ -18,6 +19,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     Text,
     false,
     literal_column,
+    or_,
     text,
 )
 
@@ -54,6 +57,12 @@ def _lane(name: str) -> list[Column[object]]:
 
 # No pause and no lease is as long: what lies further ahead was written by a clock that ran ahead, and is due now.
 AHEAD_SECONDS = 3600.0
+
+
+def lease_over(until: Column[float], now: float | ColumnElement[float]) -> ColumnElement[bool]:
+    """Nobody holds the row: nobody ever did, the lease has ended, or a clock that ran ahead gave it."""
+    return or_(until.is_(None), until <= now, until > now + AHEAD_SECONDS)
+
 
 messages = Table(
     "messages",

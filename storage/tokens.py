@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
-from storage.models import AHEAD_SECONDS, token_fetches, tokens
+from storage.models import lease_over, token_fetches, tokens
 from wechat.access_token import EMPTY, TokenRow
 
 _FIELDS = [tokens.c[field.name] for field in fields(TokenRow)]
@@ -42,8 +42,7 @@ class SqlTokenStore:
                 where=or_(
                     tokens.c.lease_holder.is_(None),
                     tokens.c.lease_holder == holder,
-                    tokens.c.lease_until <= now,
-                    tokens.c.lease_until > now + AHEAD_SECONDS,
+                    lease_over(tokens.c.lease_until, now),
                 ),
             )
             .returning(tokens.c.appid)

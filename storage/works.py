@@ -17,7 +17,7 @@ from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, u
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded
-from storage.models import AHEAD_SECONDS, OWED, PENDING, WORKING, messages, works
+from storage.models import AHEAD_SECONDS, OWED, PENDING, WORKING, lease_over, messages, works
 from wechat.messages import Message
 
 # No delivery comes so long after the last one: then a result that none has fetched goes another way.
@@ -159,14 +159,7 @@ class Works:
         claim = secrets.randbits(63)
         due = (
             select(works.c.id)
-            .where(
-                *self._mine,
-                or_(
-                    works.c.lease_until.is_(None),
-                    works.c.lease_until <= now,
-                    works.c.lease_until > now + AHEAD_SECONDS,
-                ),
-            )
+            .where(*self._mine, lease_over(works.c.lease_until, now))
             .order_by(works.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)

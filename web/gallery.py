@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
 VISIT_SECONDS = 3600.0  # for a sign-in form to be sent
-MAX_FORM_BYTES = 16 * 1024
 MAX_VOICE_BYTES = 4 * 1024 * 1024  # no voice is that long: the platform ends one after 60 seconds
 
 COOKIE = "gallery"
@@ -103,7 +102,6 @@ def gallery(
 
     @blueprint.before_request
     def guard() -> Any:
-        request.max_content_length = MAX_FORM_BYTES
         g.gallery = session = read_session()
         if request.endpoint == "gallery.static":
             return None

@@ -23,17 +23,11 @@ from wechat.errors import TokenUnavailableError
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 65536
-
 
 def token_server(
     token: AccessToken, *, key: str, appid: str, clock: Callable[[], float] = time.time
 ) -> Blueprint:
     blueprint = Blueprint("token_server", __name__)
-
-    @blueprint.before_request
-    def limit() -> None:
-        request.max_content_length = MAX_BODY_BYTES  # one is read before the key in it is known
 
     @blueprint.get("/token")
     def hand_out() -> tuple[Response, int]:
