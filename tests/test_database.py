@@ -151,9 +151,9 @@ class TestConnect:
         with pytest.raises(SchemaError, match=r"3\.35 or newer"):
             connect(f"sqlite:///{tmp_path}/bot.db")
 
-    def test_postgresql_without_a_driver_in_the_url(self, postgresql, opened):
+    def test_postgresql_with_a_driver_in_the_url(self, postgresql, opened):
         url = postgresql.new_migrated()
-        opened(url.replace("postgresql+psycopg://", "postgresql://")).check()
+        opened(url.replace("postgresql://", "postgresql+psycopg://")).check()
 
     def test_waits_for_a_server_and_then_says_so(self):
         with pytest.raises(LedgerUnavailableError, match="DATABASE_URL") as caught:

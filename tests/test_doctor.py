@@ -223,7 +223,7 @@ def test_a_postgresql_that_is_well_and_then_read_only(bot, postgresql):
     url = postgresql.new_migrated()
     all_well(examined(bot, DATABASE_URL=url))
     name = url.partition("?")[0].rpartition("/")[2]
-    with postgresql._connection() as connection:
+    with postgresql.connection() as connection:
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     assert "read-only" in the_only_one("database", examined(bot, DATABASE_URL=url), ["worker"])
     postgresql.drop(url)
