@@ -71,6 +71,13 @@ def eventually(look, seconds=20.0, what="it"):
         time.sleep(0.02)  # this is the one place where a test polls: for what nothing announces
 
 
+def missing(what):
+    """Skips for want of a program that is not Python's: and says so. Where CI=true is set, it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 def free_port(neighbours=0):
     """A port that nobody has, and `neighbours` after it; below those that the system gives to outgoing connections."""
     while True:
