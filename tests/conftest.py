@@ -99,11 +99,11 @@ def _is_free(port):
 class Process:
     """One process with its own group, ended by pid; what it prints goes to a file."""
 
-    def __init__(self, arguments, environ, output):
+    def __init__(self, command, environ, output):
         self._file = output.open("ab")
         self.output = output
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            command,
             cwd=ROOT,
             env=environ,
             stdout=self._file,
@@ -144,23 +144,31 @@ class Bot:
         self.app = "app:create_app()"
 
     def start(self, *arguments):
+        """`python -m arguments`."""
+        return self.run([sys.executable, "-m", *arguments], arguments[0])
+
+    def run(self, command, name):
         environ = {**clean_environ(), **self.environ}
-        process = Process(arguments, environ, self.folder / f"{arguments[0]}-{len(self.processes)}.log")
+        process = Process(command, environ, self.folder / f"{name}-{len(self.processes)}.log")
         self.processes.append(process)
         return process
 
     def web(self):
         process = self.start("gunicorn", "-c", "gunicorn.conf.py", self.app)
+        self.answers(process)
+        return process
 
-        def answers():
+    def answers(self, process):
+        """Waits until the web process does."""
+
+        def healthy():
             assert process.popen.poll() is None, process.text()
             try:
                 return requests.get(f"{self.url}/healthz", timeout=1).ok
             except requests.RequestException:
                 return False
 
-        eventually(answers, what="the web process")
-        return process
+        eventually(healthy, what="the web process")
 
     def worker(self):
         return self.start("flask", "--app", self.app, "worker")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 
 import pytest
 import requests
@@ -37,7 +38,7 @@ def test_from_the_test_account_to_the_first_picture(sandbox, tmp_path):
             "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
             "MEDIA_STORE": f"{tmp_path}/media",
         }
-        run = Process(["run"], clean_environ() | environ, tmp_path / "run.log")
+        run = Process([sys.executable, "run.py"], clean_environ() | environ, tmp_path / "run.log")
         try:
             eventually(lambda: f"(URL, 服务器地址): {tunnel}/wechat\n" in run.text(), 60, "the URL to enter")
             bot = Bot(tmp_path, environ)

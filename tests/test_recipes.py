@@ -1,16 +1,21 @@
-"""deploy/nginx.conf and deploy/Caddyfile in a real nginx and a real Caddy, before a real bot.
+"""docs/deploy.md, tried: the Procfile's processes, and nginx and Caddy before a bot.
 
-Only what is each machine's own is changed in them: ports, the certificate, where the log goes. Without nginx or Caddy
-these tests are skipped, or fail where CI=true is set.
+Only what is each machine's own is changed in the files: ports, addresses, the certificate, where the log goes. Without
+nginx or Caddy their tests are skipped, or fail where CI=true is set.
 """
 
 import datetime
+import hashlib
+import os
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
+from pathlib import Path
 
+import boto3
 import psutil
 import pytest
 import requests
@@ -22,9 +27,44 @@ from sandbox import running_sandbox
 from tests import pushing
 from tests.browser import running_bot
 from tests.conftest import ROOT, eventually, free_port, missing
+from tests.test_many import push_many
 
 KEY = "a-key-for-other-teams"
 FAKED = "203.0.113.9"
+
+
+# -- process platforms --
+
+
+def test_the_procfiles_processes_with_postgresql_and_s3(sandbox, make_bot, postgresql, s3_url):
+    bot = make_bot(
+        sandbox,
+        DATABASE_URL=postgresql.new().replace("postgresql://", "postgres://"),  # as platforms write it
+        MEDIA_STORE=s3_url,
+        WORKER="external",
+        PROXY_HOPS="1",
+        LOG_FORMAT="json",
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines():
+        name, _, command = line.partition(": ")
+        process = bot.run(["sh", "-c", f"exec {command.replace('0.0.0.0', '127.0.0.1')}"], name)
+        if name == "web":
+            bot.answers(process)
+    ((sha256, answer),) = push_many(sandbox, 1)
+    assert [attempt["verdict"] for attempt in answer["attempts"]] == ["reply"]
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    store = boto3.client("s3")
+    stored = eventually(
+        lambda: store.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents"), what="the picture in S3"
+    )
+    data = store.get_object(Bucket=bucket, Key=stored[0]["Key"])["Body"].read()
+    assert hashlib.sha256(data).hexdigest() == sha256
+    store.close()
+    assert [process.stop() for process in bot.processes] == [0, 0]
+
+
+# -- nginx and Caddy --
 
 
 @pytest.fixture(scope="module")

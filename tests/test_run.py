@@ -4,6 +4,7 @@ import hashlib
 import signal
 import socket
 import sqlite3
+import sys
 from contextlib import closing
 
 import psutil
@@ -26,7 +27,7 @@ def make_run(tmp_path):
             "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
             "MEDIA_STORE": f"{tmp_path}/media",
         }
-        process = Process(["run"], clean_environ() | given | environ, tmp_path / "run.log")
+        process = Process([sys.executable, "run.py"], clean_environ() | given | environ, tmp_path / "run.log")
         process.port = int((given | environ)["PORT"])
         started.append(process)
         return process
