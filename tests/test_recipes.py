@@ -62,6 +62,7 @@ def test_the_procfiles_processes_with_postgresql_and_s3(sandbox, make_bot, postg
     assert hashlib.sha256(data).hexdigest() == sha256
     store.close()
     assert [process.stop() for process in bot.processes] == [0, 0]
+    assert "botocore" not in bot.logs()
 
 
 # -- nginx and Caddy --
