@@ -58,7 +58,8 @@ def config(log_format: str) -> dict[str, Any]:
             # Query strings hold signatures: what gunicorn would say of a request is not said.
             "gunicorn.access": elsewhere | {"level": "CRITICAL"},
             "alembic": elsewhere | {"level": "WARNING"},
-            "botocore": elsewhere | {"level": "WARNING"},  # each thread's client would say where its key is from
+            # Each thread's client would say where its key is from.
+            "botocore": elsewhere | {"level": "WARNING"},
         },
     }
 

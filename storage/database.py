@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +28,9 @@ from sqlalchemy.pool import NullPool
 from storage.together import Together
 
 T = TypeVar("T")
+_Write = tuple[
+    Callable[[Connection], Any], Callable[[Connection], Any]
+]  # as it is run with others, and alone
 
 MAX_CONNECTIONS = 16
 """Of one process at once: a burst of pushes must not take all of the hundred that PostgreSQL gives by default."""
@@ -36,10 +40,9 @@ WAIT_SECONDS = 6.0
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# Seconds before a repeat; the first is at once, the last for all others. The write lock is mostly held for less than a
-# millisecond: SQLite's own way to wait for it sleeps too long, and knows no deadline but one for all.
-_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
-_PAUSES_FOR_THE_LOCK = (0.0003, 0.0003, 0.0005, 0.0005, 0.001, 0.001, 0.002, 0.005, 0.01, 0.02)
+_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
+_CHECKPOINT_WRITES = 1000
+_CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
 _CONNECT_SECONDS = 3
 _LOCK_SECONDS = 5
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
@@ -94,6 +97,8 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._together = Together(self._write_all)
+        self._folder: int | None = None  # the SQLite file's, open
+        self._written = 0  # since this process last brought the log into the file
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -141,14 +146,41 @@ class Database:
             raise _no_turn(wait) from None
         return result
 
-    def _write_all(
-        self, writes: Sequence[tuple[Callable[[Connection], Any], Callable[[Connection], Any]]], wait: float
-    ) -> Sequence[Any]:
+    def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
         """One as it is alone, several in one transaction."""
-        if len(writes) == 1:
-            return [self._admitted(writes[0][1], wait)]
-        operation = self._transaction(lambda connection: [operation(connection) for operation, _ in writes])
-        return self._admitted(operation, wait)
+
+        def write(connection: Connection) -> Sequence[Any]:
+            with self._turn_to_write():
+                now = writes()
+                if len(now) == 1:
+                    results = [now[0][1](connection)]
+                else:
+                    together = self._transaction(lambda connection: [each(connection) for each, _ in now])
+                    results = together(connection)
+                return results
+
+        def checkpoint(connection: Connection) -> None:
+            with self._turn_to_write():
+                _checkpoint(connection)
+
+        results = self._admitted(write, wait)
+        self._written += len(results)
+        if self._written >= _CHECKPOINT_WRITES:
+            self._written = 0
+            with suppress(LedgerUnavailableError):  # the rows are safe where they are
+                self._admitted(checkpoint, 0.0)
+        return results
+
+    @contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        """One process after the other writes to a SQLite file. Its own lock stays what protects it, but that has no
+        queue: who waits for it has to look again and again. Waits for as long as another process's commit takes."""
+        assert self._folder is not None
+        fcntl.flock(self._folder, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._folder, fcntl.LOCK_UN)
 
     def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
         try:
@@ -174,10 +206,8 @@ class Database:
                 connection = self._take()
                 result = operation(connection)
             except BaseException as error:
-                locked = _is_locked(error)
-                if connection is not None and not (locked and _rolled_back(connection)):
+                if connection is not None:
                     _drop(connection)
-                    connection = None
                 reason = self._unavailable(error)
                 if reason is None:
                     raise
@@ -185,16 +215,12 @@ class Database:
                 self._idle.append(connection)
                 return result
             # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
-            if connection is not None:
-                self._idle.append(connection)
-            else:
-                self.close()  # what broke one connection has mostly broken the idle ones too
+            self.close()  # what broke one connection has mostly broken the idle ones too
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 raise LedgerUnavailableError(f"{reason} (waited {wait:g} s)")
-            # Another process has the lock, or the server is away: neither tells when that ends.
-            pauses = _PAUSES_FOR_THE_LOCK if locked else _PAUSES
-            pause = pauses[tries] if tries < len(pauses) else pauses[-1]
+            # A foreign program has the lock, or the server is away: neither tells when that ends.
+            pause = _PAUSES[tries] if tries < len(_PAUSES) else _PAUSES[-1]
             time.sleep(min(pause, left))
             tries += 1
 
@@ -231,6 +257,9 @@ class Database:
         path = Path(str(self._address.database))
         if self.is_sqlite:
             _prepare_file(path)
+            if self._folder is None:
+                self._folder = os.open(path.parent, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._folder)
         versions = (self._migrations / "versions").glob("[0-9]*.py")
         newest = max(version.name.partition("_")[0] for version in versions)
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.
@@ -301,8 +330,8 @@ def _sqlite_setup(sync: str) -> tuple[str, ...]:
     return (
         f"PRAGMA synchronous = {sync}",
         "PRAGMA foreign_keys = ON",
-        # 16 MB of log, not 4, before it goes into the file: a page that many rows change is then written back once.
-        "PRAGMA wal_autocheckpoint = 4000",
+        # 64 MB, for large transactions: else _checkpoint comes first.
+        "PRAGMA wal_autocheckpoint = 16384",
         # After a burst the log beside the database shrinks again.
         "PRAGMA journal_size_limit = 67108864",
     )
@@ -415,19 +444,18 @@ def driver_of(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
 
 
-def _is_locked(error: BaseException) -> bool:
-    """Somebody else writes to the SQLite file: the connection is as good as before."""
-    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+def _checkpoint(connection: Connection) -> None:
+    """Brings the log into the file, and lets it begin anew.
 
-
-def _rolled_back(connection: Connection) -> bool:
-    """Whether the connection has no transaction any more, and can be used again."""
-    with suppress(sqlite3.Error):
-        driver = driver_of(connection)
-        if driver.in_transaction:
-            driver.execute("ROLLBACK")
-        return True
-    return False
+    SQLite by itself lets others read and write meanwhile. Under load the log then never begins anew, and once it is
+    long enough each single commit ends in a checkpoint.
+    """
+    driver = driver_of(connection)
+    driver.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MILLISECONDS}")
+    driver.execute(
+        "PRAGMA wal_checkpoint(RESTART)"
+    ).fetchall()  # if somebody reads for longer, the next one does it
+    driver.execute("PRAGMA busy_timeout = 0")
 
 
 def _drop(connection: Connection) -> None:

@@ -17,11 +17,14 @@ MOST = 64
 
 
 class Together(Generic[Item, Result]):
-    """Who comes while nobody leads does his own item, at once. Who comes meanwhile waits, and the first of those leads
-    next: he does the items of all that wait."""
+    """Who comes while nobody leads begins at once. Who comes meanwhile waits, and the first of those leads next: he
+    does the items of all that wait."""
 
-    def __init__(self, do: Callable[[Sequence[Item], float], Sequence[Result]]) -> None:
-        """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds."""
+    def __init__(self, do: Callable[[Callable[[], Sequence[Item]], float], Sequence[Result]]) -> None:
+        """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds.
+
+        `items()` may be asked again before each new try: there may be more at its end.
+        """
         self._do = do
         self._lock = threading.Lock()  # for the next two
         self._led = False
@@ -42,7 +45,7 @@ class Together(Generic[Item, Result]):
             self._lead(mine, give_up)
         if mine.result is None:
             # Together it failed, and whose fault that was is not known.
-            return self._do([item], max(give_up - time.monotonic(), 0.0))[0]
+            return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 
     def _called(self, mine: "_Brought[Item, Result]", wait: float) -> bool:
@@ -56,11 +59,17 @@ class Together(Generic[Item, Result]):
         return mine.leads
 
     def _lead(self, mine: "_Brought[Item, Result]", give_up: float) -> None:
-        with self._lock:
-            batch = [mine, *self._waiting[: MOST - 1]]
-            del self._waiting[: MOST - 1]
+        batch = [mine]
+
+        def items() -> Sequence[Item]:
+            with self._lock:
+                room = MOST - len(batch)
+                batch.extend(self._waiting[:room])
+                del self._waiting[:room]
+            return [each.item for each in batch]
+
         try:
-            results = self._do([each.item for each in batch], max(give_up - time.monotonic(), 0.0))
+            results = self._do(items, max(give_up - time.monotonic(), 0.0))
             for each, result in zip(batch, results, strict=True):
                 each.result = (result,)
         except Exception:

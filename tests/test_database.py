@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -316,3 +318,38 @@ def test_a_burst_takes_no_more_connections_than_it_may(postgresql):
     database.close()
     assert len(seen) == 60
     assert 1 < max(seen) <= MAX_CONNECTIONS
+
+
+def test_the_log_begins_anew_while_two_always_write(tmp_path):
+    url = f"sqlite:///{tmp_path}/bot.db"
+    row = INSERT.replace("'<xml/>'", "zeroblob(1000)").replace("'m:1'", "hex(randomblob(8))")
+
+    def writes(database):
+        for _ in range(5000):
+            database.write(lambda connection: connection.exec_driver_sql(row))
+        return database
+
+    connect(url, sync="normal").close()
+    with ThreadPoolExecutor(2) as pool:
+        databases = list(pool.map(writes, [connect(url, sync="normal") for _ in range(2)]))
+    assert rows(databases[0], "SELECT count(*) FROM messages") == [(10_000,)]
+    assert (tmp_path / "bot.db-wal").stat().st_size < 40_000_000
+    for database in databases:
+        database.close()
+
+
+def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
+    url = f"sqlite:///{tmp_path}/bot.db"
+    patient, impatient = connect(url), connect(url)
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as foreign:
+        foreign.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(patient.check, wait=20)
+            started = time.monotonic()
+            with pytest.raises(LedgerUnavailableError, match="another process holds the write lock"):
+                impatient.check(wait=0.3)
+            assert time.monotonic() - started < 5
+            foreign.execute("ROLLBACK")
+            waits.result(20)
+    patient.close()
+    impatient.close()

@@ -189,7 +189,7 @@ class TestRecord:
 
     def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger, database_url):
         first = ledger.record(image(1), REPLY, T0)
-        another_process = Ledger(connect(database_url, sync="normal"), APPID)
+        another_program = connect(database_url, sync="normal")
         find = ledger._find
 
         class Purging(str):
@@ -203,7 +203,9 @@ class TestRecord:
 
             def execute(self, statement, values):
                 if isinstance(statement, Purging) and not looks:
-                    looks.append(another_process.purge(T0, fan=FAN))
+                    # `run`: without the turn to write, that our processes wait for.
+                    gone = messages.delete().where(messages.c.sender == FAN)
+                    looks.append(another_program.run(lambda connection: connection.execute(gone).rowcount))
                 return self._driver.execute(str(statement), values)
 
         ledger._find = Purging(find)

@@ -16,18 +16,21 @@ class Desk:
     """Doubles numbers, and notes which came together. It stays shut until `opened` is set."""
 
     def __init__(self):
+        self.tries_again = False
         self.opened = threading.Event()
         self.batches = []
         self.waits = []
         self.together = Together(self.do)
 
     def do(self, items, wait):
-        self.batches.append(list(items))
+        self.batches.append(list(items()))
         self.waits.append(wait)
         assert self.opened.wait(WAIT)
-        if "bad" in items:
+        if self.tries_again:
+            self.batches[-1] = list(items())
+        if "bad" in self.batches[-1]:
             raise ValueError("bad")
-        return [item * 2 for item in items]
+        return [item * 2 for item in self.batches[-1]]
 
 
 @pytest.fixture
@@ -72,6 +75,16 @@ def test_who_comes_meanwhile_is_done_together(desk, pool):
     assert leader.result(WAIT) == "firstfirst"
     assert [other.result(WAIT) for other in others] == [number * 2 for number in range(10)]
     assert desk.batches == [["first"], list(range(10))]
+
+
+def test_who_comes_before_a_new_try_is_done_with_it(desk, pool):
+    desk.tries_again = True
+    leader = hold(desk, pool)
+    others = queue(desk, pool, range(10))
+    desk.opened.set()
+    assert leader.result(WAIT) == "firstfirst"
+    assert [other.result(WAIT) for other in others] == [number * 2 for number in range(10)]
+    assert desk.batches == [["first", *range(10)]]
 
 
 def test_no_more_than_most_at_once(desk, pool):
