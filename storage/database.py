@@ -153,11 +153,8 @@ class Database:
             with self._turn_to_write():
                 now = writes()
                 if len(now) == 1:
-                    results = [now[0][1](connection)]
-                else:
-                    together = self._transaction(lambda connection: [each(connection) for each, _ in now])
-                    results = together(connection)
-                return results
+                    return [now[0][1](connection)]
+                return self._transaction(lambda connection: [each(connection) for each, _ in now])(connection)
 
         def checkpoint(connection: Connection) -> None:
             with self._turn_to_write():

@@ -90,7 +90,7 @@ class _DatabaseFigures(Collector):
     def collect(self) -> Iterable[Metric]:
         now = time.time()
         try:
-            status, row = self._ledger.status(now), self._tokens.load()
+            status, row, fetched = self._ledger.status(now), self._tokens.load(), self._tokens.fetches()
         except LedgerUnavailableError:
             return
         media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
@@ -110,6 +110,6 @@ class _DatabaseFigures(Collector):
         fetches = CounterMetricFamily(
             "wechat_token_fetches", "Fetches of the access_token by any process", labels=["result"]
         )
-        for result, count in self._tokens.fetches().items():
+        for result, count in fetched.items():
             fetches.add_metric([result], count)
         yield fetches
