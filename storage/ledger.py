@@ -339,10 +339,12 @@ class Ledger:
         """For storage.works, in its transaction: keep a message that is not answered yet; True when it was new."""
         return self._insert(connection, self._values(message, None, now, "working"))
 
-    def record_given(self, connection: Connection, message: Message, reply: bytes, now: float) -> Recorded:
-        """For storage.works, in its transaction: keep a message that is answered with an earlier one's result."""
-        recorded, _ = self._insert(connection, self._values(message, reply, now, None))
-        return recorded
+    def record_given(
+        self, connection: Connection, message: Message, reply: bytes, now: float
+    ) -> tuple[Recorded, bool]:
+        """For storage.works, in its transaction: keep a message that is answered with an earlier one's result; True
+        when it was new."""
+        return self._insert(connection, self._values(message, reply, now, None))
 
     def _values(
         self, message: Message, reply: bytes | None, now: float, send_state: str | None

@@ -217,8 +217,10 @@ class Works:
             ).one_or_none()
             if row is None:
                 return None
-            connection.execute(update(messages).where(messages.c.id == row.id).values(send_state="given"))
-            return self._ledger.record_given(connection, message, row.result, now)
+            recorded, new = self._ledger.record_given(connection, message, row.result, now)
+            if new:  # else another delivery of this text came at the same instant, and has got one
+                connection.execute(update(messages).where(messages.c.id == row.id).values(send_state="given"))
+            return recorded
 
         return self._database.transact(pass_on)
 

@@ -88,6 +88,17 @@ def test_an_owed_result_is_given_with_the_fans_next_text_once(ledger, works):
     assert works.give(text(5), NOW) is None
 
 
+def test_two_deliveries_at_the_same_instant_take_one_owed_result(works):
+    for number, words in (1, "first"), (2, "second"):
+        recorded, work = works.record(text(number), NOW, LEASE)
+        works.answer(recorded.id, "owed", b"<still/>")
+        assert works.finish(work, result(words), NOW)
+    # Both looked before either wrote.
+    assert works.give(text(3), NOW).reply == result("first")
+    assert works.give(text(3), NOW).reply == result("first")
+    assert works.give(text(4), NOW).reply == result("second")
+
+
 def test_work_whose_process_died_is_claimed_once(ledger, works):
     message = text()
     recorded, first = works.record(message, NOW, LEASE)
