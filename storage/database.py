@@ -28,9 +28,8 @@ from sqlalchemy.pool import NullPool
 from storage.together import Together
 
 T = TypeVar("T")
-_Write = tuple[
-    Callable[[Connection], Any], Callable[[Connection], Any]
-]  # as it is run with others, and alone
+# How it is run with others in one transaction, and alone.
+_Write = tuple[Callable[[Connection], Any], Callable[[Connection], Any]]
 
 MAX_CONNECTIONS = 16
 """Of one process at once: a burst of pushes must not take all of the hundred that PostgreSQL gives by default."""
@@ -449,9 +448,8 @@ def _checkpoint(connection: Connection) -> None:
     """
     driver = driver_of(connection)
     driver.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MILLISECONDS}")
-    driver.execute(
-        "PRAGMA wal_checkpoint(RESTART)"
-    ).fetchall()  # if somebody reads for longer, the next one does it
+    # What somebody reads for longer stays for the next one.
+    driver.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     driver.execute("PRAGMA busy_timeout = 0")
 
 
