@@ -68,7 +68,7 @@ def eventually(look, seconds=20.0, what="it"):
         if found:
             return found
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.02)  # this is the one place where a test polls: for what nothing announces
+        time.sleep(0.02)  # for what nothing announces
 
 
 def missing(what):
