@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import psutil
@@ -162,10 +163,9 @@ def proxy(request, bot, certificate, tmp_path_factory):
         missing(
             f"deploy/ is tried with a real {name}: install {name} (on Debian or Ubuntu: apt-get install {name})"
         )
-    proxy = Proxy()
-    proxy.folder, proxy.port = tmp_path_factory.mktemp(name), free_port(1)
-    proxy.url = f"https://localhost:{proxy.port}"
-    proxy.session = requests.Session()
+    folder, port = tmp_path_factory.mktemp(name), free_port(1)
+    url, session = f"https://localhost:{port}", requests.Session()
+    proxy = SimpleNamespace(folder=folder, port=port, url=url, session=session)
     proxy.session.trust_env = False  # REQUESTS_CA_BUNDLE would go before `verify`
     proxy.session.verify = proxy.certificate = str(certificate[0])
     command = request.param(program, proxy.folder, bot, proxy.port, certificate)
@@ -192,10 +192,6 @@ def proxy(request, bot, certificate, tmp_path_factory):
             process.kill()
             process.wait()
             proxy.session.close()
-
-
-class Proxy:
-    pass
 
 
 def push(proxy, msg_id):
