@@ -1,5 +1,6 @@
 """Opening, migrating and losing a database: SQLite and PostgreSQL, one process and ten."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ import sqlalchemy
 
 from storage.database import MAX_CONNECTIONS, MIGRATIONS, LedgerUnavailableError, SchemaError, connect
 from storage.models import metadata
+from tests.conftest import eventually
 
 ROOT = Path(__file__).parent.parent
 
@@ -353,3 +355,22 @@ def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
             waits.result(20)
     patient.close()
     impatient.close()
+
+
+def test_a_stopped_process_that_has_the_turn_holds_up_one_thread_alone(tmp_path):
+    database = connect(f"sqlite:///{tmp_path}/bot.db")
+    stopped = os.open(tmp_path, os.O_RDONLY)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            fcntl.flock(stopped, fcntl.LOCK_EX)
+            held_up = pool.submit(database.check)
+            eventually(lambda: database._together._led, what="a leader")
+            for _ in range(2):
+                with pytest.raises(LedgerUnavailableError, match="take too long"):
+                    database.check(wait=0.2)
+            assert not held_up.done()
+        finally:
+            os.close(stopped)  # as it is when a process dies
+        held_up.result(10)
+    database.check(wait=5)
+    database.close()
