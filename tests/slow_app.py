@@ -1,8 +1,9 @@
 """The bot with slow handlers, for tests: gunicorn and flask load it in place of app.py.
 
 A text "slow SECONDS WORDS" is answered with the words after so long, "wait - WORDS" when the file RUNS.go is there;
-"crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time. Each run of the work
-is noted in the file that RUNS names, and its process in RUNS.pids.
+"crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time; "cores" and, without
+work, "core" tell on how many they may run, and by which policy. Each run of the work is noted in the file that RUNS
+names, and its process in RUNS.pids.
 """
 
 import os
@@ -27,6 +28,10 @@ def runs():
         return file.read().splitlines()
 
 
+def where():
+    return f"{len(os.sched_getaffinity(0))} {os.sched_getscheduler(0)}"
+
+
 def slow(message):
     kind, _, rest = message.content.partition(" ")
 
@@ -42,6 +47,8 @@ def slow(message):
             return TextReply(words)
         if kind == "crash":
             raise RuntimeError("the service is away")
+        if kind == "cores":
+            return TextReply(where())
         if kind == "transfer":
             return TransferReply()
         if kind == "nothing":
@@ -51,9 +58,11 @@ def slow(message):
         time.sleep(float(seconds))
         return TextReply(words)
 
+    if kind == "core":
+        return TextReply(where())
     return (
         Deferred(work)
-        if kind in ("slow", "wait", "crash", "nothing", "kill", "transfer")
+        if kind in ("slow", "wait", "crash", "nothing", "kill", "transfer", "cores")
         else TextReply(message.content)
     )
 

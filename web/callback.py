@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 import handlers
 from handlers import Deferred
@@ -131,7 +131,17 @@ def callback(
 
 
 def read_body(limit: int) -> bytes:
-    """The request's body. Raises `RequestEntityTooLarge`."""
+    """The request's body. Raises `RequestEntityTooLarge`, and `ClientDisconnected` for one that ends too early."""
+    told = request.environ.get("CONTENT_LENGTH", "")
+    if told.isdecimal() and len(told) < 10 and int(told) <= limit:
+        # What werkzeug does for any body costs more than to parse it.
+        try:
+            body: bytes = request.environ["wsgi.input"].read(int(told))
+        except OSError:
+            raise ClientDisconnected from None
+        if len(body) < int(told):
+            raise ClientDisconnected
+        return body
     request.max_content_length = limit + 1  # at this length werkzeug cuts a chunked body off without a word
     body = request.get_data(cache=False)
     if len(body) > limit:
