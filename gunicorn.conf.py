@@ -5,9 +5,9 @@ Knows processes and threads. A worker is given its background work after the for
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
-import random
 import select
 import shutil
 import socket
@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.http.body import LengthReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
+import cores
 import logs
 from config import Settings, SettingsError
 
@@ -38,10 +38,6 @@ NOBODY = -1
 _places = memoryview(mmap.mmap(-1, 4 * (2 * _settings.web_concurrency + 64))).cast("i")
 for _place in range(len(_places)):
     _places[_place] = NOBODY
-
-
-_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-random.shuffle(_cores)  # another bot on this machine has another order
 
 
 class PushWorker(ThreadWorker):  # type: ignore[misc]
@@ -70,21 +66,13 @@ class PushWorker(ThreadWorker):  # type: ignore[misc]
         self._places[self._place] = count
 
     def init_process(self) -> None:
+        cores.choose(self._place)
         # A dozen are looked up for each request, each by a search and a call. From here on they stay as they are.
         self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.cfg.threads, initializer=self._stay_on_one_core)
-
-    def _stay_on_one_core(self) -> None:
-        """For the threads that answer. Python runs one of them at a time: let loose they go from core to core, where
-        nothing that they need is in the cache, which costs a third of an answer. And one that wakes up waits until the
-        one that woke it has come to its end: Python would make it wait anyway. Background work goes where it likes."""
-        with suppress(OSError):  # a container may forbid it: then it is slower
-            if _cores:
-                os.sched_setaffinity(0, {_cores[self._place % len(_cores)]})
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        return ThreadPoolExecutor(self.cfg.threads, initializer=cores.stay_on_one)
 
     def accept(self, listener: Any) -> None:
         more = self.nr_conns - min(count for count in self._places if count != NOBODY)
@@ -193,6 +181,9 @@ def post_worker_init(worker: Any) -> None:
     worker.parts = worker.wsgi.extensions["parts"]
     worker.parts.worker.start(EMBEDDED_THREADS if embedded else 0)
     worker.parts.deferred.start(orphans=embedded)
+    # What is there by now stays: the collector need not look at it again, and comes for thousands of new objects only.
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

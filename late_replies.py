@@ -8,14 +8,13 @@ process answers a repeated push alike. Each piece of work has a thread of its ow
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Literal
 
+import cores
 import handlers
 from handlers import Deferred
 from storage.ledger import LedgerUnavailableError, Recorded
@@ -144,7 +143,7 @@ class DeferredReplies:
         threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
 
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
-        _on_any_core()
+        cores.roam()  # work may take all that the machine has
         try:
             result, reason = None, None
             try:
@@ -227,12 +226,3 @@ def _wait_for(done: Future[None], seconds: float) -> None:
         done.result(max(seconds, 0))
     except TimeoutError:
         return
-
-
-def _on_any_core() -> None:
-    """The web server keeps the threads that answer on one core, see gunicorn.conf.py; a thread begins where the one
-    was that began it. Work may take all that the machine has."""
-    with suppress(OSError):
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import cores
 import purge
 from storage.files import FileStore
 from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
@@ -158,6 +159,7 @@ class Worker:
         thumbnails = threading.Thread(target=self._make_thumbnails, name="thumbnails", daemon=True)
         thumbnails.start()
         idle = IDLE_SECONDS[0]
+        cores.stay_on_one()
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
                 self._wake.clear()

@@ -24,11 +24,11 @@ class SqlTokenStore:
         self._database = database
         self._appid = appid
         self._mine = tokens.c.appid == appid
+        self._load = select(*_FIELDS).where(self._mine)  # for every call of the platform
 
     def load(self) -> TokenRow:
-        statement = select(*_FIELDS).where(self._mine)
-        row = self._database.run(lambda connection: connection.execute(statement).mappings().first())
-        return EMPTY if row is None else TokenRow(**row)
+        row = self._database.run(lambda connection: connection.execute(self._load).first())
+        return EMPTY if row is None else TokenRow(**row._mapping)
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
         # One statement: whoever comes second finds the condition untrue.

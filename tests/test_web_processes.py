@@ -10,6 +10,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
+import cores
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.test_deferred import Slow, verdicts
 
@@ -135,6 +136,20 @@ def test_the_threads_that_answer_stay_on_one_core_and_all_else_goes_where_it_lik
     answering, working = (words.split() for _, words in slow.said())
     assert answering == ["1", str(os.SCHED_BATCH)]
     assert working == [str(all_cores), str(os.SCHED_OTHER)]
+
+
+def test_so_does_the_worker(sandbox, make_bot):
+    worker = make_bot(sandbox).worker()
+    eventually(lambda: len(os.sched_getaffinity(worker.pid)) == 1, what="the worker on one core")
+
+
+def test_where_the_system_forbids_it_threads_run_as_they_like(monkeypatch):
+    def forbidden(*arguments):
+        raise PermissionError
+
+    monkeypatch.setattr("os.sched_setaffinity", forbidden)
+    cores.stay_on_one()
+    cores.roam()
 
 
 # -- how an answer is sent ----------------------------------------------------------------------------------------
