@@ -7,11 +7,26 @@ https://man7.org/linux/man-pages/man7/sched.7.html
 """
 
 import os
-import random
 from contextlib import suppress
+from pathlib import Path
 
-_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-random.shuffle(_CORES)  # the next bot on this machine begins with another one
+
+def _usable() -> list[int]:
+    """First the one that this process runs on now: there the system saw room for it."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        # The 39th field (https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html); the second one may hold anything.
+        fields = (
+            Path("/proc/thread-self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+        )
+        here = cores.index(int(fields.split()[36]))
+        return cores[here:] + cores[:here]
+    return cores
+
+
+_CORES = _usable()
 _place = 0
 
 
