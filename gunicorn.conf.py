@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
@@ -71,8 +70,9 @@ class PushWorker(ThreadWorker):  # type: ignore[misc]
         self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().init_process()
 
-    def get_thread_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.cfg.threads, initializer=cores.stay_on_one)
+    def run(self) -> None:
+        cores.stay_on_one()  # and the threads that answer, which begin here; those in the background have begun before
+        super().run()
 
     def accept(self, listener: Any) -> None:
         more = self.nr_conns - min(count for count in self._places if count != NOBODY)
@@ -84,6 +84,8 @@ class PushWorker(ThreadWorker):  # type: ignore[misc]
     def handle(self, conn: TConn) -> Any:
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
+        # A push comes with its connection: gunicorn would make a selector to look for it.
+        conn.data_ready = conn.data_ready or bool(poll.poll(0))
         while (kept := super().handle(conn)) is True and self.alive:
             # Whether the next request is there, or begins to come in a moment.
             if not conn.parser.unreader.buf.getvalue() and not poll.poll(LINGER_MILLISECONDS):

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Row,
     Table,
     Text,
+    Update,
     bindparam,
     case,
     delete,
@@ -438,20 +439,8 @@ class Ledger:
         False: the claim was lost. The file may be another attempt's by then: delete it only if `get(job.id)` is None
         (purged) or has `media_state` "failed".
         """
-        waiting = messages.c.send_state == WAITING
-        return self._mark(
-            job,
-            [PENDING, STORED],
-            _done(_LANES["media"], STORED, None, None, now)
-            | {
-                messages.c.media_key: stored.key,
-                messages.c.media_size: stored.size,
-                messages.c.media_sha256: stored.sha256,
-                messages.c.send_state: case((waiting, PENDING), else_=messages.c.send_state),
-                messages.c.send_due: case((waiting, now), else_=messages.c.send_due),
-                messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
-            },
-        )
+        new = {"now": now, "key": stored.key, "size": stored.size, "sha256": stored.sha256}
+        return self._marked(job, _MARK_STORED, new)
 
     def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
         """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
@@ -680,17 +669,11 @@ class Ledger:
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
         """Change the row if the claim still holds. The state aimed at is among the states that are let through, so
         that a mark whose first commit lost only its answer finds itself done."""
-        lane = _LANES[job.lane]
-        statement = (
-            update(messages)
-            .where(
-                messages.c.id == job.id,
-                lane.claim == job.claim,
-                or_(*(lane.state == state for state in states)),
-            )
-            .values(values)
-        )
-        return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
+        return self._marked(job, _mark(_LANES[job.lane], states).values(values), {})
+
+    def _marked(self, job: Job, statement: Update, new: dict[str, Any]) -> bool:
+        values = {"job_id": job.id, "job_claim": job.claim, **new}
+        return self._database.write(lambda connection: connection.execute(statement, values).rowcount == 1)
 
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
@@ -731,8 +714,16 @@ def _one(statement: Any, connection: Connection) -> Any:
     return connection.execute(statement).one()
 
 
+def _mark(lane: _Lane, states: Sequence[ColumnElement[str]]) -> Update:
+    return update(messages).where(
+        messages.c.id == bindparam("job_id"),
+        lane.claim == bindparam("job_claim"),
+        or_(*(lane.state == state for state in states)),
+    )
+
+
 def _done(
-    lane: _Lane, state: ColumnElement[str], code: int | None, reason: str | None, now: float
+    lane: _Lane, state: ColumnElement[str], code: int | None, reason: str | None, now: Any
 ) -> dict[Any, Any]:
     return {
         lane.state: state,
@@ -741,6 +732,25 @@ def _done(
         lane.done_at: now,
         lane.lease_until: None,
     }
+
+
+def _mark_stored() -> Update:
+    waiting = messages.c.send_state == WAITING
+    now: ColumnElement[Any] = bindparam("now", type_=Double)
+    return _mark(_LANES["media"], [PENDING, STORED]).values(
+        _done(_LANES["media"], STORED, None, None, now)
+        | {
+            messages.c.media_key: bindparam("key"),
+            messages.c.media_size: bindparam("size"),
+            messages.c.media_sha256: bindparam("sha256"),
+            messages.c.send_state: case((waiting, PENDING), else_=messages.c.send_state),
+            messages.c.send_due: case((waiting, now), else_=messages.c.send_due),
+            messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
+        }
+    )
+
+
+_MARK_STORED = _mark_stored()  # made once: to make it costs as much as to run it
 
 
 def _lock_index(connection: Connection) -> int:
