@@ -164,7 +164,7 @@ class Worker:
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
                 self._wake.clear()
-                # Of many busy ones one comes free after the other, and the two statements for each cost a sixth of its work.
+                # Many come free one after the other, and the two statements for each cost a sixth of its work.
                 while threads - len(self._held) < threads // 4 and self._wake.wait(GATHER_SECONDS):
                     self._wake.clear()
                 try:
