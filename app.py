@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask
+from flask import Flask, Request
+from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import MethodNotAllowed
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -22,6 +23,7 @@ from web import callback, gallery, ops, token_server
 def create_app(settings: Settings | None = None) -> Flask:
     """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
     app = Flask(__name__, static_folder=None)
+    app.session_interface = _NoSessions()
     app.cli.add_command(cli.worker)
     app.cli.add_command(cli.token)
     app.cli.add_command(cli.media)
@@ -77,3 +79,15 @@ def create_app(settings: Settings | None = None) -> Flask:
         proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops, x_prefix=hops)
         app.wsgi_app = proxied  # type: ignore[method-assign]
     return app
+
+
+class _NoSessions(SessionInterface):
+    """Nothing here uses Flask's session: without this it looks for one, and makes an empty one, for each push."""
+
+    _none = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return self._none
+
+    def is_null_session(self, obj: object) -> bool:
+        return True

@@ -58,7 +58,7 @@ def callback(
         push = receiver.open(query(), read_body(max_push_bytes), now)
         message = parse_message(push.xml)
         known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
-        metrics.DELIVERIES.labels(known).inc()
+        metrics.deliveries(known).inc()
         recorded = ledger.find(message)
         if recorded is None:
             recorded = deferred.given(message, now) or answer(message, now, arrived)
@@ -69,7 +69,9 @@ def callback(
         if recorded.reply is None:
             response = Response(b"success", mimetype="text/plain")
         else:
-            response = Response(push.seal(recorded.reply, int(clock())), mimetype="application/xml")
+            response = Response(
+                push.seal(recorded.reply, int(clock())), content_type="application/xml; charset=utf-8"
+            )
         seconds = time.monotonic() - arrived
         metrics.REPLY_SECONDS.observe(seconds)
         if seconds > DEADLINE_SECONDS:

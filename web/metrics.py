@@ -4,9 +4,12 @@ Knows names and buckets. Does not know who counts, nor the figures that live in 
 it is asked. Under gunicorn all processes count into one folder (PROMETHEUS_MULTIPROC_DIR, set by gunicorn.conf.py).
 """
 
+from functools import cache
+
 from prometheus_client import Counter, Histogram
 
-DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["type"])
+_DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["type"])
+deliveries = cache(_DELIVERIES.labels)
 DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger")
 REFUSALS = Counter("wechat_refusals", "Requests to the callback that were refused", ["reason"])
 DEADLINE_MISSES = Counter("wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds")
