@@ -1,7 +1,7 @@
 """On which core of the machine a thread runs.
 
 Python runs one thread of a process at a time. Let loose they go from core to core, where nothing that they need is in
-the cache: that costs a third of an answer, and half of a download. Knows the system's scheduler; does not know who
+the cache: that costs a quarter of an answer, and a third of a download. Knows the system's scheduler; does not know who
 calls, nor why. Where the system has no such calls, or forbids them, threads run as they like, only slower.
 https://man7.org/linux/man-pages/man7/sched.7.html
 """

@@ -192,6 +192,8 @@ def worker_exit(server: Any, worker: Any) -> None:
     if hasattr(worker, "parts"):
         worker.parts.deferred.stop()
         worker.parts.worker.stop()
+        # The last one to close a SQLite file takes its log in. The collector would not: what it has frozen it leaves.
+        worker.parts.database.close()
 
 
 def child_exit(server: Any, worker: Any) -> None:

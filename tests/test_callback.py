@@ -346,6 +346,29 @@ def test_a_push_waits_for_a_busy_ledger_and_gets_503_when_that_takes_too_long(pl
     other.close()
 
 
+class Cut:
+    """A body that breaks off: by its end, or by an error."""
+
+    def __init__(self, start, error=None):
+        self.rest, self.error = start, error
+
+    def read(self, size=-1):
+        data, self.rest = self.rest, b""
+        if not data and self.error:
+            raise self.error
+        return data
+
+
+@pytest.mark.parametrize(
+    "body", [Cut(b""), Cut(b"<xml>"), Cut(b"", ConnectionResetError()), Cut(b"", TimeoutError())]
+)
+def test_a_body_that_breaks_off_is_refused_and_not_kept(plain_app, caplog, body):
+    path, whole = pushing.plain(pushing.text(1))
+    environ = {"wsgi.input": body, "CONTENT_LENGTH": str(len(whole))}
+    response = plain_app.test_client().post(path, environ_overrides=environ)
+    check_refused(plain_app, caplog, response, 400, "xml")
+
+
 # -- whatever comes ---------------------------------------------------------------------------------------------
 
 MSG_IDS = itertools.count(1)

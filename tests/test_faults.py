@@ -737,14 +737,19 @@ def test_another_process_locks_the_database(make_loaded, full, tmp_path, counted
     )
 
 
-def test_the_database_is_read_only(make_loaded, tmp_path, counted, long_run):
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_the_database_is_read_only(make_loaded, tmp_path, counted, long_run, end):
     with mounted(tmp_path / "disk", "16m") as disk:
         bot, everything = make_loaded(DATABASE_URL=f"sqlite:///{disk}/bot.db")
         web = bot.web()
         first = pushing.safe(pushing.text(next(NUMBERS), "before"))
         assert post(bot, first).status_code == 200
-        assert web.stop() == 0
         everything.database.close()
+        if end == "stopped":
+            assert web.stop() == 0
+        else:
+            web.kill()
+        assert (disk / "bot.db-wal").exists() is (end == "killed"), "a log is left only by who had no time"
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         bot.web()
         push = pushing.safe(pushing.image(next(NUMBERS), media_id="m"))

@@ -7,6 +7,7 @@ import socket
 
 import psutil
 import pytest
+import requests
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
@@ -164,3 +165,15 @@ def test_an_answer_is_sent_in_one_piece(sandbox, make_bot):
             head, _, body = connection.recv(10_000).partition(b"\r\n\r\n")
             assert f"content-length: {len(body)}".encode() in head.lower()
             assert body
+
+
+# -- how one ends -------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    web = bot.web()
+    assert requests.get(f"{bot.url}/readyz", timeout=10).ok
+    assert (bot.folder / "bot.db-wal").exists()
+    assert web.stop() == 0
+    assert [path.name for path in bot.folder.glob("bot.db*")] == ["bot.db"]
