@@ -164,9 +164,6 @@ class Worker:
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
                 self._wake.clear()
-                # Many come free one after the other, and the two statements for each cost a sixth of its work.
-                while threads - len(self._held) < threads // 4 and self._wake.wait(GATHER_SECONDS):
-                    self._wake.clear()
                 try:
                     claimed = self._claim(threads - len(self._held))
                 except LedgerUnavailableError as error:
@@ -179,6 +176,9 @@ class Worker:
                 else:
                     self._wake.wait(idle)
                     idle = min(idle * 2, IDLE_SECONDS[1])
+                # Of many busy threads one comes free after the other, and a claim for each costs a sixth of its work.
+                while threads - len(self._held) < threads // 4 and self._wake.wait(GATHER_SECONDS):
+                    self._wake.clear()
             deadline = time.monotonic() + self._grace
             while self._held and time.monotonic() < deadline:
                 self._wake.clear()
