@@ -77,7 +77,8 @@ class PushWorker(ThreadWorker):  # type: ignore[misc]
     def accept(self, listener: Any) -> None:
         more = self.nr_conns - min(count for count in self._places if count != NOBODY)
         if more > 2:
-            # Whoever has fewer was woken as well. If he is too busy, or does not run any more, it is taken here.
+            # Whoever has fewer was woken as well, and nothing tells when he has taken it. If he is too busy, or does
+            # not run any more, it is taken here.
             time.sleep(min(more / 1000, 0.005))
         super().accept(listener)
 

@@ -440,7 +440,7 @@ class Ledger:
         (purged) or has `media_state` "failed".
         """
         new = {"now": now, "key": stored.key, "size": stored.size, "sha256": stored.sha256}
-        return self._marked(job, _MARK_STORED, new)
+        return self._update(job, _MARK_STORED, new)
 
     def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
         """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
@@ -669,9 +669,9 @@ class Ledger:
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
         """Change the row if the claim still holds. The state aimed at is among the states that are let through, so
         that a mark whose first commit lost only its answer finds itself done."""
-        return self._marked(job, _mark(_LANES[job.lane], states).values(values), {})
+        return self._update(job, _update_of_claimed(_LANES[job.lane], states).values(values), {})
 
-    def _marked(self, job: Job, statement: Update, new: dict[str, Any]) -> bool:
+    def _update(self, job: Job, statement: Update, new: dict[str, Any]) -> bool:
         values = {"job_id": job.id, "job_claim": job.claim, **new}
         return self._database.write(lambda connection: connection.execute(statement, values).rowcount == 1)
 
@@ -714,7 +714,8 @@ def _one(statement: Any, connection: Connection) -> Any:
     return connection.execute(statement).one()
 
 
-def _mark(lane: _Lane, states: Sequence[ColumnElement[str]]) -> Update:
+def _update_of_claimed(lane: _Lane, states: Sequence[ColumnElement[str]]) -> Update:
+    """For the parameters job_id and job_claim."""
     return update(messages).where(
         messages.c.id == bindparam("job_id"),
         lane.claim == bindparam("job_claim"),
@@ -737,7 +738,7 @@ def _done(
 def _mark_stored() -> Update:
     waiting = messages.c.send_state == WAITING
     now: ColumnElement[Any] = bindparam("now", type_=Double)
-    return _mark(_LANES["media"], [PENDING, STORED]).values(
+    return _update_of_claimed(_LANES["media"], [PENDING, STORED]).values(
         _done(_LANES["media"], STORED, None, None, now)
         | {
             messages.c.media_key: bindparam("key"),
