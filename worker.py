@@ -45,7 +45,7 @@ SEND_LIFE_SECONDS = 2 * 86400  # a fan's message gives the right to send for 48 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 MIN_FREE_BYTES = 200 * 1024 * 1024
 LOW_DISK_PAUSE_SECONDS = 10.0
-IDLE_SECONDS = (0.05, 1.0)  # between looks at an empty ledger: the first, the longest
+IDLE_SECONDS = (0.05, 0.2)  # between looks at an empty ledger: the first, the longest
 GATHER_SECONDS = 0.02  # for one thread more to come free, before a claim
 TIDY_SECONDS = 10.0  # between looks for what is to be deleted
 THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 5.0, 60.0  # until the next look
@@ -101,12 +101,16 @@ class Worker:
         """Says that there is work: the next look comes at once."""
         self._wake.set()
 
-    def start(self, threads: int) -> None:
-        """Works in threads of this process until `stop()`; with `threads` 0 it only keeps the token fresh."""
-        work: list[Callable[[], None]] = (
-            [lambda: self.run_forever(threads), self.keep_tidy] if threads else []
-        )
-        targets = [self.keep_token_fresh, *work]
+    def start(self, threads: int, *, chores: bool = True) -> None:
+        """Works in threads of this process until `stop()`; with `threads` 0 it only keeps the token fresh.
+
+        Without `chores` it only downloads and sends: the rest is done by another process of this machine.
+        """
+        targets: list[Callable[[], None]] = [self.keep_token_fresh] if chores else []
+        if threads:
+            targets.append(lambda: self.run_forever(threads, thumbnails=chores))
+        if threads and chores:
+            targets.append(self.keep_tidy)
         self._running = [threading.Thread(target=target, daemon=True) for target in targets]
         for thread in self._running:
             thread.start()
@@ -130,7 +134,7 @@ class Worker:
                 pause = self._token.keep_fresh()
             except LedgerUnavailableError as error:
                 log.error("the token row cannot be read", extra={"reason": str(error)})
-                pause = IDLE_SECONDS[1]
+                pause = FIRST_PAUSE_SECONDS
             self._stop.wait(pause)
 
     def keep_tidy(self) -> None:
@@ -153,12 +157,13 @@ class Worker:
                 log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
         purge.delete_files(*kept, now=now)
 
-    def run_forever(self, threads: int) -> None:
+    def run_forever(self, threads: int, *, thumbnails: bool = True) -> None:
         """Claims and works, `threads` pieces at once, until `stop()`; an unreachable database is waited for."""
-        heartbeat = threading.Thread(target=self._keep_claims, name="keep_claims", daemon=True)
-        heartbeat.start()
-        thumbnails = threading.Thread(target=self._make_thumbnails, name="thumbnails", daemon=True)
-        thumbnails.start()
+        helpers = [threading.Thread(target=self._keep_claims, name="keep_claims", daemon=True)]
+        if thumbnails:
+            helpers.append(threading.Thread(target=self._make_thumbnails, name="thumbnails", daemon=True))
+        for helper in helpers:
+            helper.start()
         idle = IDLE_SECONDS[0]
         cores.stay_on_one()
         with ThreadPoolExecutor(threads, "work") as pool:
@@ -174,7 +179,8 @@ class Worker:
                 if claimed:
                     idle = IDLE_SECONDS[0]
                 else:
-                    self._wake.wait(idle)
+                    # All processes of a machine at the same moments: then they share work from its beginning.
+                    self._wake.wait(idle - time.monotonic() % idle)
                     idle = min(idle * 2, IDLE_SECONDS[1])
                 # Of many busy threads one comes free after the other, and a claim for each costs a sixth of its work.
                 while threads - len(self._held) < threads // 4 and self._wake.wait(GATHER_SECONDS):
@@ -185,8 +191,8 @@ class Worker:
                 self._wake.wait(0.1)
             self._abandon.set()
         self._finished.set()
-        heartbeat.join()
-        thumbnails.join(self._grace)
+        for helper in helpers:
+            helper.join(self._grace)
 
     def _make_thumbnails(self) -> None:
         """One after the other, giving way to downloads in hand, until `stop()`."""

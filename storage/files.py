@@ -105,28 +105,40 @@ class DiskStore:
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
         _check(_STEM, stem)
+        stored = None
         try:
-            return self._write(stem, chunks, extension, attempt)
+            stored = self._write(stem, chunks, extension, attempt)
+            return stored
         finally:
-            self.discard(stem, attempt)
+            if stored is None or attempt > 1:
+                self.discard(stem, attempt)
 
     def _write(
         self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
-        self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The random part keeps apart two workers with the same attempt, of which one has lost its claim.
         unfinished = self._unfinished / f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
-        with open(unfinished, "xb", opener=_private) as file:
+        with self._begun(unfinished) as file:
             head, size, digest = _copy(chunks, file)
             file.flush()
             os.fsync(file.fileno())
         key = f"{stem}.{extension(head)}"
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(unfinished, path)
+        try:
+            os.replace(unfinished, path)
+        except FileNotFoundError:  # a new day
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(unfinished, path)
         _sync_folder(path.parent)
         self._make_lasting(path.parent)
         return StoredFile(key, size, digest)
+
+    def _begun(self, unfinished: Path) -> BinaryIO:
+        try:
+            return open(unfinished, "xb", opener=_private)
+        except FileNotFoundError:  # the first file of all
+            self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return open(unfinished, "xb", opener=_private)
 
     def open(self, key: str) -> BinaryIO:
         return self._path(key).open("rb")

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from sqlalchemy import (
     Connection,
     Double,
-    Row,
     Table,
     Text,
     Update,
@@ -226,6 +225,22 @@ class Unsubscribed:
     received_at: float
 
 
+class _Claimed(NamedTuple):
+    """What a claim returns of a row, in this order."""
+
+    id: int
+    sender: str
+    create_time: int
+    received_at: float
+    media_id: str
+    media_kind: str
+    media_key: str
+    send_uploaded_media_id: str | None
+    send_sending: bool
+    due: float
+    attempt: int
+
+
 class _Lane:
     """The columns of one queue, and the statement that claims from it."""
 
@@ -267,7 +282,6 @@ class _Lane:
             )
             .returning(
                 columns.id,
-                columns.appid,
                 columns.sender,
                 columns.create_time,
                 columns.received_at,
@@ -306,6 +320,8 @@ class Ledger:
         self._appid = appid
         self._find = _FIND.replace("?", database.placeholder)
         self._record = _RECORD.replace("?", database.placeholder)
+        self._claim_due = {name: database.prepared(lane.claim_due) for name, lane in _LANES.items()}
+        self._mark_stored = database.prepared(_mark_stored())
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
@@ -386,7 +402,7 @@ class Ledger:
         return [
             Download(
                 id=row.id,
-                appid=row.appid,
+                appid=self._appid,
                 media_id=row.media_id,
                 media_kind=row.media_kind,
                 create_time=row.create_time,
@@ -403,7 +419,7 @@ class Ledger:
         return [
             Send(
                 id=row.id,
-                appid=row.appid,
+                appid=self._appid,
                 openid=row.sender,
                 media_kind=row.media_kind,
                 media_key=row.media_key,
@@ -412,7 +428,7 @@ class Ledger:
                 attempt=row.attempt,
                 claim=claim,
                 uploaded_media_id=row.send_uploaded_media_id,
-                sending=row.send_sending,
+                sending=bool(row.send_sending),
             )
             for row in rows
         ]
@@ -439,8 +455,17 @@ class Ledger:
         False: the claim was lost. The file may be another attempt's by then: delete it only if `get(job.id)` is None
         (purged) or has `media_state` "failed".
         """
-        new = {"now": now, "key": stored.key, "size": stored.size, "sha256": stored.sha256}
-        return self._update(job, _MARK_STORED, new)
+        values = {
+            "job_id": job.id,
+            "job_claim": job.claim,
+            "now": now,
+            "key": stored.key,
+            "size": stored.size,
+            "sha256": stored.sha256,
+        }
+        return self._database.write(
+            lambda connection: bool(self._mark_stored(connection, **values).rowcount == 1)
+        )
 
     def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
         """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
@@ -652,7 +677,7 @@ class Ledger:
 
     def _claim(
         self, name: str, now: float, lease_seconds: float, limit: int
-    ) -> tuple[int, Sequence[Row[Any]]]:
+    ) -> tuple[int, list["_Claimed"]]:
         claim = secrets.randbits(63)  # a fencing value that nobody had before
         values = {
             "of_appid": self._appid,
@@ -661,19 +686,16 @@ class Ledger:
             "until": now + lease_seconds,
             "new_claim": claim,
         }
-        rows = self._database.write(
-            lambda connection: connection.execute(_LANES[name].claim_due, values).all()
-        )
-        return claim, sorted(rows, key=lambda row: (row.due, row.id))
+        claim_due = self._claim_due[name]
+        rows = self._database.write(lambda connection: claim_due(connection, **values).fetchall())
+        return claim, sorted(map(_Claimed._make, rows), key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
         """Change the row if the claim still holds. The state aimed at is among the states that are let through, so
         that a mark whose first commit lost only its answer finds itself done."""
-        return self._update(job, _update_of_claimed(_LANES[job.lane], states).values(values), {})
-
-    def _update(self, job: Job, statement: Update, new: dict[str, Any]) -> bool:
-        values = {"job_id": job.id, "job_claim": job.claim, **new}
-        return self._database.write(lambda connection: connection.execute(statement, values).rowcount == 1)
+        mark = _update_of_claimed(_LANES[job.lane], states).values(values)
+        given = {"job_id": job.id, "job_claim": job.claim}
+        return self._database.write(lambda connection: connection.execute(mark, given).rowcount == 1)
 
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
@@ -749,9 +771,6 @@ def _mark_stored() -> Update:
             messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
         }
     )
-
-
-_MARK_STORED = _mark_stored()  # made once: to make it costs as much as to run it
 
 
 def _lock_index(connection: Connection) -> int:

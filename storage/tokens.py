@@ -14,7 +14,8 @@ from storage.database import Database
 from storage.models import lease_over, token_fetches, tokens
 from wechat.access_token import EMPTY, TokenRow
 
-_FIELDS = [tokens.c[field.name] for field in fields(TokenRow)]
+_NAMES = [field.name for field in fields(TokenRow)]
+_FIELDS = [tokens.c[name] for name in _NAMES]
 
 
 class SqlTokenStore:
@@ -24,11 +25,11 @@ class SqlTokenStore:
         self._database = database
         self._appid = appid
         self._mine = tokens.c.appid == appid
-        self._load = select(*_FIELDS).where(self._mine)  # for every call of the platform
+        self._load = database.prepared(select(*_FIELDS).where(self._mine))  # for every call of the platform
 
     def load(self) -> TokenRow:
-        row = self._database.run(lambda connection: connection.execute(self._load).first())
-        return EMPTY if row is None else TokenRow(**row._mapping)
+        rows = self._database.run(lambda connection: self._load(connection).fetchall())
+        return TokenRow(**dict(zip(_NAMES, rows[0], strict=True))) if rows else EMPTY
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
         # One statement: whoever comes second finds the condition untrue.
