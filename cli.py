@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from parts import Parts
 
 WORKER_THREADS = 16  # downloads at once
-WORKER_PROCESSES = 2  # at most, to share them: two carry more than a line of 4 Gbit/s, and each costs 20 MB of memory
+WORKER_PROCESSES = (
+    2  # at most, to share them: two carry more than a line of 4 Gbit/s, and each costs 20 MB of memory
+)
 DEFAULT_KIND = {
     "jpg": "image",
     "png": "image",

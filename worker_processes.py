@@ -26,7 +26,9 @@ def run(count: int, work: Callable[[int, Callable[[], object]], None]) -> None:
     `wait_for_stop()` returns when the process is to end, because this one was asked to, or is gone. To be called
     before any thread is started: a fork does not take threads along.
     """
-    asked, ours = os.pipe()  # nothing is written: the end of the last `ours`, with its process, is what is heard
+    asked, ours = (
+        os.pipe()
+    )  # nothing is written: the end of the last `ours`, with its process, is what is heard
     held = [ours]
 
     def stop(*_: object) -> None:

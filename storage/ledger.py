@@ -675,9 +675,7 @@ class Ledger:
         statement = delete(doomed_files).where(doomed_files.c.stem.in_([file.stem for file in doomed]))
         self._database.write(lambda connection: connection.execute(statement))
 
-    def _claim(
-        self, name: str, now: float, lease_seconds: float, limit: int
-    ) -> tuple[int, list["_Claimed"]]:
+    def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list["_Claimed"]]:
         claim = secrets.randbits(63)  # a fencing value that nobody had before
         values = {
             "of_appid": self._appid,

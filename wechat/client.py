@@ -18,19 +18,20 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from urllib3.poolmanager import PoolManager
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.connection import create_connection
+from urllib3.util.timeout import Timeout
 
 from wechat.errors import ApiError, InvalidTokenError, TransportError, UnsafeMediaUrlError, api_error
 
@@ -116,13 +117,13 @@ class ApiHosts:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.bases = tuple(base.rstrip("/") for base in bases)
-        session = session or requests.Session()
-        self._routes = {base: _route(session, base) for base in self.bases}
-        self._video_route = replace(_route(session, "https://"), proxies={})
+        self._session = session or requests.Session()
         self._clock = clock
         self._sleep = sleep
-        self._adapter = _Adapter({HTTPConnectionPool: _TimedPool, HTTPSConnectionPool: _TimedTlsPool})
+        pools = {HTTPConnectionPool: _TimedPool, HTTPSConnectionPool: _TimedTlsPool}
+        self._adapter = _Adapter(pools, hosts=len(self.bases))
         self._public = _Adapter({HTTPConnectionPool: _PublicPool, HTTPSConnectionPool: _PublicTlsPool})
+        self._routes = {base: _Route(self._adapter, self._session, base) for base in self.bases}
         # Single reads and writes of a dict are atomic, and a mark lost to a race costs one connection.
         self._down_until: dict[str, float] = {}
 
@@ -172,6 +173,7 @@ class ApiHosts:
         the call is `repeatable`; never for an errcode. HTTP 5xx (if repeatable) and errcode -1 (which says
         that nothing was done) are repeated with pauses, up to three such answers.
         """
+        target = f"{path}?{urlencode(params)}" if params else path
         give_up = self._clock() + timeout.call
         pause = _FIRST_PAUSE
         busy = 0
@@ -180,14 +182,15 @@ class ApiHosts:
             for base in self._in_order():
                 left = give_up - self._clock()
                 try:
-                    route = self._routes[base]
                     answer = self._send(
-                        self._adapter,
-                        route.request and _request(route.request, method, path, params, headers, body),
-                        route,
-                        path,
-                        timeout,
-                        min(timeout.host, left),
+                        self._routes[base],
+                        method,
+                        target,
+                        headers=headers,
+                        body=body,
+                        path=path,
+                        timeout=timeout,
+                        seconds=min(timeout.host, left),
                     )
                     result = _judge(answer, read)
                 except ApiError as error:
@@ -222,13 +225,13 @@ class ApiHosts:
         connecting to it, so no second look-up can change it. `path` names the URL in errors. Raises
         UnsafeMediaUrlError or TransportError.
         """
-        request = _prepared(url)
         # What is judged is the very address that will be used, not the text it was made from.
-        place = None if request is None else _place_of(request.url or "")
-        if request is None or place is None:
+        place = _place_of(_prepared(url).url or "")
+        if place is None:
             raise UnsafeMediaUrlError("video_url is no plain http or https address")
         adapter = self._adapter if place in map(_place_of, self.bases) else self._public
-        return self._send(adapter, request, self._video_route, path, timeout, timeout.host)
+        route = _Route(adapter, self._session, url, proxied=False)
+        return self._send(route, "GET", "", path=path, timeout=timeout, seconds=timeout.host)
 
     def _in_order(self) -> list[str]:
         """The preferred host first again, once its minute as a failed one is over."""
@@ -237,30 +240,25 @@ class ApiHosts:
 
     def _send(
         self,
-        adapter: "_Adapter",
-        request: requests.PreparedRequest | None,
         route: "_Route",
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
         path: str,
         timeout: Timeouts,
         seconds: float,
     ) -> "Answer":
         """The answer as soon as its headers are there."""
-        if request is None:
+        if not route.host:
             raise TransportError(path, sent=False, detail="no web address (WECHAT_API_BASE)")
-        host = _host_of(request.url or "")
         attempt = _Attempt(time.monotonic() + seconds, timeout.read)
         context = _ATTEMPT.set(attempt)
         unsafe = False
         trouble = None
         try:
-            response = adapter.send(
-                request,
-                stream=True,
-                timeout=(timeout.connect, timeout.read),
-                verify=route.verify,
-                cert=route.cert,
-                proxies=route.proxies,
-            )
+            raw = route.open(method, target, headers or {}, body, timeout)
         except _NotPublicError:
             unsafe = True
         except (OSError, HTTPError) as error:  # requests' own errors are OSErrors
@@ -272,8 +270,8 @@ class ApiHosts:
             raise UnsafeMediaUrlError
         if trouble is not None:
             what = "no answer from" if attempt.sent else "cannot connect to"
-            raise TransportError(path, sent=attempt.sent, detail=f"{what} {host} ({trouble})")
-        return Answer(response.raw, path, host)
+            raise TransportError(path, sent=attempt.sent, detail=f"{what} {route.host} ({trouble})")
+        return Answer(raw, path, route.host)
 
 
 class ApiClient:
@@ -400,36 +398,6 @@ def raise_errcode(answer: Mapping[str, Any], path: str) -> None:
     code = answer.get("errcode")
     if code is not None and str(code).strip() not in {"0", ""}:
         raise api_error(code, str(answer.get("errmsg", "")), path)
-
-
-def _prepared(url: str) -> requests.PreparedRequest | None:
-    """A GET of it, or None if `url` is no web address. (requests' own error would hold the URL.)"""
-    try:
-        request = requests.Request("GET", url).prepare()
-    except (requests.RequestException, ValueError):
-        return None
-    request.headers["User-Agent"] = "tushangwanglai"
-    return request
-
-
-def _request(
-    base: requests.PreparedRequest,
-    method: str,
-    path: str,
-    params: Mapping[str, str] | None,
-    headers: Mapping[str, str] | None,
-    body: Body | None,
-) -> requests.PreparedRequest:
-    """From the one to the host's root: to have requests look at the whole URL again costs five times as much."""
-    request = base.copy()
-    request.method = method
-    request.url = f"{(base.url or '').rstrip('/')}{path}" + (f"?{urlencode(params)}" if params else "")
-    request.headers.update(headers or {})
-    if body is not None:
-        request.headers["Content-Type"] = body.content_type
-        request.headers["Content-Length"] = str(len(body))
-        request.body = body  # type: ignore[assignment]  # urllib3 takes any iterable of bytes
-    return request
 
 
 def _judge(answer: Answer, read: Callable[[Answer], Result]) -> Result:
@@ -592,9 +560,10 @@ class _PublicTlsPool(HTTPSConnectionPool):
 class _Adapter(HTTPAdapter):
     """requests' adapter over our connections, through proxies too (a SOCKS proxy keeps its own)."""
 
-    def __init__(self, pools: Mapping[type, type]) -> None:
+    def __init__(self, pools: Mapping[type, type], hosts: int = 0) -> None:
+        """`hosts`: of how many the pools are kept by routes, so that none of these may be thrown out."""
         self._pools = pools
-        super().__init__(pool_maxsize=_POOLED_CONNECTIONS)
+        super().__init__(pool_connections=DEFAULT_POOLSIZE + hosts, pool_maxsize=_POOLED_CONNECTIONS)
         self._use_pools(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
@@ -608,22 +577,61 @@ class _Adapter(HTTPAdapter):
         }
 
 
-@dataclass(frozen=True, slots=True)
 class _Route:
-    """A request to one host's root, and the proxies and certificates for it. Finding these in the environment at
-    each call would be a third of its cost."""
+    """The way to one address: requests' connections for it, by the proxies and with the certificates that count there.
+    To look for them at each call, as requests does, would be a third of its cost.
+    """
 
-    request: requests.PreparedRequest | None = field(repr=False)  # to its root; None if it is no web address
-    proxies: dict[str, str] = field(repr=False)  # a proxy's address may hold a password
-    verify: bool | str
-    cert: Any
+    def __init__(
+        self, adapter: _Adapter, session: requests.Session, url: str, *, proxied: bool = True
+    ) -> None:
+        self._adapter = adapter
+        self._request = _prepared(url)
+        self.host = _host_of(self._request.url or "")
+        found = session.merge_environment_settings(url, {}, True, None, None)
+        # Nobody else's proxy leads to this machine.
+        self._proxies = dict(found["proxies"] or {}) if proxied and not _is_loopback(url) else {}
+        self._verify, self._cert = found["verify"] or False, found["cert"]
+        self._found: tuple[HTTPConnectionPool, str] | None = None
+
+    def open(
+        self, method: str, target: str, headers: Mapping[str, str], body: Body | None, timeout: Timeouts
+    ) -> BaseHTTPResponse:
+        """The answer to a request for the address with `target` after it. Raises OSError, HTTPError."""
+        pool, root = self._found = self._found or self._find()
+        sent = {**self._request.headers, **headers}
+        if body is not None:
+            sent |= {"Content-Type": body.content_type, "Content-Length": str(len(body))}
+        return pool.urlopen(
+            method,
+            root.rstrip("/") + target if target else root,
+            body=body,
+            headers=sent,
+            timeout=Timeout(connect=timeout.connect, read=timeout.read),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _find(self) -> tuple[HTTPConnectionPool, str]:
+        """The connections, and the address as the first line of a request names it."""
+        pool = self._adapter.get_connection_with_tls_context(
+            self._request, self._verify, proxies=self._proxies, cert=self._cert
+        )
+        self._adapter.cert_verify(pool, self._request.url, self._verify, self._cert)  # type: ignore[no-untyped-call]
+        return cast(HTTPConnectionPool, pool), self._adapter.request_url(self._request, self._proxies)
 
 
-def _route(session: requests.Session, url: str) -> _Route:
-    found = session.merge_environment_settings(url, {}, True, None, None)
-    # Nobody else's proxy leads to this machine.
-    proxies = {} if _is_loopback(url) else dict(found["proxies"] or {})
-    return _Route(_prepared(url), proxies, found["verify"] or False, found["cert"])
+def _prepared(url: str) -> requests.PreparedRequest:
+    """Without an address if `url` is no web address. (requests' own error would hold the URL.)"""
+    try:
+        request = requests.Request("GET", url).prepare()
+    except (requests.RequestException, ValueError):
+        return requests.PreparedRequest()
+    request.headers["User-Agent"] = "tushangwanglai"
+    return request
 
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
