@@ -50,6 +50,7 @@ GATHER_SECONDS = 0.02  # for one thread more to come free, before a claim
 TIDY_SECONDS = 10.0  # between looks for what is to be deleted
 THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 5.0, 60.0  # until the next look
 THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to downloads in hand
+THUMBNAIL_BURST_SECONDS = 0.25  # after a first picture: others may come in with it
 GRACE_SECONDS = 20.0  # for work in hand when the process is asked to stop
 
 
@@ -122,7 +123,7 @@ class Worker:
             thread.join()
 
     def ask_to_stop(self) -> None:
-        """Only sets flags: safe in a signal handler."""
+        """As `stop()`, but returns at once."""
         self._stop.set()
         self._wake.set()
         self._stored.set()
@@ -198,22 +199,22 @@ class Worker:
         """One after the other, giving way to downloads in hand, until `stop()`."""
         maker = self._thumbnail_maker
         while True:
+            give_way = time.monotonic() + THUMBNAIL_GIVES_WAY_SECONDS
+            while self._held and time.monotonic() < give_way and not self._stop.wait(0.05):
+                pass
             self._stored.clear()
             if self._stop.is_set():
                 maker.close()
                 return
             try:
-                if not maker.step():
-                    self._stored.wait(THUMBNAIL_IDLE_SECONDS)
+                if not maker.step() and self._stored.wait(THUMBNAIL_IDLE_SECONDS):
+                    self._stop.wait(THUMBNAIL_BURST_SECONDS)
             except (LedgerUnavailableError, OSError) as error:
                 log.error("thumbnails have to wait", extra={"reason": str(error)})
                 self._stop.wait(THUMBNAIL_FAULT_SECONDS)
             except Exception:
                 log.exception("unexpected fault; thumbnails have to wait")
                 self._stop.wait(THUMBNAIL_FAULT_SECONDS)
-            give_way = time.monotonic() + THUMBNAIL_GIVES_WAY_SECONDS
-            while self._held and time.monotonic() < give_way and not self._stop.wait(0.05):
-                pass
 
     def run_once(self) -> bool:
         """Claims one piece of work and does it; False when nothing was due."""

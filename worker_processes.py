@@ -1,64 +1,63 @@
-"""The processes of `flask worker`: forked from one that does nothing but look after them.
+"""The processes of `flask worker`: the one that was started, and those that it forks.
 
-Python runs one thread of a process at a time, so that a process fills one core and no more. Knows forks and signals: a
-process that dies is followed by another, and none outlives the one that began it, whichever way that ends. Must not
-know what they work on. What they have in common lies in memory once.
+Python runs one thread of a process at a time, so that a process fills one core and no more. Forked ones share the
+memory of what was loaded before. Knows forks and signals: they end together, when they are asked to or when one of
+them dies, so that whoever started them can start all anew. Must not know what they work on.
 """
 
 import gc
 import logging
 import os
 import signal
-import time
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import cores
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 1.0  # before another process follows one that died
-
 
 def run(count: int, work: Callable[[int, Callable[[], object]], None]) -> None:
-    """Calls `work(place, wait_for_stop)` in `count` processes, place 0 and so on, until SIGTERM or Ctrl-C; returns
-    when the last one has ended.
+    """Calls `work(place, wait_for_stop)` in `count` processes, place 0 in this one; returns here when all have ended.
 
-    `wait_for_stop()` returns when the process is to end, because this one was asked to, or is gone. To be called
-    before any thread is started: a fork does not take threads along.
+    `wait_for_stop()` returns at SIGTERM, at Ctrl-C, and when one of the others has ended before its time; that is an
+    exit with status 1. To be called before any thread is started: a fork does not take threads along.
     """
-    asked, ours = (
-        os.pipe()
-    )  # nothing is written: the end of the last `ours`, with its process, is what is heard
+    asked, ours = os.pipe()  # nothing is written: all hear when this process closes `ours`, or is gone
     held = [ours]
 
     def stop(*_: object) -> None:
-        while held:
+        with suppress(IndexError):
             os.close(held.pop())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-
-    def start(place: int) -> int:
-        pid = os.fork()
-        if pid == 0:
-            stop()  # a signal to a whole group reaches this process too, and is harmless from here on
-            cores.choose(place)
-            work(place, lambda: os.read(asked, 1))
-            raise SystemExit(0)
-        return pid
-
     gc.collect()
     gc.freeze()  # a collection would write into what is shared
-    places = {start(place): place for place in range(count)}
-    while places:
-        pid, status = os.wait()
-        place = places.pop(pid)
-        if not held:
-            continue
-        log.error(
-            "a process of this worker died; another one follows",
-            extra={"place": place, "exit_code": os.waitstatus_to_exitcode(status)},
-        )
-        time.sleep(PAUSE_SECONDS)
-        if held:
-            places[start(place)] = place
+    others = []
+    for place in range(1, count):
+        pid = os.fork()
+        if pid == 0:
+            stop()  # a signal that reaches the whole group is harmless from here on
+            cores.choose(place)
+            work(place, lambda: os.read(asked, 1))
+            sys.exit()
+        others.append(pid)
+    codes: list[int] = []
+
+    def watch(pid: int) -> None:
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        stop()
+
+    watchers = [threading.Thread(target=watch, args=(pid,), daemon=True) for pid in others]
+    for watcher in watchers:
+        watcher.start()
+    work(0, lambda: os.read(asked, 1))
+    stop()
+    for watcher in watchers:
+        watcher.join()
+    if any(codes):
+        log.error("another process of this worker died, so this one ended too", extra={"exit_codes": codes})
+        sys.exit(1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,15 @@ class Server:
     def memory(self) -> int:
         """Bytes that its processes hold alone (USS), together."""
         return sum(process.memory_full_info().uss for process in self.processes())
+
+    def proportional_memory(self) -> int:
+        """Bytes that its processes hold together, what several share counted once (PSS)."""
+        total = 0
+        for process in self.processes():
+            with suppress(OSError):  # it has just ended
+                told = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+                total += int(told.partition("\nPss:")[2].split()[0]) * 1024
+        return total
 
     def stop(self) -> None:
         """Asks it to end, and ends what has not done so in time."""
