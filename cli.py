@@ -86,7 +86,7 @@ def worker() -> None:
     parts = _parts()
     processes = min(usable_cores(), WORKER_PROCESSES)
 
-    def work(place: int, wait_for_stop: Callable[[], object]) -> None:
+    def work(place: int, wait_for_stop: Callable[[], None]) -> None:
         first = place == 0
         parts.worker.start(WORKER_THREADS // processes, chores=first)
         parts.deferred.start(orphans=first)

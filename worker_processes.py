@@ -12,25 +12,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 import cores
 
 log = logging.getLogger(__name__)
 
 
-def run(count: int, work: Callable[[int, Callable[[], object]], None]) -> None:
+def run(count: int, work: Callable[[int, Callable[[], None]], None]) -> None:
     """Calls `work(place, wait_for_stop)` in `count` processes, place 0 in this one; returns here when all have ended.
 
     `wait_for_stop()` returns at SIGTERM, at Ctrl-C, and when one of the others has ended before its time; that is an
-    exit with status 1. To be called before any thread is started: a fork does not take threads along.
+    exit with status 1. When this process is gone without a word they end at once, as it did. To be called before any
+    thread is started: a fork does not take threads along.
     """
-    asked, ours = os.pipe()  # nothing is written: all hear when this process closes `ours`, or is gone
-    held = [ours]
+    asked, ask = os.pipe()
 
     def stop(*_: object) -> None:
-        with suppress(IndexError):
-            os.close(held.pop())
+        os.write(ask, b"." * count)  # each process reads one
+
+    def wait_for_stop() -> None:
+        if not os.read(asked, 1):  # nobody is left who could write
+            os._exit(1)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -40,9 +42,14 @@ def run(count: int, work: Callable[[int, Callable[[], object]], None]) -> None:
     for place in range(1, count):
         pid = os.fork()
         if pid == 0:
-            stop()  # a signal that reaches the whole group is harmless from here on
+            for number in (
+                signal.SIGTERM,
+                signal.SIGINT,
+            ):  # to the whole group: the first process says what it means
+                signal.signal(number, lambda *_: None)
+            os.close(ask)
             cores.choose(place)
-            work(place, lambda: os.read(asked, 1))
+            work(place, wait_for_stop)
             sys.exit()
         others.append(pid)
     codes: list[int] = []
@@ -54,8 +61,7 @@ def run(count: int, work: Callable[[int, Callable[[], object]], None]) -> None:
     watchers = [threading.Thread(target=watch, args=(pid,), daemon=True) for pid in others]
     for watcher in watchers:
         watcher.start()
-    work(0, lambda: os.read(asked, 1))
-    stop()
+    work(0, wait_for_stop)
     for watcher in watchers:
         watcher.join()
     if any(codes):

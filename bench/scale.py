@@ -323,7 +323,9 @@ def _download(
             raise Incomplete(f"not downloaded: {status}")
         if look_at_memory:  # costs time
             peak = max(peak, worker.proportional_memory())
-        time.sleep(0.005 if look_at_memory else 0.05)  # the worker is another process: only the ledger tells that it is done
+        time.sleep(
+            0.005 if look_at_memory else 0.05
+        )  # the worker is another process: only the ledger tells that it is done
     used = worker.cpu_seconds() - used
     last = database.run(
         lambda connection: connection.exec_driver_sql("SELECT max(media_done_at) FROM messages").scalar()

@@ -14,10 +14,13 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from storage.together import Together
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -97,9 +100,11 @@ class DiskStore:
     """A folder. Unfinished files lie in `.tmp/` inside it, so that the move to their key stays on one file system."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._unfinished = folder / ".tmp"
-        self._lasting: set[Path] = set()
+        # Text: a download's five paths as Path objects would cost as much as its checks.
+        self._folder = str(folder)
+        self._unfinished = os.path.join(self._folder, ".tmp")
+        self._sync = Together(_sync_folders)
+        self._lasting: set[str] = set()
 
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
@@ -117,45 +122,51 @@ class DiskStore:
         self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
         # The random part keeps apart two workers with the same attempt, of which one has lost its claim.
-        unfinished = self._unfinished / f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
+        name = f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
+        unfinished = os.path.join(self._unfinished, name)
         with self._begun(unfinished) as file:
             head, size, digest = _copy(chunks, file)
             file.flush()
             os.fsync(file.fileno())
         key = f"{stem}.{extension(head)}"
         path = self._path(key)
+        folder = os.path.dirname(path)
         try:
             os.replace(unfinished, path)
         except FileNotFoundError:  # a new day
-            path.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             os.replace(unfinished, path)
-        _sync_folder(path.parent)
-        self._make_lasting(path.parent)
+        self._sync(folder, threading.TIMEOUT_MAX)
+        self._make_lasting(folder)
         return StoredFile(key, size, digest)
 
-    def _begun(self, unfinished: Path) -> BinaryIO:
+    def _begun(self, unfinished: str) -> BinaryIO:
         try:
             return open(unfinished, "xb", opener=_private)
         except FileNotFoundError:  # the first file of all
-            self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_unfinished()
             return open(unfinished, "xb", opener=_private)
 
+    def _make_unfinished(self) -> None:
+        Path(self._unfinished).mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def open(self, key: str) -> BinaryIO:
-        return self._path(key).open("rb")
+        return open(self._path(key), "rb")
 
     def size(self, key: str) -> int | None:
         try:
-            return self._path(key).stat().st_size
+            return os.stat(self._path(key)).st_size
         except FileNotFoundError:
             return None
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        Path(self._path(key)).unlink(missing_ok=True)
 
     def delete_all(self, stem: str) -> None:
         _check(_STEM, stem)
-        path = self._folder / stem
-        for found in [*path.parent.glob(f"{path.name}.*"), *self._unfinished.glob(f"{_flat(stem)}.*")]:
+        path = Path(self._folder, stem)
+        unfinished = Path(self._unfinished).glob(f"{_flat(stem)}.*")
+        for found in [*path.parent.glob(f"{path.name}.*"), *unfinished]:
             found.unlink(missing_ok=True)
 
     def discard(self, stem: str, attempt: int) -> None:
@@ -164,26 +175,26 @@ class DiskStore:
         with contextlib.suppress(FileNotFoundError):  # nothing was ever begun
             for name in os.listdir(self._unfinished):
                 if name.startswith(beginning) and int(name.split(".")[1]) <= attempt:
-                    (self._unfinished / name).unlink(missing_ok=True)
+                    Path(self._unfinished, name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        os.makedirs(self._folder, exist_ok=True)
         return shutil.disk_usage(self._folder).free
 
     def check(self) -> None:
-        self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_unfinished()
         with tempfile.TemporaryFile(dir=self._unfinished) as file:
             file.write(b"?")
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         _check(_KEY, key)
-        return self._folder / key
+        return os.path.join(self._folder, key)
 
-    def _make_lasting(self, folder: Path) -> None:
+    def _make_lasting(self, folder: str) -> None:
         """Sync the folders above, once for each: whoever made one may not have come to that."""
         if folder in self._lasting:
             return
-        for parent in folder.absolute().parents:
+        for parent in Path(folder).absolute().parents:
             try:
                 _sync_folder(parent)
             except PermissionError:  # not ours, so none of us made what is in it
@@ -357,7 +368,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folders(folders: Callable[[], Sequence[str]], wait: float) -> Sequence[None]:
+    """For many files of a folder once."""
+    now = folders()
+    for folder in set(now):
+        _sync_folder(folder)
+    return [None] * len(now)
+
+
+def _sync_folder(folder: str | Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,6 +24,7 @@ OURS = {
     "web",
     "wechat",
     "worker",
+    "worker_processes",
 }
 
 ALLOWED = {
@@ -41,7 +42,18 @@ ALLOWED = {
     "web": {"wechat", "storage", "handlers", "late_replies", "thumbnails"},
     "parts": {"wechat", "storage", "worker", "late_replies", "config", "thumbnails"},
     "doctor": {"wechat", "storage", "worker", "config", "parts"},
-    "cli": {"handlers", "wechat", "storage", "config", "parts", "purge", "doctor", "web"},
+    "worker_processes": {"cores"},
+    "cli": {
+        "handlers",
+        "wechat",
+        "storage",
+        "config",
+        "parts",
+        "purge",
+        "doctor",
+        "web",
+        "worker_processes",
+    },
     "app": {"cli", "config", "logs", "parts", "web"},
     "run": {"config", "parts", "sandbox", "storage"},
     "gunicorn.conf": {"config", "cores", "logs"},

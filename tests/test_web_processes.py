@@ -139,9 +139,21 @@ def test_the_threads_that_answer_stay_on_one_core_and_all_else_goes_where_it_lik
     assert working == [str(all_cores), str(os.SCHED_OTHER)]
 
 
-def test_so_does_the_worker(sandbox, make_bot):
-    worker = make_bot(sandbox).worker()
-    eventually(lambda: len(os.sched_getaffinity(worker.pid)) == 1, what="the worker on one core")
+def test_each_process_of_the_worker_downloads_on_a_core_of_its_own(sandbox, make_bot):
+    worker = psutil.Process(make_bot(sandbox).worker().pid)
+    processes = min(len(os.sched_getaffinity(0)), 2)
+
+    def cores_of(process):
+        """Those that a thread of it is held to."""
+        held = [os.sched_getaffinity(thread.id) for thread in process.threads()]
+        return {min(cores) for cores in held if len(cores) == 1}
+
+    def found():
+        each = [cores_of(process) for process in (worker, *worker.children())]
+        return len(each) == processes and all(len(cores) == 1 for cores in each) and each
+
+    each = eventually(found, what="the worker's processes, each on one core")
+    assert len(set.union(*each)) == processes
 
 
 def test_where_the_system_forbids_it_threads_run_as_they_like(monkeypatch):
