@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from parts import Parts
 
 WORKER_THREADS = 16  # downloads at once
-WORKER_PROCESSES = (
-    2  # at most, to share them: two carry more than a line of 4 Gbit/s, and each costs 20 MB of memory
-)
+# To share them, at most: two fill a line of 4 Gbit/s, and each one more costs 20 MB of memory.
+WORKER_PROCESSES = 2
 DEFAULT_KIND = {
     "jpg": "image",
     "png": "image",
@@ -91,6 +90,7 @@ def worker() -> None:
         parts.worker.start(WORKER_THREADS // processes, chores=first)
         parts.deferred.start(orphans=first)
         wait_for_stop()
+        parts.worker.ask_to_stop()
         parts.deferred.stop()
         parts.worker.stop()
 
