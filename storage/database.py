@@ -21,7 +21,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import URL, Connection, Dialect, Executable, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Dialect, Executable, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
@@ -232,6 +233,10 @@ class Database:
             return result
 
         return transaction
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def prepared(self, statement: Executable) -> "Prepared":
         """The statement made ready for this database."""

@@ -5,7 +5,6 @@ is a name to count under.
 """
 
 from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, not_, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
 from storage.models import ended_sessions, sign_in_attempts
@@ -23,10 +22,9 @@ class SignIns:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        insert = sqlite.insert if database.is_sqlite else postgresql.insert
         now: ColumnElement[float] = bindparam("now", type_=Double)
         over = _over(now)
-        counted = insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
+        counted = database.insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
         self._count = counted.on_conflict_do_update(
             index_elements=[_columns.address],
             set_={
@@ -34,7 +32,7 @@ class SignIns:
                 "count": case((over, 1), else_=_columns.count + 1),
             },
         ).returning(_columns.count)
-        self._end = insert(ended_sessions).on_conflict_do_nothing()
+        self._end = database.insert(ended_sessions).on_conflict_do_nothing()
 
     def try_one(self, address: str, now: float) -> float:
         """Count a try before it is made. Returns 0 when it may be made, else in how many seconds there is one again.

@@ -7,8 +7,7 @@ Must not know when a token is renewed, or where from: that is wechat.access_toke
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, Table, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, or_, select, update
 
 from storage.database import Database
 from storage.models import lease_over, token_fetches, tokens
@@ -35,7 +34,7 @@ class SqlTokenStore:
         # One statement: whoever comes second finds the condition untrue.
         mine_now = {"lease_holder": holder, "lease_until": now + seconds}
         statement = (
-            self._insert(tokens)
+            self._database.insert(tokens)
             .values(appid=self._appid, **asdict(EMPTY), **mine_now)
             .on_conflict_do_update(
                 index_elements=[tokens.c.appid],
@@ -67,7 +66,7 @@ class SqlTokenStore:
     def count_fetch(self, result: str) -> None:
         """One more fetch ended with `result`, for `fetches()`."""
         statement = (
-            self._insert(token_fetches)
+            self._database.insert(token_fetches)
             .values(appid=self._appid, result=result, count=1)
             .on_conflict_do_update(
                 index_elements=[token_fetches.c.appid, token_fetches.c.result],
@@ -81,10 +80,6 @@ class SqlTokenStore:
         statement = select(token_fetches).where(token_fetches.c.appid == self._appid)
         rows = self._database.run(lambda connection: connection.execute(statement).all())
         return {row.result: row[2] for row in rows}
-
-    def _insert(self, table: Table) -> Any:
-        """Both dialects' INSERT knows ON CONFLICT, the common one does not."""
-        return sqlite.insert(table) if self._database.is_sqlite else postgresql.insert(table)
 
     def _changes_a_row(self, statement: Any) -> bool:
         def execute(connection: Connection) -> bool:
