@@ -93,6 +93,7 @@ def worker() -> None:
         parts.worker.ask_to_stop()
         parts.deferred.stop()
         parts.worker.stop()
+        parts.database.close()
 
     worker_processes.run(processes, work)
 

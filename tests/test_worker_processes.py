@@ -150,3 +150,11 @@ def test_a_worker_of_which_one_process_died_ends_and_the_next_one_does_its_work(
     bot.worker()
     for push in pushes:
         assert stored(bot, push, seconds=40).media_sha256
+
+
+def test_a_worker_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    process = bot.worker()
+    eventually((bot.folder / "bot.db-wal").exists, what="the log")
+    assert process.stop() == 0
+    assert [path.name for path in bot.folder.glob("bot.db*")] == ["bot.db"]
