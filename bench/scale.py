@@ -312,20 +312,21 @@ def _download(
     _get(platform_port, "/times")
     database = connect(f"sqlite:///{folder}/bot.db")
     ledger = Ledger(database, APPID)
-    due = time.time() + 1.0 + count * 0.01  # all at once, when all are recorded, and their forerunners shrunk
+    due = (
+        time.time() + 1.0 + count * 0.01
+    )  # all at once, when all are recorded, and the last ones' thumbnails made
     for message in _messages(count):
         ledger.record(message, None, due)
-    time.sleep(max(due - time.time(), 0.0))
+    time.sleep(max(due - time.time(), 0.0))  # the worker begins then
     used, peak = worker.cpu_seconds(), 0
     until = time.monotonic() + 120
+    pause = 0.005 if look_at_memory else 0.05
     while (status := ledger.status(time.time())).pending:
         if time.monotonic() > until or status.failed:
             raise Incomplete(f"not downloaded: {status}")
         if look_at_memory:  # costs time
             peak = max(peak, worker.proportional_memory())
-        time.sleep(
-            0.005 if look_at_memory else 0.05
-        )  # the worker is another process: only the ledger tells that it is done
+        time.sleep(pause)  # the worker is another process: only the ledger tells that it is done
     used = worker.cpu_seconds() - used
     last = database.run(
         lambda connection: connection.exec_driver_sql("SELECT max(media_done_at) FROM messages").scalar()
