@@ -90,10 +90,7 @@ def worker() -> None:
         parts.worker.start(WORKER_THREADS // processes, chores=first)
         parts.deferred.start(orphans=first)
         wait_for_stop()
-        parts.worker.ask_to_stop()
-        parts.deferred.stop()
-        parts.worker.stop()
-        parts.database.close()
+        parts.stop()
 
     worker_processes.run(processes, work)
 

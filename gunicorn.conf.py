@@ -191,11 +191,7 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     if hasattr(worker, "parts"):
-        worker.parts.worker.ask_to_stop()
-        worker.parts.deferred.stop()
-        worker.parts.worker.stop()
-        # The last one to close a SQLite file takes its log in. The collector would not: what it has frozen it leaves.
-        worker.parts.database.close()
+        worker.parts.stop()
 
 
 def child_exit(server: Any, worker: Any) -> None:

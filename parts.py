@@ -50,6 +50,14 @@ class Parts:
     worker: Worker
     deferred: DeferredReplies
 
+    def stop(self) -> None:
+        """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""
+        self.worker.ask_to_stop()  # before the wait for deferred work, so that nothing more is claimed meanwhile
+        self.deferred.stop()
+        self.worker.stop()
+        # The last one to close a SQLite file takes its log in. The collector would not: what it has frozen it leaves.
+        self.database.close()
+
 
 def build(
     settings: Settings,
