@@ -312,9 +312,8 @@ def _download(
     _get(platform_port, "/times")
     database = connect(f"sqlite:///{folder}/bot.db")
     ledger = Ledger(database, APPID)
-    due = (
-        time.time() + 1.0 + count * 0.01
-    )  # all at once, when all are recorded, and the last ones' thumbnails made
+    # All at once, when all are recorded and the last ones' thumbnails made.
+    due = time.time() + 1.0 + count * 0.01
     for message in _messages(count):
         ledger.record(message, None, due)
     time.sleep(max(due - time.time(), 0.0))  # the worker begins then

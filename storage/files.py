@@ -110,13 +110,14 @@ class DiskStore:
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
         _check(_STEM, stem)
-        stored = None
         try:
             stored = self._write(stem, chunks, extension, attempt)
-            return stored
-        finally:
-            if stored is None or attempt > 1:
-                self.discard(stem, attempt)
+        except BaseException:
+            self.discard(stem, attempt)
+            raise
+        if attempt > 1:  # those before may have been killed in the middle
+            self.discard(stem, attempt)
+        return stored
 
     def _write(
         self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
