@@ -13,9 +13,9 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import MethodNotAllowed
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import cli
 import logs
 import parts
+from commands import cli
 from config import Settings, SettingsError
 from web import callback, gallery, ops, token_server
 

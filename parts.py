@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from answers.late import DeferredReplies
 from config import Settings
-from late_replies import DeferredReplies
 from storage.database import Database
+from storage.deferred import Works
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
-from storage.works import Works
 from thumbnails.maker import ThumbnailMaker
 from thumbnails.shelf import Thumbnails
 from wechat.access_token import (
@@ -30,7 +30,7 @@ from wechat.access_token import (
 )
 from wechat.client import ApiClient, ApiHosts
 from wechat.receiver import Receiver
-from worker import Worker
+from worker.loop import Worker
 
 
 @dataclass(frozen=True)

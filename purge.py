@@ -34,7 +34,7 @@ def purge(
     """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
 
     A file that a worker is writing at this moment is deleted later, by `delete_files()`. Raises
-    `LedgerUnavailableError` or `OSError`; what is left then goes with the next call.
+    `DatabaseUnavailableError` or `OSError`; what is left then goes with the next call.
     """
     rows = 0
     while deleted := ledger.purge(now, before=before, fan=fan):

@@ -27,10 +27,10 @@ MAX_CPU_SECONDS: Final = 1.0  # for one input
 MAX_WALL_SECONDS: Final = 5  # for one input: a busy machine is no hang
 MAX_MEGABYTES: Final = 512  # for the process
 OURS: Final = [
+    "answers",
     "app",
     "config",
     "handlers",
-    "late_replies",
     "logs",
     "parts",
     "storage",

@@ -1,7 +1,7 @@
 """Deferred: what a handler returns whose reply takes longer than a moment.
 
 Knows only the value itself. Who runs the work, for how long a delivery waits for it, and how a late reply gets to the
-fan is not known here: `late_replies.py`. It stands apart from the HANDLERS table, which imports the handlers.
+fan is not known here: `answers/late.py`. It stands apart from the HANDLERS table, which imports the handlers.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.together import Together
 
 T = TypeVar("T")
@@ -65,14 +66,6 @@ _SQLITE_UNAVAILABLE = {
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
 # connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
 _POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
-
-
-class LedgerUnavailableError(Exception):
-    """The database could not be reached or written within the given time."""
-
-
-class SchemaError(LedgerUnavailableError):
-    """The database's schema is not one that this program can use."""
 
 
 class Database:
@@ -120,7 +113,7 @@ class Database:
         """Run an operation that reads, and return its result.
 
         A database that is busy, away or cannot be written is tried again for `wait` seconds.
-        Raises LedgerUnavailableError when they are over.
+        Raises DatabaseUnavailableError when they are over.
         """
         if not self._ready:
             self.prepare(wait=wait)
@@ -166,7 +159,7 @@ class Database:
         self._written += len(results)
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0
-            with suppress(LedgerUnavailableError):  # the rows are safe where they are
+            with suppress(DatabaseUnavailableError):  # the rows are safe where they are
                 self._admitted(checkpoint, 0.0)
         return results
 
@@ -217,7 +210,7 @@ class Database:
             self.close()  # what broke one connection has mostly broken the idle ones too
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
-                raise LedgerUnavailableError(f"{reason} (waited {wait:g} s)")
+                raise DatabaseUnavailableError(f"{reason} (waited {wait:g} s)")
             # A foreign program has the lock, or the server is away: neither tells when that ends.
             pause = _PAUSES[tries] if tries < len(_PAUSES) else _PAUSES[-1]
             time.sleep(min(pause, left))
@@ -248,11 +241,11 @@ class Database:
         A SQLite file and its folder are made when absent; the file is readable by its owner alone. Any number of
         processes may do this at once: one migrates, the others wait for it.
 
-        Raises SchemaError for a schema newer than this program, LedgerUnavailableError when the database is away for
+        Raises SchemaError for a schema newer than this program, DatabaseUnavailableError when the database is away for
         `wait` seconds.
         """
         if not self._preparing.acquire(timeout=wait):
-            raise LedgerUnavailableError(f"the database is still being prepared (waited {wait:g} s)")
+            raise DatabaseUnavailableError(f"the database is still being prepared (waited {wait:g} s)")
         try:
             if not self._ready:
                 self._prepare(wait)
@@ -280,7 +273,7 @@ class Database:
             self._run(migrate, wait=wait)
 
     def check(self, *, wait: float = 1.0) -> None:
-        """Return when the database can be written. Raises LedgerUnavailableError."""
+        """Return when the database can be written. Raises DatabaseUnavailableError."""
         # Changes nothing. To begin a transaction does not tell: SQLite does so on a file that cannot be written.
         nothing = "UPDATE alembic_version SET version_num = version_num WHERE 1 = 0"
         self.write(lambda connection: connection.exec_driver_sql(nothing).rowcount, wait=wait)
@@ -406,7 +399,7 @@ def _prepare_file(path: Path) -> None:
             if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
                 name.chmod(0o600)
     except OSError as error:
-        raise LedgerUnavailableError(
+        raise DatabaseUnavailableError(
             f"SQLite: {error}: make the file and its folder writable (DATABASE_URL)"
         ) from None
 
@@ -460,8 +453,8 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     command.upgrade(config, newest)
 
 
-def _no_turn(wait: float) -> LedgerUnavailableError:
-    return LedgerUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
+def _no_turn(wait: float) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
 
 
 def driver_of(connection: Connection) -> Any:

@@ -68,7 +68,7 @@ class Picture:
 
 
 class GalleryRows:
-    """The pages of one account. Every method raises LedgerUnavailableError when the database is away."""
+    """The pages of one account. Every method raises DatabaseUnavailableError when the database is away."""
 
     def __init__(self, database: Database, appid: str) -> None:
         self._database = database

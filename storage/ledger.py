@@ -7,7 +7,7 @@ seconds) and no XML.
 
 Lane `media` (the download): pending -> stored | failed.
 Lane `send` (what is sent back later): waiting (for the file) -> pending -> sent | failed | unknown. Deferred replies
-come to `pending` by states of their own: storage.works.
+come to `pending` by states of their own: storage.deferred.
 """
 
 import re
@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement
 
-from storage.database import WAIT_SECONDS, Database, LedgerUnavailableError, driver_of
+from storage.database import WAIT_SECONDS, Database, driver_of
 from storage.files import StoredFile
 from storage.models import (
     AHEAD_SECONDS,
@@ -64,7 +64,6 @@ __all__ = [
     "Entry",
     "Job",
     "Ledger",
-    "LedgerUnavailableError",
     "Recorded",
     "Send",
     "Status",
@@ -97,7 +96,7 @@ class Recorded:
     id: int
     reply: bytes | None = field(repr=False)
     working: bool = False
-    """Not answered yet: its deferred reply is being worked on, see storage.works."""
+    """Not answered yet: its deferred reply is being worked on, see storage.deferred."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +308,7 @@ _PUT_OFF = [
 class Ledger:
     """The ledger of one account.
 
-    Every method raises LedgerUnavailableError when the database stays busy or away for `wait` seconds (where there is
+    Every method raises DatabaseUnavailableError when the database stays busy or away for `wait` seconds (where there is
     no such argument, for storage.database.WAIT_SECONDS).
     """
 
@@ -353,13 +352,13 @@ class Ledger:
         return recorded
 
     def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
-        """For storage.works, in its transaction: keep a message that is not answered yet; True when it was new."""
+        """For storage.deferred, in its transaction: keep a message that is not answered yet; True when it was new."""
         return self._insert(connection, self._values(message, None, now, "working"))
 
     def record_given(
         self, connection: Connection, message: Message, reply: bytes, now: float
     ) -> tuple[Recorded, bool]:
-        """For storage.works, in its transaction: keep a message that is answered with an earlier one's result; True
+        """For storage.deferred, in its transaction: keep a message that is answered with an earlier one's result; True
         when it was new."""
         return self._insert(connection, self._values(message, reply, now, None))
 

@@ -18,7 +18,7 @@ _columns = sign_in_attempts.c
 
 
 class SignIns:
-    """Every method raises LedgerUnavailableError when the database is away."""
+    """Every method raises DatabaseUnavailableError when the database is away."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

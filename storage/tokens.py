@@ -18,7 +18,7 @@ _FIELDS = [tokens.c[name] for name in _NAMES]
 
 
 class SqlTokenStore:
-    """A wechat.access_token.TokenStore. Every method raises LedgerUnavailableError while the database is away."""
+    """A wechat.access_token.TokenStore. Every method raises DatabaseUnavailableError while the database is away."""
 
     def __init__(self, database: Database, appid: str) -> None:
         self._database = database

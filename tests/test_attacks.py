@@ -26,7 +26,8 @@ from app import create_app
 from config import Settings, SettingsError
 from sandbox import THROWAWAY
 from sandbox.cipher import Envelope, sign
-from storage.database import Database, LedgerUnavailableError
+from storage.database import Database
+from storage.errors import DatabaseUnavailableError
 from tests import pushing
 from tests.conftest import ACCOUNT, Bot, eventually, free_port
 from tests.stub_platform import Leaks, StubPlatform, raw, reply
@@ -669,7 +670,7 @@ def test_no_secret_in_logs_exceptions_repr_and_metrics(make_app, platform, tmp_p
         leaks.show(client.get("/metrics").text)
         leaks.show(client.get("/readyz").text)
         leaks.show(everything.tokens.load())
-        with pytest.raises(LedgerUnavailableError) as caught:
+        with pytest.raises(DatabaseUnavailableError) as caught:
             Database("postgresql://bot:a-database-password@127.0.0.1:1/bot").check(wait=0.1)
         leaks.show(str(caught.value))
         with pytest.raises(SettingsError) as faulty:

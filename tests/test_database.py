@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from storage.database import MAX_CONNECTIONS, MIGRATIONS, LedgerUnavailableError, SchemaError, connect
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, connect
+from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.models import metadata
 from tests.conftest import eventually
 
@@ -160,7 +161,7 @@ class TestConnect:
         opened(url.replace("postgresql://", "postgresql+psycopg://")).check()
 
     def test_waits_for_a_server_and_then_says_so(self):
-        with pytest.raises(LedgerUnavailableError, match="DATABASE_URL") as caught:
+        with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
             connect("postgresql://bot:hush@127.0.0.1:1/bot", wait=0.1)
         assert "hush" not in str(caught.value)
         assert caught.value.__context__ is None
@@ -197,7 +198,7 @@ class TestSqliteFile:
 
     def test_that_is_none(self, tmp_path):
         (tmp_path / "bot.db").write_bytes(b"no database, whatever its name says" * 100)
-        with pytest.raises(LedgerUnavailableError, match="not a SQLite database"):
+        with pytest.raises(DatabaseUnavailableError, match="not a SQLite database"):
             connect(f"sqlite:///{tmp_path}/bot.db", wait=0.0)
 
 
@@ -207,11 +208,11 @@ class TestRun:
         other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         started = time.monotonic()
-        with pytest.raises(LedgerUnavailableError, match="write lock") as caught:
+        with pytest.raises(DatabaseUnavailableError, match="write lock") as caught:
             execute(database, INSERT, wait=0.3)
         assert 0.25 < time.monotonic() - started < 3
         assert caught.value.__context__ is None
-        with pytest.raises(LedgerUnavailableError):
+        with pytest.raises(DatabaseUnavailableError):
             database.check(wait=0.0)
         other.execute("COMMIT")
         other.close()
@@ -248,7 +249,7 @@ class TestRun:
         for thread in threads:
             thread.join()
         postgresql.crash()
-        with pytest.raises(LedgerUnavailableError, match="PostgreSQL") as caught:
+        with pytest.raises(DatabaseUnavailableError, match="PostgreSQL") as caught:
             execute(database, INSERT, wait=0.5)
         assert caught.value.__context__ is None
         starter = threading.Timer(0.3, postgresql.start)
@@ -273,7 +274,7 @@ class TestRun:
         def locked(connection):
             connection.exec_driver_sql("LOCK TABLE messages")
             execute(other, "SET lock_timeout = '50ms'")
-            with pytest.raises(LedgerUnavailableError, match="lock timeout"):
+            with pytest.raises(DatabaseUnavailableError, match="lock timeout"):
                 execute(other, INSERT, wait=0.0)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -348,7 +349,7 @@ def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
         with ThreadPoolExecutor(1) as pool:
             waits = pool.submit(patient.check, wait=20)
             started = time.monotonic()
-            with pytest.raises(LedgerUnavailableError, match="another process holds the write lock"):
+            with pytest.raises(DatabaseUnavailableError, match="another process holds the write lock"):
                 impatient.check(wait=0.3)
             assert time.monotonic() - started < 5
             foreign.execute("ROLLBACK")
@@ -366,7 +367,7 @@ def test_a_stopped_process_that_has_the_turn_holds_up_one_thread_alone(tmp_path)
             held_up = pool.submit(database.check)
             eventually(lambda: database._together._led, what="a leader")
             for _ in range(2):
-                with pytest.raises(LedgerUnavailableError, match="take too long"):
+                with pytest.raises(DatabaseUnavailableError, match="take too long"):
                     database.check(wait=0.2)
             assert not held_up.done()
         finally:

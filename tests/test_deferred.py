@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import parts
-from storage.works import Works
+from storage.deferred import Works
 from tests import pushing
 from tests.conftest import FAN, eventually
 from tests.databases import APPID

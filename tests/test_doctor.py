@@ -21,8 +21,8 @@ import requests
 from flask import Flask, Response, redirect, request
 from werkzeug.serving import WSGIRequestHandler
 
-import doctor
 import parts
+from commands import doctor
 from sandbox import THROWAWAY, running_sandbox
 from tests import pushing
 from tests.conftest import ACCOUNT, ROOT, Bot, clean_environ, eventually, free_port

@@ -20,7 +20,8 @@ import web.gallery
 from app import create_app
 from config import Settings
 from storage import sign_ins
-from storage.database import LedgerUnavailableError, connect
+from storage.database import connect
+from storage.errors import DatabaseUnavailableError
 from storage.gallery import KINDS, STATES, Filter, GalleryRows
 from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
@@ -868,7 +869,7 @@ class TestFiles:
 
     def test_a_database_that_is_away(self, rig, monkeypatch):
         def away(*_, **__):
-            raise LedgerUnavailableError("PostgreSQL: secret details")
+            raise DatabaseUnavailableError("PostgreSQL: secret details")
 
         monkeypatch.setattr(rig.parts.rows, "page", away)
         page = rig.page("", 503)

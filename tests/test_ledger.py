@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import storage.ledger
-from storage.database import LedgerUnavailableError, connect
+from storage.database import connect
+from storage.errors import DatabaseUnavailableError
 from storage.files import DiskStore, StoredFile
 from storage.ledger import Doomed, Entry, Ledger, Recorded, Status
 from storage.models import messages
@@ -181,7 +182,7 @@ class TestRecord:
             pytest.skip("one writer at a time is SQLite's way")
 
         def while_locked(_):
-            with pytest.raises(LedgerUnavailableError):
+            with pytest.raises(DatabaseUnavailableError):
                 ledger.record(image(1), REPLY, T0, wait=0.1)
             return ledger.find(image(2))
 
@@ -761,7 +762,7 @@ def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
     for thread in threads:
         thread.start()
     started = time.monotonic()
-    with pytest.raises(LedgerUnavailableError):
+    with pytest.raises(DatabaseUnavailableError):
         ledger.record(image(9), REPLY, T0, wait=0.2)
     assert time.monotonic() - started < 5
     postgresql.start()

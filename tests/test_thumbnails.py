@@ -17,10 +17,10 @@ import pytest
 from PIL import Image, ImageOps
 
 import thumbnails.shelf
+from storage.deferred import Works
 from storage.files import DiskStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
-from storage.works import Works
 from tests.conftest import ROOT, eventually
 from tests.databases import APPID
 from tests.test_ledger import OTHER_FAN, T0, image, message
@@ -29,7 +29,7 @@ from thumbnails.maker import CLAIM_SECONDS, ThumbnailMaker
 from thumbnails.shelf import Thumbnails, beside
 from thumbnails.wire import NoThumbnail, read_answer, read_picture, send_answer, send_picture
 from wechat import media
-from worker import Worker
+from worker.loop import Worker
 
 PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)

@@ -8,13 +8,13 @@ import pytest
 import requests
 
 import parts
-import worker as worker_module
 from app import create_app
 from config import Settings
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
 from tests.serving import serving
 from wechat import client
+from worker import loop as worker_module
 
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()

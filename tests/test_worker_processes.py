@@ -16,7 +16,7 @@ from tests.test_flow import control, send, stored
 # Says where each process is, and how it ended.
 PROGRAM = """
 import os, sys
-import worker_processes
+from worker import processes as worker_processes
 
 def say(line):
     os.write(1, f"{line}\\n".encode())  # in one piece

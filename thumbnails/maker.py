@@ -28,7 +28,7 @@ class ThumbnailMaker:
 
     def step(self) -> bool:
         """Makes one; False when none is due. Raises OSError when a store is away: the claim then runs out by itself,
-        and LedgerUnavailableError."""
+        and DatabaseUnavailableError."""
         picture = self._rows.claim_picture(self._clock(), CLAIM_SECONDS)
         if picture is None:
             self._thumbnails.rest()

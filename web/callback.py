@@ -16,9 +16,10 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 import handlers
+from answers.late import DeferredReplies, HeldError
 from handlers import Deferred
-from late_replies import DeferredReplies, HeldError
-from storage.ledger import Ledger, LedgerUnavailableError, Recorded
+from storage.errors import DatabaseUnavailableError
+from storage.ledger import Ledger, Recorded
 from web import metrics
 from wechat.errors import PushError
 from wechat.messages import Message, UnknownMessage, parse_message
@@ -86,7 +87,7 @@ def callback(
             if isinstance(outcome, Deferred):
                 return deferred.answer(message, outcome, now, arrived)
             xml, send_back = rendered(outcome, message, now, upload=upload)
-        except (LedgerUnavailableError, HeldError):
+        except (DatabaseUnavailableError, HeldError):
             raise
         except Exception as error:  # a handler's fault must not become the fan's
             fault = error
@@ -109,8 +110,8 @@ def callback(
     def undecodable(error: UnicodeDecodeError) -> Response:
         return refuse(403, "signature", "the query is not UTF-8")  # werkzeug raises on the first look at it
 
-    @blueprint.errorhandler(LedgerUnavailableError)
-    def unavailable(error: LedgerUnavailableError) -> Response:
+    @blueprint.errorhandler(DatabaseUnavailableError)
+    def unavailable(error: DatabaseUnavailableError) -> Response:
         log.error(
             "the ledger cannot be written; the platform will repeat the push", extra={"reason": str(error)}
         )

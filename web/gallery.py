@@ -26,9 +26,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wsgi import FileWrapper
 
 from storage.database import Database
+from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.gallery import KINDS, STATES, Filter, GalleryRows
-from storage.ledger import Entry, Ledger, LedgerUnavailableError
+from storage.ledger import Entry, Ledger
 from storage.sign_ins import SignIns
 from thumbnails.shelf import Thumbnails
 from web.voice_length import voice_seconds
@@ -297,7 +298,7 @@ def gallery(
     def gone(error: FileNotFoundError) -> tuple[str, int]:
         return page("message.html", status=404), 404
 
-    @blueprint.errorhandler(LedgerUnavailableError)
+    @blueprint.errorhandler(DatabaseUnavailableError)
     @blueprint.errorhandler(OSError)
     def unavailable(error: Exception) -> tuple[str, int]:
         log.error("gallery: a store is away", extra={"reason": str(error)})

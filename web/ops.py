@@ -17,8 +17,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from storage.database import Database
+from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
-from storage.ledger import Ledger, LedgerUnavailableError
+from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
 from wechat.access_token import AccessToken
 
@@ -60,7 +61,7 @@ def ops(
 def _database(database: Database) -> str:
     try:
         database.check()
-    except LedgerUnavailableError as error:
+    except DatabaseUnavailableError as error:
         return str(error)
     return "ok"
 
@@ -76,7 +77,7 @@ def _media(files: FileStore) -> str:
 def _token(token: AccessToken) -> str:
     try:
         row = token.row()
-    except LedgerUnavailableError as error:
+    except DatabaseUnavailableError as error:
         return str(error)
     if row.reason is not None:
         return row.reason
@@ -91,7 +92,7 @@ class _DatabaseFigures(Collector):
         now = time.time()
         try:
             status, row, fetched = self._ledger.status(now), self._tokens.load(), self._tokens.fetches()
-        except LedgerUnavailableError:
+        except DatabaseUnavailableError:
             return
         media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
         for state in ("pending", "stored", "failed"):

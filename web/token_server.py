@@ -16,7 +16,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from storage.ledger import LedgerUnavailableError
+from storage.errors import DatabaseUnavailableError
 from web import metrics
 from wechat.access_token import AccessToken
 from wechat.errors import TokenUnavailableError
@@ -65,7 +65,7 @@ def token_server(
             return jsonify(_handed_out(get)), 200
         except TokenUnavailableError as error:
             return jsonify(error=error.reason), 503
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             return jsonify(error=str(error)), 503
 
     def _platform_face(asked_appid: object, secret: object) -> Response:
@@ -80,7 +80,7 @@ def token_server(
             return jsonify(_handed_out(token.get))
         except TokenUnavailableError as error:
             return jsonify(errcode=error.code or -1, errmsg=error.reason)
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             return jsonify(errcode=-1, errmsg=str(error))
 
     def _handed_out(get: Callable[[], str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Deferred replies: runs the work of slow handlers, lets deliveries wait for it, and sees that the fan gets one answer.
 
 Knows how long a delivery may wait, what LATE_REPLY says when that is over, and that work whose process died is run
-again by one other. Does not know Flask or SQL; what has been decided is in the ledger (storage.works), so that any
+again by one other. Does not know Flask or SQL; what has been decided is in the ledger (storage.deferred), so that any
 process answers a repeated push alike. Each piece of work has a thread of its own: it waits for others most of the time.
 """
 
@@ -17,8 +17,9 @@ from typing import Literal
 import cores
 import handlers
 from handlers import Deferred
-from storage.ledger import LedgerUnavailableError, Recorded
-from storage.works import Work, Works
+from storage.deferred import Work, Works
+from storage.errors import DatabaseUnavailableError
+from storage.ledger import Recorded
 from wechat.messages import Message, TextMessage, parse_message
 from wechat.replies import TextReply, render_reply
 
@@ -73,7 +74,7 @@ class DeferredReplies:
     def answer(self, message: Message, deferred: Deferred, now: float, arrived: float) -> Recorded:
         """Records a new message, begins its work, and waits for it as long as the delivery may (`arrived`: monotonic).
 
-        Raises `HeldError`, and `LedgerUnavailableError`.
+        Raises `HeldError`, and `DatabaseUnavailableError`.
         """
         room = len(self._running) < AT_ONCE
         recorded, work = self._works.record(message, now, self._lease if room else None)
@@ -155,7 +156,7 @@ class DeferredReplies:
                 log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
             if not self._works.finish(work, result, self._clock(), reason=reason):
                 log.warning("another process took this work over", extra={"ledger_id": work.id})
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             # The lease runs out, and whoever reaches the database first runs the work again.
             log.error("a result cannot be kept", extra={"ledger_id": work.id, "reason": str(error)})
         finally:
@@ -192,7 +193,7 @@ class DeferredReplies:
                         self._works.extend(work, self._clock(), self._lease)
                 if orphans:
                     self.adopt()
-            except LedgerUnavailableError as error:
+            except DatabaseUnavailableError as error:
                 log.error("deferred work cannot be looked after", extra={"reason": str(error)})
 
     def adopt(self) -> int:

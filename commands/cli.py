@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 import handlers
 import purge
-import worker_processes
+from commands.doctor import console_entry, examine
 from config import SettingsError, usable_cores
-from doctor import console_entry, examine
-from storage.ledger import LedgerUnavailableError
+from storage.errors import DatabaseUnavailableError
 from web import callback
 from wechat import media as wechat_media
 from wechat.errors import ApiError, TokenUnavailableError, WeChatError
 from wechat.messages import parse_message
+from worker import processes as worker_processes
 
 if TYPE_CHECKING:
     from parts import Parts
@@ -69,7 +69,7 @@ def _told() -> Iterator[None]:
         _fail(f"{error.code} {error.errmsg}. {error.hint_en} ({error.hint_zh})")
     except TokenUnavailableError as error:
         _fail(error.reason)
-    except (WeChatError, LedgerUnavailableError) as error:
+    except (WeChatError, DatabaseUnavailableError) as error:
         _fail(error)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else error)

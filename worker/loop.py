@@ -17,9 +17,10 @@ from typing import cast
 
 import cores
 import purge
+from storage.deferred import Works
+from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
-from storage.ledger import Download, Ledger, LedgerUnavailableError, Send
-from storage.works import Works
+from storage.ledger import Download, Ledger, Send
 from thumbnails.maker import ThumbnailMaker
 from thumbnails.shelf import Thumbnails
 from wechat import customer_service, media
@@ -133,7 +134,7 @@ class Worker:
         while not self._stop.is_set():
             try:
                 pause = self._token.keep_fresh()
-            except LedgerUnavailableError as error:
+            except DatabaseUnavailableError as error:
                 log.error("the token row cannot be read", extra={"reason": str(error)})
                 pause = FIRST_PAUSE_SECONDS
             self._stop.wait(pause)
@@ -143,7 +144,7 @@ class Worker:
         while not self._stop.wait(TIDY_SECONDS * (0.5 + self._jitter())):
             try:
                 self.tidy_once()
-            except (LedgerUnavailableError, OSError) as error:
+            except (DatabaseUnavailableError, OSError) as error:
                 log.error("what is to be deleted has to wait", extra={"reason": str(error)})
 
     def tidy_once(self) -> None:
@@ -172,7 +173,7 @@ class Worker:
                 self._wake.clear()
                 try:
                     claimed = self._claim(threads - len(self._held))
-                except LedgerUnavailableError as error:
+                except DatabaseUnavailableError as error:
                     log.error("the ledger cannot be read", extra={"reason": str(error)})
                     claimed = []
                 for job in claimed:
@@ -209,7 +210,7 @@ class Worker:
             try:
                 if not maker.step() and self._stored.wait(THUMBNAIL_IDLE_SECONDS):
                     self._stop.wait(THUMBNAIL_BURST_SECONDS)
-            except (LedgerUnavailableError, OSError) as error:
+            except (DatabaseUnavailableError, OSError) as error:
                 log.error("thumbnails have to wait", extra={"reason": str(error)})
                 self._stop.wait(THUMBNAIL_FAULT_SECONDS)
             except Exception:
@@ -258,7 +259,7 @@ class Worker:
             for one in held:
                 try:
                     one.lost = one.lost or not self._ledger.extend(one.job, self._clock(), self._lease)
-                except LedgerUnavailableError as error:
+                except DatabaseUnavailableError as error:
                     log.error(
                         "a lease cannot be renewed", extra={"ledger_id": one.job.id, "reason": str(error)}
                     )
@@ -267,7 +268,7 @@ class Worker:
     def _bring_back(self) -> None:
         try:
             rows = self._ledger.bring_back(self._clock())
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             log.error("the ledger cannot be read", extra={"reason": str(error)})
             return
         if rows:
@@ -287,7 +288,7 @@ class Worker:
             log.warning("another process took this work over", extra={"ledger_id": job.id})
         except _Stopped:
             self._ledger.give_back(job)
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             # The lease runs out, and whoever reaches the database first goes on.
             log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
         except Exception:

@@ -28,7 +28,7 @@ import requests
 
 import parts
 from config import FOLDER, Settings, SettingsError
-from storage.ledger import LedgerUnavailableError
+from storage.errors import DatabaseUnavailableError
 from wechat.access_token import (
     FETCH_TIMEOUT,
     AccessToken,
@@ -38,7 +38,7 @@ from wechat.client import Answer, ApiClient, TokenSource
 from wechat.envelope import RANDOM_BYTES, Envelope
 from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
 from wechat.signature import sign
-from worker import MIN_FREE_BYTES
+from worker.loop import MIN_FREE_BYTES
 
 DEADLINE_SECONDS: Final = 25.0
 """When it is over, what still hangs is a finding."""
@@ -172,7 +172,7 @@ class _Examination:
             self._parts.database.prepare(wait=DATABASE_SECONDS)
             # A write that changes nothing: a read-only database says so.
             self._parts.tokens.release(f"doctor-{secrets.token_hex(8)}")
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             return _Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
         kind = "SQLite" if self._parts.database.is_sqlite else "PostgreSQL"
         return _Outcome(True, f"{kind} can be written, its schema is up to date", "数据库可写，结构为最新")
@@ -217,7 +217,7 @@ class _Examination:
         now = self._clock()
         try:
             status, backlog = self._parts.ledger.status(now), self._parts.ledger.backlog(now)
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             return _Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
         queue = (
             f"{status.pending} downloads and {status.replies_pending} sends are pending, the oldest "
@@ -249,7 +249,7 @@ class _Examination:
             if self._settings.wechat_token_source == "classic":  # noqa: S105  (a mode's name)
                 return self._shared_token()
             return self._own_token()
-        except LedgerUnavailableError as error:
+        except DatabaseUnavailableError as error:
             return _Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
         except TokenUnavailableError as error:
             # A reason in two languages already says what to do.
@@ -336,7 +336,7 @@ class _Examination:
                     f"公众平台尚未配置有效的 URL，请填写 {url} 与 Token",
                 )
             return _Outcome(False, f"{error.code} ({error.errmsg}): {error.hint_en}", error.hint_zh)
-        except (TokenUnavailableError, LedgerUnavailableError, TransportError) as error:
+        except (TokenUnavailableError, DatabaseUnavailableError, TransportError) as error:
             return _Outcome(False, *_two(str(error), "请检查网络与 WECHAT_API_BASE"))
         return self._reached(answer)
 

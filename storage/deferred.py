@@ -35,7 +35,7 @@ class Work:
 
 
 class Works:
-    """The deferred replies of one account. Every method raises LedgerUnavailableError as the ledger's do."""
+    """The deferred replies of one account. Every method raises DatabaseUnavailableError as the ledger's do."""
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
