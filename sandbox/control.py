@@ -134,7 +134,7 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
     media = thumb = None
     if kind in MEDIA_TYPES:
         if file is not None:
-            media = state.store_media(MEDIA_TYPES[kind], file.read())
+            media = state.store_media(MEDIA_TYPES[kind], file.read(), from_fan=True)
             media_id = media.media_id
         elif media_id:
             media = state.find_media(media_id)

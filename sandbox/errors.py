@@ -5,9 +5,11 @@ a code: the state raises, the server writes. Codes and texts:
 https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html
 """
 
-from typing import Final
+from __future__ import annotations
 
-ERRMSG: Final[dict[int, str]] = {
+from typing import NamedTuple
+
+ERRMSG = {
     -1: "system error",
     0: "ok",
     40001: "invalid credential, access_token is invalid or not latest",
@@ -59,6 +61,13 @@ ERRMSG: Final[dict[int, str]] = {
     48001: "api unauthorized",
     48006: "forbid to clear quota because of reaching the limit",
 }
+
+
+class Words(NamedTuple):
+    """A sentence for people, in both languages of the phone page."""
+
+    en: str
+    zh: str
 
 
 class PlatformError(Exception):

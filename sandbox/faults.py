@@ -14,11 +14,16 @@ FAILURE_TEXT: Final = "该公众号暂时无法提供服务，请稍后再试"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """`token_life` in seconds; `deliveries` at most per push; what the fan reads when all of them fail."""
+    """`token_life` in seconds; `deliveries` at most per push; what the fan reads when all of them fail.
+
+    `own_video_reply`: whether a video by the MediaId that a fan's own video came with is shown. The platform is
+    reported not to: https://github.com/w7corp/easywechat/issues/2124
+    """
 
     token_life: int = 7200
     deliveries: int = 3
     failure_text: str = FAILURE_TEXT
+    own_video_reply: bool = False
 
     def __post_init__(self) -> None:
         if not _whole(self.token_life) or not 1 <= self.token_life <= 7200:
@@ -27,6 +32,8 @@ class Rules:
             raise ControlError("deliveries: a whole number from 1 to 10")
         if not isinstance(self.failure_text, str) or not self.failure_text:
             raise ControlError("failure_text: the text that the fan reads")
+        if not isinstance(self.own_video_reply, bool):
+            raise ControlError("own_video_reply: true or false")
 
 
 @dataclass(frozen=True, kw_only=True)

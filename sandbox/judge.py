@@ -1,44 +1,63 @@
-"""The strict reader of a bot's answer: would the platform show it to the fan, and what?
+"""The reader of a bot's answer: would the platform show it to the fan, and what?
 
 Knows the passive replies (被动回复), the sealed envelope around them, and which media a reply may name.
-It must not know HTTP time-outs or repeats. Where the platform's own strictness is unknown the judge
-refuses: an answer that passes here is safe to send.
+It must not know HTTP time-outs or repeats. What bots in production send and the platform shows although its
+documents say otherwise passes with a note; where nothing is known the judge refuses: what passes without
+a note is safe to send.
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from lxml import etree
 
 from .account import Account
 from .cipher import CipherError, Envelope, sign
+from .errors import Words
 from .media import Media
 
-TEXT_BYTES: Final = 2048
-NEWS_AFTER_EVENT: Final = 8
-_COMMON: Final = ("ToUserName", "FromUserName", "CreateTime", "MsgType")
-_SEALED: Final = ("Encrypt", "MsgSignature", "TimeStamp", "Nonce")
+TEXT_BYTES = 2047
+"""The platform cuts a longer text here; its documents say 2048."""
+ARTICLES_AFTER_EVENT = 8
+_COMMON = ("ToUserName", "FromUserName", "CreateTime", "MsgType")
+_SEALED = ("Encrypt", "MsgSignature", "TimeStamp", "Nonce")
+_WHITE = b" \t\r\n"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What appears in the fan's chat."""
+
+    type: str
+    content: str | None = None
+    media_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """`verdict` is reply, silent or refused (timeout is the sender's word); `why` says it in words.
 
-    `opened` is the reply's plain XML when there is one, also when it was refused. `shown` is None when
-    the fan sees nothing, else the type, text and media_id of what appears in the chat.
+    `notes` are what is not by the book although the platform takes it. `opened` is the reply's plain XML
+    when there is one, also when it was refused. `shown` is None when the fan sees nothing.
     """
 
     verdict: str
-    why: str
+    why: Words
+    notes: tuple[Words, ...] = ()
     opened: str | None = None
-    shown: tuple[str, str | None, str | None] | None = None
+    shown: Shown | None = None
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why the platform would not show this answer."""
+
+    def __init__(self, en: str, zh: str) -> None:
+        self.words = Words(en, zh)
+        super().__init__(en)
 
 
 class Judge:
@@ -46,122 +65,162 @@ class Judge:
 
     def __init__(self, account: Account, find_media: Callable[[str], Media | None]) -> None:
         self._account = account
-        self._envelope = account.aes_key and Envelope(account.aes_key, account.appid)
+        self._envelope = None if account.aes_key is None else Envelope(account.aes_key, account.appid)
         self._find_media = find_media
 
-    def judge(self, body: bytes, *, mode: str, openid: str, is_event: bool, nonce: str) -> Verdict:
-        """The verdict on the body of an HTTP 200. `nonce` is the push's own."""
+    def judge(
+        self,
+        body: bytes,
+        *,
+        mode: str,
+        openid: str,
+        is_event: bool,
+        nonce: str,
+        own_video_reply: bool = False,
+    ) -> Verdict:
+        """The verdict on the body of an HTTP 200. `nonce` is the push's own.
+
+        `own_video_reply`: whether the platform shows a video by the MediaId that a fan's own video came with.
+        """
         if not body:
-            return Verdict(verdict="silent", why="empty answer")
+            return Verdict(verdict="silent", why=Words("empty answer", "空内容：不回复"))
         if body == b"success":
-            return Verdict(verdict="silent", why="success")
+            return Verdict(verdict="silent", why=Words("success", "success：不回复"))
         opened: bytes | None = None
+        notes: list[Words] = []
         try:
-            root = _parse(body)
+            root = _parse(body, notes)
             if root.find("Encrypt") is not None:
-                opened = self._open(root, mode, nonce)
-                root = _parse(opened)
+                opened = self._open(root, mode, nonce, notes)
+                root = _parse(opened, notes)
             elif mode == "safe":
-                raise _Refused("plain XML although the account is in safe mode: the reply must be encrypted")
+                raise _RefusedError(
+                    "plain XML although the account is in safe mode: the reply must be encrypted",
+                    "账号处于安全模式，回复必须加密，却收到了明文 XML",
+                )
             else:
                 opened = body
-            kind, shown = self._read(root, openid, is_event)
-        except _Refused as refusal:
+            kind, shown = self._read(root, openid, is_event, own_video_reply, notes)
+        except _RefusedError as refusal:
             text = None if opened is None else opened.decode(errors="backslashreplace")
-            return Verdict(verdict="refused", why=str(refusal), opened=text)
-        return Verdict(verdict="reply", why=f"well-formed {kind} reply", opened=opened.decode(), shown=shown)
+            return Verdict(verdict="refused", why=refusal.words, notes=tuple(notes), opened=text)
+        why = Words(f"well-formed {kind} reply", f"格式正确的回复（{kind}）")
+        return Verdict(verdict="reply", why=why, notes=tuple(notes), opened=opened.decode(), shown=shown)
 
-    def _open(self, root: etree._Element, mode: str, nonce: str) -> bytes:
-        if mode == "plain" or not isinstance(self._envelope, Envelope):
-            raise _Refused("an encrypted reply to a plaintext push")
+    def _open(self, root: etree._Element, mode: str, nonce: str, notes: list[Words]) -> bytes:
+        if mode == "plain" or self._envelope is None:
+            raise _RefusedError("an encrypted reply to a plaintext push", "推送是明文，回复却加密了")
         parts = {name: _text(root, name) for name in _SEALED}
-        if not _whole(parts["TimeStamp"]):
-            raise _Refused("TimeStamp is not a whole number")
+        _check_time("TimeStamp", parts["TimeStamp"], 18, notes)  # 18: .NET's ticks
         if parts["Nonce"] != nonce:
-            raise _Refused("Nonce is not the one of the push")
+            notes.append(Words("Nonce is not the one of the push", "Nonce 不是推送里的那个"))
         expected = sign(self._account.token, parts["TimeStamp"], parts["Nonce"], parts["Encrypt"])
         if parts["MsgSignature"] != expected:
-            raise _Refused("MsgSignature does not match")
+            raise _RefusedError("MsgSignature does not match", "MsgSignature 不正确")
         try:
             return self._envelope.decrypt(parts["Encrypt"])
         except CipherError as error:
-            raise _Refused(f"the encrypted reply does not open: {error}") from None
+            raise _RefusedError(
+                f"the encrypted reply does not open: {error}", f"加密的回复无法解密：{error}"
+            ) from None
 
     def _read(
-        self, root: etree._Element, openid: str, is_event: bool
-    ) -> tuple[str, tuple[str, str | None, str | None] | None]:
+        self, root: etree._Element, openid: str, is_event: bool, own_video_reply: bool, notes: list[Words]
+    ) -> tuple[str, Shown | None]:
         values = {name: _text(root, name) for name in _COMMON}
-        if values["ToUserName"] != openid:
-            raise _Refused("ToUserName is not the fan's OpenID: the two names must be swapped")
-        if values["FromUserName"] != self._account.original_id:
-            raise _Refused("FromUserName is not the account's original ID: the two names must be swapped")
-        if not _whole(values["CreateTime"]):
-            raise _Refused("CreateTime is not a whole number")
+        for name, expected, en, zh in (
+            ("ToUserName", openid, "the fan's OpenID", "粉丝的 OpenID"),
+            ("FromUserName", self._account.original_id, "the account's original ID", "公众号的原始 ID"),
+        ):
+            if values[name] != expected:
+                raise _RefusedError(
+                    f"{name} is not {en}: the two names must be swapped",
+                    f"{name} 不是{zh}：两个名字须对调",
+                )
+        _check_time("CreateTime", values["CreateTime"], 13, notes)
         kind = values["MsgType"]
         match kind:
             case "text":
-                content = _text(root, "Content")
-                if len(content.encode()) > TEXT_BYTES:
-                    raise _Refused(f"Content is longer than {TEXT_BYTES} bytes")
-                return kind, (kind, content, None)
+                return kind, Shown(kind, _cut(_text(root, "Content"), notes))
             case "image" | "voice" | "video":
                 part = _part(root, kind.capitalize())
-                media_id = self._living(part, "MediaId", kind)
-                return kind, (kind, _joined(part, "Title", "Description"), media_id)
+                media = self._living(part, "MediaId", kind)
+                if kind == "video" and media.from_fan and not own_video_reply:
+                    raise _RefusedError(
+                        "MediaId is that of a fan's own video, which the platform does not show: "
+                        "upload the video and reply with the new MediaId (rule own_video_reply)",
+                        "MediaId 属于粉丝自己发来的视频，平台无法展示：请先上传该视频，"
+                        "用新的 MediaId 回复（规则 own_video_reply）",
+                    )
+                return kind, Shown(kind, _joined(part, "Title", "Description"), media.media_id)
             case "music":
                 part = _part(root, "Music")
-                thumb = self._living(part, "ThumbMediaId", "thumb")
-                return kind, (kind, _joined(part, "Title", "Description", "MusicUrl"), thumb)
+                thumb = None
+                if part.find("ThumbMediaId") is None:
+                    notes.append(Words("music without ThumbMediaId", "音乐回复缺少 ThumbMediaId"))
+                else:
+                    thumb = self._living(part, "ThumbMediaId", "thumb").media_id
+                return kind, Shown(kind, _joined(part, "Title", "Description", "MusicUrl"), thumb)
             case "news":
-                return kind, (kind, _articles(root, NEWS_AFTER_EVENT if is_event else 1), None)
+                return kind, Shown(kind, _articles(root, ARTICLES_AFTER_EVENT if is_event else 1, notes))
             case "transfer_customer_service":
                 if root.find("TransInfo") is not None:
                     _text(_part(root, "TransInfo"), "KfAccount")
                 return kind, None
             case "transfer_biz_ai_ivr":
                 return kind, None
-        raise _Refused(f"MsgType {kind[:40]!r} is not a reply")
+        raise _RefusedError(f"MsgType {kind[:40]!r} is not a reply", f"MsgType {kind[:40]!r} 不能用于回复")
 
-    def _living(self, part: etree._Element, name: str, kind: str) -> str:
-        media_id = _text(part, name)
-        media = self._find_media(media_id)
+    def _living(self, part: etree._Element, name: str, kind: str) -> Media:
+        media = self._find_media(_text(part, name))
         if media is None:
-            raise _Refused(f"{name} is unknown or older than three days")
+            raise _RefusedError(f"{name} is unknown or older than three days", f"{name} 不存在或已超过三天")
         if media.type != kind:
-            raise _Refused(f"{name} is a {media.type}, not a {kind}")
-        return media_id
+            raise _RefusedError(
+                f"{name} is a {media.type}, not a {kind}", f"{name} 的类型是 {media.type}，应为 {kind}"
+            )
+        return media
 
 
-def _parse(body: bytes) -> etree._Element:
-    if not body.startswith(b"<xml"):
-        raise _Refused(f"not an XML reply: it begins with {_beginning(body)}")
+def _parse(body: bytes, notes: list[Words]) -> etree._Element:
+    xml = body.lstrip(_WHITE)
+    if not xml.startswith(b"<xml"):
+        beginning = _beginning(body)
+        raise _RefusedError(
+            f"not an XML reply: it begins with {beginning.en}", f"不是 XML 回复：开头是{beginning.zh}"
+        )
+    if len(xml) < len(body):
+        notes.append(Words("white space before <xml>", "<xml> 之前有空白"))
     try:
-        body.decode()
+        xml.decode()
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
-        root = etree.fromstring(body, parser)
+        root = etree.fromstring(xml, parser)
     except UnicodeDecodeError:
-        raise _Refused("not UTF-8") from None
+        raise _RefusedError("not UTF-8", "不是 UTF-8") from None
     except etree.XMLSyntaxError as error:
-        raise _Refused(f"malformed XML: {error.msg}") from None
+        raise _RefusedError(f"malformed XML: {error.msg}", f"XML 格式错误：{error.msg}") from None
     if root.tag != "xml":
-        raise _Refused("the root element is not xml")
+        raise _RefusedError("the root element is not xml", "根元素不是 xml")
     return root
 
 
-def _beginning(body: bytes) -> str:
+def _beginning(body: bytes) -> Words:
     if body.startswith(b"\xef\xbb\xbf"):
-        return "a byte order mark"
-    if body.isspace() or body[:1].isspace():
-        return "white space"
+        return Words("a byte order mark", "字节顺序标记（BOM）")
+    if body.isspace():
+        return Words("white space, and there is nothing else", "空白，且别无他物")
     if body.lstrip()[:1] in (b"{", b"["):
-        return "JSON"
-    return ascii(body[:20].decode(errors="replace"))
+        return Words("JSON", " JSON")
+    start = ascii(body[:20].decode(errors="replace"))
+    return Words(start, f" {start}")
 
 
 def _only(parent: etree._Element, name: str) -> etree._Element:
     found = parent.findall(name)
-    if len(found) != 1:
-        raise _Refused(f"{name} is missing" if not found else f"{name} is there {len(found)} times")
+    if not found:
+        raise _RefusedError(f"{name} is missing", f"缺少 {name}")
+    if len(found) > 1:
+        raise _RefusedError(f"{name} is there {len(found)} times", f"{name} 出现了 {len(found)} 次")
     return found[0]
 
 
@@ -169,21 +228,41 @@ def _part(parent: etree._Element, name: str) -> etree._Element:
     """An element that holds others and no text of its own."""
     element = _only(parent, name)
     if (element.text or "").strip() or not len(element):
-        raise _Refused(f"{name} must hold elements")
+        raise _RefusedError(f"{name} must hold elements", f"{name} 里必须是元素")
     return element
 
 
 def _text(parent: etree._Element, name: str, *, may_be_empty: bool = False) -> str:
     element = _only(parent, name)
     if len(element):
-        raise _Refused(f"{name} must hold text alone")
+        raise _RefusedError(f"{name} must hold text alone", f"{name} 里只能是文本")
     if not (element.text or "").strip() and not may_be_empty:
-        raise _Refused(f"{name} is empty")
+        raise _RefusedError(f"{name} is empty", f"{name} 为空")
     return element.text or ""
 
 
-def _whole(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,12}", text) is not None
+def _check_time(name: str, text: str, most_digits: int, notes: list[Words]) -> None:
+    """Seconds are ten digits; others are taken, as far as bots in production send them."""
+    if not re.fullmatch(rf"[0-9]{{1,{most_digits}}}", text):
+        raise _RefusedError(f"{name} is not a whole number", f"{name} 不是整数")
+    if len(text) > 10:
+        notes.append(
+            Words(f"{name} has {len(text)} digits: no seconds", f"{name} 有 {len(text)} 位，不是秒数")
+        )
+
+
+def _cut(content: str, notes: list[Words]) -> str:
+    """What the platform shows of a text: whole characters within its limit."""
+    data = content.encode()
+    if len(data) <= TEXT_BYTES:
+        return content
+    notes.append(
+        Words(
+            f"Content has {len(data)} bytes: cut at {TEXT_BYTES}",
+            f"Content 有 {len(data)} 字节，在 {TEXT_BYTES} 字节处截断",
+        )
+    )
+    return data[:TEXT_BYTES].decode(errors="ignore")
 
 
 def _joined(part: etree._Element, *names: str) -> str | None:
@@ -192,21 +271,31 @@ def _joined(part: etree._Element, *names: str) -> str | None:
     return "\n".join(filter(None, present)) or None
 
 
-def _articles(root: etree._Element, most: int) -> str:
+def _articles(root: etree._Element, most: int, notes: list[Words]) -> str:
     count = _text(root, "ArticleCount")
     articles = _part(root, "Articles")
     items = articles.findall("item")
     if len(items) != len(articles):
-        raise _Refused("Articles holds something that is not an item")
+        raise _RefusedError("Articles holds something that is not an item", "Articles 里有不是 item 的元素")
     if count != str(len(items)):
-        raise _Refused("ArticleCount is not the number of items")
+        raise _RefusedError("ArticleCount is not the number of items", "ArticleCount 与 item 的数量不符")
     if len(items) > most:
-        raise _Refused(f"{len(items)} articles; {most} at most here")
+        notes.append(
+            Words(
+                f"{len(items)} articles: only {most} shown here", f"{len(items)} 条图文，这里只显示 {most} 条"
+            )
+        )
+    missing = dict.fromkeys(("Description", "PicUrl", "Url"), False)
     shown = []
     for item in items:
-        texts: Mapping[str, str] = {
-            name: _text(item, name, may_be_empty=name != "Title")
-            for name in ("Title", "Description", "PicUrl", "Url")
-        }
-        shown.append(f"{texts['Title']}\n{texts['Url']}".strip())
-    return "\n".join(shown)
+        texts = {"Title": _text(item, "Title")}
+        for name in missing:
+            if item.find(name) is None:
+                missing[name] = True
+            else:
+                texts[name] = _text(item, name, may_be_empty=True)
+        shown.append(f"{texts['Title']}\n{texts.get('Url', '')}".strip())
+    absent = ", ".join(name for name, is_missing in missing.items() if is_missing)
+    if absent:
+        notes.append(Words(f"an item without {absent}", f"有 item 缺少 {absent}"))
+    return "\n".join(shown[:most])

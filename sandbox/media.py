@@ -46,11 +46,12 @@ THUMBNAIL: Final = base64.b64decode(
 """One grey pixel: the sandbox makes no real previews of a fan's video."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Media:
     """One stored file. `key` names it in addresses that need no token; `expires_at` is sandbox time.
 
     `seconds` is how long a voice plays, None for everything else and for a format that is not known.
+    `from_fan`: it came with a fan's message and was not uploaded by the account.
     """
 
     media_id: str
@@ -62,6 +63,7 @@ class Media:
     expires_at: float
     path: Path
     seconds: float | None
+    from_fan: bool
 
     @property
     def content_type(self) -> str:
@@ -76,7 +78,7 @@ class MediaStore:
         self._by_id: dict[str, Media] = {}
         self._by_key: dict[str, Media] = {}
 
-    def write(self, kind: str, data: bytes, now: float) -> Media:
+    def write(self, kind: str, data: bytes, now: float, *, from_fan: bool) -> Media:
         """Writes the bytes and returns the value that `add` makes known; needs no lock."""
         key = secrets.token_hex(16)
         path = self._folder / key
@@ -84,7 +86,18 @@ class MediaStore:
         sha256 = hashlib.sha256(data).hexdigest()
         found = extension(data)
         seconds = round(voice_seconds(data), 2) if kind == "voice" and found in ("amr", "mp3") else None
-        return Media(_new_media_id(), key, kind, found, len(data), sha256, now + LIFE, path, seconds)
+        return Media(
+            media_id=_new_media_id(),
+            key=key,
+            type=kind,
+            extension=found,
+            size=len(data),
+            sha256=sha256,
+            expires_at=now + LIFE,
+            path=path,
+            seconds=seconds,
+            from_fan=from_fan,
+        )
 
     def add(self, media: Media) -> None:
         self._by_id[media.media_id] = self._by_key[media.key] = media

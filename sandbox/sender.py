@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from .cipher import Envelope, sign
-from .errors import ControlError
+from .errors import ControlError, Words
 from .judge import Judge, Verdict
 from .pushes import Action, cdata, plain_elements
 from .state import Push, State
@@ -117,13 +117,13 @@ class Sender:
         try:
             status, body = self._exchange(callback, query, sent.encode(), delivery.timeout)
         except TimeoutError:
-            verdict = Verdict(verdict="timeout", why=f"no whole answer within {delivery.timeout:g} s")
+            verdict = Verdict(verdict="timeout", why=_too_late(delivery.timeout))
         except (OSError, http.client.HTTPException) as error:
             verdict = _NoAnswer(verdict="refused", why=_in_words(error))
         else:
             received = {"status": status, "body": body.decode(errors="backslashreplace")}
             if status != 200:
-                verdict = _NoAnswer(verdict="refused", why=f"HTTP {status} instead of 200")
+                verdict = _NoAnswer(verdict="refused", why=_status(status))
             else:
                 verdict = self._judge.judge(
                     body,
@@ -131,20 +131,25 @@ class Sender:
                     openid=action.openid,
                     is_event=action.type == "event",
                     nonce=nonce,
+                    own_video_reply=self._state.rules.own_video_reply,
                 )
         seconds = round(time.monotonic() - started, 4)
-        attempt = {
+        attempt: dict[str, Any] = {
             "query": query,
             "sent": sent,
             "received": received,
             "opened": verdict.opened,
             "seconds": seconds,
             "verdict": verdict.verdict,
-            "why": verdict.why,
+            "why": verdict.why.en,
         }
-        self._state.record_attempt(push, attempt)
+        if verdict.notes:
+            attempt["notes"] = [note.en for note in verdict.notes]
+        self._state.record_attempt(push, attempt, _in_chinese(verdict))
         if verdict.shown is not None:
-            self._state.show(push, self._state.message("account", "passive", *verdict.shown))
+            shown = verdict.shown
+            message = self._state.message("account", "passive", shown.type, shown.content, shown.media_id)
+            self._state.show(push, message)
         elif verdict.verdict == "refused" and not isinstance(verdict, _NoAnswer):
             self._show_failure(push)
         return verdict
@@ -199,10 +204,9 @@ class Sender:
         try:
             status, body = _request("GET", callback, urlencode(query), None, timeout)
         except TimeoutError:
-            why = f"no whole answer within {timeout:g} s"
-            return {"ok": False, "why": why, "status": None, "body": None}
+            return {"ok": False, "why": _too_late(timeout).en, "status": None, "body": None}
         except (OSError, http.client.HTTPException) as error:
-            return {"ok": False, "why": _in_words(error), "status": None, "body": None}
+            return {"ok": False, "why": _in_words(error).en, "status": None, "body": None}
         fault = _echo_fault(status, body, echostr.encode())
         answer = body.decode(errors="backslashreplace")
         return {"ok": fault is None, "why": fault or "echostr came back", "status": status, "body": answer}
@@ -273,14 +277,31 @@ def _cut(connected: socket.socket, over: threading.Event) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
 
-def _in_words(error: Exception) -> str:
+def _too_late(timeout: float) -> Words:
+    return Words(f"no whole answer within {timeout:g} s", f"{timeout:g} 秒内没有完整的回复")
+
+
+def _status(status: int) -> Words:
+    return Words(f"HTTP {status} instead of 200", f"HTTP {status}，应为 200")
+
+
+def _in_words(error: Exception) -> Words:
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused: nothing listens at the callback's address"
+        return Words(
+            "connection refused: nothing listens at the callback's address", "连接被拒绝：回调地址无人监听"
+        )
     if isinstance(error, http.client.IncompleteRead):
-        return "the connection closed in the middle of the answer"
+        return Words("the connection closed in the middle of the answer", "回复到一半，连接断开了")
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
-        return "the connection closed without an answer"
-    return f"no usable HTTP answer ({type(error).__name__})"
+        return Words("the connection closed without an answer", "连接已断开，没有回复")
+    return Words(
+        f"no usable HTTP answer ({type(error).__name__})", f"不是可用的 HTTP 回复（{type(error).__name__}）"
+    )
+
+
+def _in_chinese(verdict: Verdict) -> dict[str, Any]:
+    """What is said about an answer, for the page in Chinese."""
+    return {"why": verdict.why.zh, "notes": [note.zh for note in verdict.notes]}
 
 
 def _echo_fault(status: int, body: bytes, echostr: bytes) -> str | None:

@@ -62,6 +62,7 @@ class Push:
     number: int = 0
     ended: bool = False
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    chinese: list[dict[str, Any]] = field(default_factory=list)
     shown: list[Message] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +82,7 @@ class Push:
             **self.to_json(),
             "msg_id": None if self.msg_id is None else str(self.msg_id),
             "attempts": list(self.attempts),
+            "chinese": list(self.chinese),
             "number": self.number,
             "openid": self.openid,
             "type": self.type,
@@ -253,9 +255,9 @@ class State:
 
     # Media.
 
-    def store_media(self, kind: str, data: bytes) -> Media:
+    def store_media(self, kind: str, data: bytes, *, from_fan: bool = False) -> Media:
         """Keeps the bytes for three days, whatever they are: what a fan sends is not checked."""
-        media = self._media.write(kind, data, self.now())
+        media = self._media.write(kind, data, self.now(), from_fan=from_fan)
         with self._lock:
             self._media.add(media)
         return media
@@ -317,9 +319,11 @@ class State:
             self._tell_push(push)
             self._say(fan, message)
 
-    def record_attempt(self, push: Push, attempt: dict[str, Any]) -> None:
+    def record_attempt(self, push: Push, attempt: dict[str, Any], chinese: dict[str, Any]) -> None:
+        """`chinese` holds `why` and `notes` once more, for the page."""
         with self._lock:
             push.attempts.append(attempt)
+            push.chinese.append(chinese)
             self._tell_push(push)
 
     def end_push(self, push: Push) -> None:
@@ -407,7 +411,11 @@ class State:
     def _custom_video(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
         if part.get("thumb_media_id"):
             self._alive(part["thumb_media_id"], "thumb")
-        return _lines(part, "title", "description"), self._alive(part.get("media_id"), "video")
+        media_id = self._alive(part.get("media_id"), "video")
+        media = self._media.find(media_id, self.now())
+        if media is not None and media.from_fan and not self._rules.own_video_reply:
+            raise PlatformError(40007)  # the fan's own video is not kept for sending
+        return _lines(part, "title", "description"), media_id
 
     def _custom_music(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
         thumb = self._alive(part.get("thumb_media_id"), "thumb")

@@ -228,7 +228,8 @@ def test_follow_unfollow_and_menu(page):
     assert sides(page) == ["system", "account", "system", "system"]
 
 
-def test_voice_and_video(page):
+def test_voice_and_video(page, phone):
+    phone.state.change_rules({"own_video_reply": True})
     choose(page, {"name": "voice.mp3", "mimeType": "audio/mpeg", "buffer": MP3}, kind="voice")
     wait_for(page, "account", 1)
     audio = said(page, "account").locator("audio")

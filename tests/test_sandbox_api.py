@@ -486,6 +486,8 @@ def test_the_kinds_of_messages(authorised):
     article = {"title": "t", "description": "d", "url": "https://example.org", "picurl": ""}
     assert authorised.send("image", {"media_id": image}) == 0
     assert authorised.send("voice", {"media_id": voice}) == 0
+    own = authorised.fan("video", files={"file": ("a.mp4", MP4)})["media_id"]
+    assert authorised.send("video", {"media_id": own}) == 40007, "a fan's own video is not kept for sending"
     assert authorised.send("video", {"media_id": video, "title": "clip"}) == 0
     assert authorised.send("video", {"media_id": video, "thumb_media_id": thumb}) == 0
     assert authorised.send("music", {"thumb_media_id": thumb, "title": "song"}) == 0

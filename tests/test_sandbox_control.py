@@ -252,7 +252,12 @@ def test_faults_that_are_none(sandbox, given):
 
 def test_rules_change_one_by_one(sandbox):
     url = f"{sandbox.url}/sandbox/rules"
-    default = {"token_life": 7200, "deliveries": 3, "failure_text": "该公众号暂时无法提供服务，请稍后再试"}
+    default = {
+        "token_life": 7200,
+        "deliveries": 3,
+        "failure_text": "该公众号暂时无法提供服务，请稍后再试",
+        "own_video_reply": False,
+    }
     assert requests.put(url, json={}, timeout=10).json() == default
     assert requests.put(url, json={"deliveries": 4}, timeout=10).json() == default | {"deliveries": 4}
     assert requests.put(url, json={"token_life": 310}, timeout=10).json()["deliveries"] == 4
@@ -265,6 +270,7 @@ def test_rules_change_one_by_one(sandbox):
         {"deliveries": True},
         {"failure_text": ""},
         {"failure_text": 7},
+        {"own_video_reply": 1},
     ):
         assert requests.put(url, json=wrong, timeout=10).status_code == 400
     assert requests.put(url, data=b"{", timeout=10).status_code == 400

@@ -167,6 +167,6 @@ def test_a_reset_forgets_a_push_under_way_for_the_page_too(sandbox):
     _, stop = state.listen(lambda name, facts: heard.append((name, facts)))
     state.end_push(old)
     requests.post(url, json={"type": "text", "content": "new", "attempts": 1}, timeout=10)
-    state.record_attempt(old, {"verdict": "timeout"})
+    state.record_attempt(old, {"verdict": "timeout"}, {})
     stop()
     assert {facts["summary"] for name, facts in heard if name == "push"} == {"new"}

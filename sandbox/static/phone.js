@@ -29,7 +29,7 @@ const ZH = {
   "show it whole": "查看大图", "no longer there": "已失效", download: "下载", "cannot be shown here": "无法在此显示",
   text: "文本", image: "图片", voice: "语音", video: "视频", shortvideo: "小视频", event: "事件", file: "文件",
   music: "音乐", news: "图文", thumb: "缩略图", location: "位置", link: "链接",
-  reply: "已回复", silent: "不回复", timeout: "超时", refused: "不接受", of: "/", "waiting …": "等待中……",
+  reply: "已回复", silent: "不回复", timeout: "超时", refused: "不接受", of: "/", "Not by the book:": "不合规范：", "waiting …": "等待中……",
   "Send a picture: it comes back.": "发一张图片，它会回来。",
   "Signed query": "带签名的参数", "XML sent": "发出的 XML",
   "XML sent, before encryption": "发出的 XML（加密前）", "As it was sent": "实际发出的内容",
@@ -48,17 +48,6 @@ const ZH = {
   "Media break off half way, twice": "素材中途断开，两次", "Answer lost on its way, once": "回复在途中丢失，一次",
   "Answer always too late": "回复总是太迟", "Answer garbled": "回复内容损坏",
 };
-
-// What the sandbox says about an answer, in Chinese where it says it often.
-const ZH_WHY = [
-  [/^well-formed (\w+) reply$/, (_, kind) => `格式正确的${ZH[kind] || kind}回复`],
-  [/^success$/, () => "success：不回复"],
-  [/^empty answer$/, () => "空内容：不回复"],
-  [/^no whole answer within (.+) s$/, (_, seconds) => `${seconds} 秒内没有完整的回复`],
-  [/^HTTP (\d+) instead of 200$/, (_, status) => `HTTP ${status}，应为 200`],
-  [/^connection refused.*$/, () => "连接被拒绝：回调地址无人监听"],
-  [/^the connection closed without an answer$/, () => "连接已断开，没有回复"],
-];
 
 const chinese = (navigator.languages || []).map((one) => one.toLowerCase()).find((one) => /^(en|zh)\b/.test(one))?.startsWith("zh");
 const language = chinese ? "zh-CN" : "en";
@@ -442,6 +431,7 @@ const badge = (attempt) => make("span", { class: `badge ${attempt.verdict}` }, `
 
 function attemptPart(one, attempt, index) {
   const title = chinese ? `第 ${index + 1} 次投递` : `Delivery ${index + 1}`;
+  const said = chinese ? one.chinese[index] : attempt;
   const bar = make("div", { class: attempt.verdict === "timeout" ? "bar late" : "bar", "aria-hidden": "true" }, make("i"));
   bar.firstChild.style.width = `${Math.min(100, (100 * attempt.seconds) / one.timeout)}%`;
   const part = make(
@@ -449,7 +439,8 @@ function attemptPart(one, attempt, index) {
     { class: "attempt" },
     make("h3", {}, title, badge(attempt), make("span", { class: "fine" }, `${attempt.seconds.toFixed(3)} s ${t("of")} ${one.timeout} s`)),
     bar,
-    make("p", {}, why(attempt.why)),
+    make("p", {}, said.why),
+    ...(said.notes || []).map((note) => make("p", { class: "note" }, `${t("Not by the book:")} ${note}`)),
     folded(`query-${index}`, t("Signed query"), attempt.query.split("&").map(readable).join("\n")),
   );
   const sent = make("div");
@@ -468,13 +459,6 @@ function attemptPart(one, attempt, index) {
   }
   part.append(make("div", { class: "pair" }, sent, received));
   return part;
-}
-
-function why(text) {
-  if (chinese) {
-    for (const [pattern, words] of ZH_WHY) if (pattern.test(text)) return text.replace(pattern, words);
-  }
-  return make("span", { lang: "en" }, text);
 }
 
 const readable = (pair) => {
