@@ -15,7 +15,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import logs
 import parts
-from commands import cli
+from commands import COMMANDS
 from config import Settings, SettingsError
 from web import callback, gallery, ops, token_server
 
@@ -24,12 +24,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
-    app.cli.add_command(cli.worker)
-    app.cli.add_command(cli.token)
-    app.cli.add_command(cli.media)
-    app.cli.add_command(cli.ledger)
-    app.cli.add_command(cli.replay)
-    app.cli.add_command(cli.doctor)
+    for command in COMMANDS:
+        app.cli.add_command(command)
     if settings is None:
         try:
             settings = Settings.from_env(os.environ)

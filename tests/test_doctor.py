@@ -22,7 +22,8 @@ from flask import Flask, Response, redirect, request
 from werkzeug.serving import WSGIRequestHandler
 
 import parts
-from commands import doctor
+from commands.doctor import examination, stores
+from commands.doctor.console import console_entry
 from sandbox import THROWAWAY, running_sandbox
 from tests import pushing
 from tests.conftest import ACCOUNT, ROOT, Bot, clean_environ, eventually, free_port
@@ -74,7 +75,7 @@ def bot(place, sandbox):
 
 def examined(bot, **changed):
     """Every finding, by the bot's settings with some of them changed."""
-    findings = list(doctor.examine(bot.environ | changed, bot.folder))
+    findings = list(examination.examine(bot.environ | changed, bot.folder))
     assert list(dict.fromkeys(finding.check for finding in findings)) == CHECKS
     for finding in findings:
         assert "\n" not in finding.hint
@@ -245,12 +246,12 @@ def test_a_bucket_that_is_there_and_one_that_is_not(bot, s3_url):
 def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
     (tmp_path / "full").mkdir()
     full = str(tmp_path / "full")
-    usage = doctor.shutil.disk_usage("/")
+    usage = stores.shutil.disk_usage("/")
 
     def disk_usage(path):
         return usage._replace(free=199 * 2**20 if str(path).startswith(full) else 2**40)
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(stores.shutil, "disk_usage", disk_usage)
     if store == "s3":
         changed = {
             "MEDIA_STORE": request.getfixturevalue("s3_url"),
@@ -536,7 +537,7 @@ def test_a_platform_that_tells_no_time(sandbox, bot):
 
 
 def test_what_hangs_is_a_finding_when_the_time_is_over(bot, s3_settings, monkeypatch):
-    monkeypatch.setattr(doctor, "DEADLINE_SECONDS", 3.0)
+    monkeypatch.setattr(examination, "DEADLINE_SECONDS", 3.0)
     with silence() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
         started = time.monotonic()
@@ -634,11 +635,11 @@ def test_url_and_token_to_paste_are_shown_on_a_terminal_alone(bot):
     assert THROWAWAY.appsecret not in shown
     _, shown = on_a_terminal(environ, "doctor", "--json")
     assert THROWAWAY.token not in shown
-    assert doctor.console_entry(environ | {"WECHAT_APPSECRET": ""}, bot.folder) == ""
+    assert console_entry(environ | {"WECHAT_APPSECRET": ""}, bot.folder) == ""
 
 
 def test_without_public_url_the_address_is_left_to_fill_in(bot):
-    shown = doctor.console_entry(bot.environ | {"WECHAT_AES_KEY": ""}, bot.folder)
+    shown = console_entry(bot.environ | {"WECHAT_AES_KEY": ""}, bot.folder)
     assert "https://YOUR-HOST/wechat" in shown
     assert "PUBLIC_URL is not set" in shown
     assert "EncodingAESKey" not in shown

@@ -1,0 +1,69 @@
+"""What the commands share: the application's parts, one line for what went wrong, JSON, and a progress bar.
+
+Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settings. Must not know any command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import click
+from flask import current_app
+from tqdm import tqdm
+
+from config import SettingsError
+from storage.errors import DatabaseUnavailableError
+from wechat.errors import ApiError, TokenUnavailableError, WeChatError
+
+if TYPE_CHECKING:
+    from parts import Parts
+
+
+def app_parts() -> Parts:
+    """The application's parts. With faulty settings there are none: the command ends with exit code 2."""
+    error = current_app.extensions.get("settings_error")
+    if error is not None:
+        fail(cast(SettingsError, error), status=2)
+    return cast("Parts", current_app.extensions["parts"])
+
+
+def fail(error: Exception | str, status: int = 1) -> NoReturn:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(status)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turns what may go wrong into one line with its hint, and exit code 1."""
+    try:
+        yield
+    except ApiError as error:
+        fail(f"{error.code} {error.errmsg}. {error.hint_en} ({error.hint_zh})")
+    except TokenUnavailableError as error:
+        fail(error.reason)
+    except (WeChatError, DatabaseUnavailableError) as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """One line for machines."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of bytes that were moved. `total` in bytes, None if it is not known.
+
+    On a terminal it draws a bar; elsewhere one line is printed at the end.
+    """
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not on_terminal) as bar:
+        yield lambda count: cast(None, bar.update(count))
+    if not on_terminal:
+        click.echo(f"{what}: done", err=True)

@@ -1,0 +1,241 @@
+"""The callback, for `flask doctor`: is it answered here, and at PUBLIC_URL, as the platform needs it?
+
+Knows what tunnels and proxies answer instead of a bot. No probe becomes a ledger row.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+
+from commands.doctor.findings import Outcome
+from config import Settings
+from wechat.envelope import RANDOM_BYTES, Envelope
+from wechat.signature import sign
+
+PROBE_TIMEOUTS = (3.0, 5.0)  # seconds to connect, and the platform's own patience for an answer
+_PAGE_BYTES = 64 * 1024
+
+
+def check_callback(settings: Settings, now: int) -> Outcome:
+    here = f"http://127.0.0.1:{settings.port}"
+    base = settings.public_url or here
+    if (trouble := _unreachable_port(base)) is not None:
+        return trouble
+    probes = _probes(settings, now)
+    trouble = _trouble_at(base, probes)
+    if trouble is None:
+        modes = ", ".join(probe.name for probe in probes if probe.accepted)
+        return Outcome(
+            True, f"{base}/wechat answers signed requests ({modes}) and refuses others", "回调应答正常"
+        )
+    if base != here and _trouble_at(here, probes) is None:
+        return Outcome(
+            False,
+            f"{trouble.english} (the bot itself answers well on {here}/wechat: mend the tunnel or proxy before it)",
+            f"{trouble.chinese}（本机 {here}/wechat 正常，请检查隧道或反向代理）",
+        )
+    return trouble
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A request to the callback and the status that is right for it. None of them can become a ledger row: what is
+    rightly signed is a GET, or has no sender in its message, which is looked at after signature and envelope."""
+
+    name: str
+    method: str
+    query: Mapping[str, str]
+    body: bytes | None
+    status: int
+
+    @property
+    def accepted(self) -> bool:
+        return self.status != 403
+
+
+class _Page(NamedTuple):
+    """What came back."""
+
+    status: int
+    content_type: str
+    text: str
+    location: str
+    ngrok_error: str
+
+
+def _probes(settings: Settings, now: int) -> list[_Probe]:
+    """One for each mode that the settings accept, one for a plain push that they refuse, and wrongly signed ones."""
+    token = settings.wechat_token.get_secret_value()
+    timestamp, nonce = str(now), str(secrets.randbelow(10**9))
+    signed = {"signature": sign(token, timestamp, nonce), "timestamp": timestamp, "nonce": nonce}
+    wrong = {**signed, "signature": sign(secrets.token_hex(16), timestamp, nonce)}
+    message = "<MsgType><![CDATA[doctor]]></MsgType>"
+    plain = f"<xml>{message}</xml>".encode()
+    echo = {"echostr": str(secrets.randbelow(9 * 10**18) + 10**18)}
+    probes = [
+        _Probe("GET", "GET", signed | echo, None, 200),
+        _Probe("GET with a wrong signature", "GET", wrong | echo, None, 403),
+        _Probe("push with a wrong signature", "POST", wrong, plain, 403),
+    ]
+    if settings.wechat_aes_key is None:
+        compat = f"<xml>{message}<Encrypt>?</Encrypt></xml>".encode()
+        return [
+            *probes,
+            _Probe("plain", "POST", signed, plain, 400),
+            _Probe("compat", "POST", signed | {"encrypt_type": "aes"}, compat, 400),
+        ]
+    envelope = Envelope(settings.wechat_aes_key.get_secret_value(), settings.wechat_appid)
+    encrypt = envelope.seal(plain, secrets.token_bytes(RANDOM_BYTES))
+    sealed = {
+        **signed,
+        "encrypt_type": "aes",
+        "msg_signature": sign(token, timestamp, nonce, encrypt),
+    }
+    return [
+        *probes,
+        _Probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        _Probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        _Probe("plain", "POST", signed, plain, 400 if settings.wechat_accept_plaintext else 403),
+    ]
+
+
+def _trouble_at(base: str, probes: list[_Probe]) -> Outcome | None:
+    """What is wrong with the first probe that goes wrong; None when all are answered as they should be."""
+    for probe in probes:
+        try:
+            page = _ask(f"{base}/wechat", probe)
+        except requests.exceptions.SSLError:
+            return Outcome(
+                False,
+                f"{base} has no valid TLS certificate, so the platform will not call it",
+                "HTTPS 证书无效，平台不会访问",
+            )
+        except requests.exceptions.ReadTimeout:
+            return Outcome(
+                False,
+                f"{base}/wechat gives no answer within 5 s, and the platform waits no longer",
+                "5 秒内无应答，平台不会再等",
+            )
+        except requests.exceptions.RequestException as error:
+            return Outcome(
+                False,
+                f"nothing answers at {base} ({type(error).__name__}): start the bot, and the tunnel or proxy before it",
+                "无法连接，请启动机器人与隧道/反向代理",
+            )
+        trouble = _trouble_with(page, probe, base)
+        if trouble is not None:
+            return trouble
+    return None
+
+
+def _ask(url: str, probe: _Probe) -> _Page:
+    """The answer to a request that looks like the platform's: a tunnel may answer a browser otherwise."""
+    with requests.Session() as session:
+        if url.startswith("http://127.0.0.1:"):
+            session.trust_env = False  # nobody else's proxy leads to this machine
+        response = session.request(
+            probe.method,
+            url,
+            params=dict(probe.query),
+            data=probe.body,
+            headers={"User-Agent": "Mozilla/4.0", "Accept": "*/*", "Content-Type": "text/xml"},
+            timeout=PROBE_TIMEOUTS,
+            allow_redirects=False,
+            stream=True,
+        )
+        body = b""
+        for chunk in response.iter_content(_PAGE_BYTES):
+            body += chunk
+            if len(body) > _PAGE_BYTES:
+                break
+    return _Page(
+        response.status_code,
+        response.headers.get("Content-Type", ""),
+        body.decode("utf-8", "replace"),
+        response.headers.get("Location", ""),
+        response.headers.get("Ngrok-Error-Code", ""),
+    )
+
+
+def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
+    """What is wrong with this answer, the most telling first."""
+    code = re.search(r"ERR_NGROK_\d+", f"{page.ngrok_error} {page.text}")
+    if code is not None and code[0] == "ERR_NGROK_6024":
+        return Outcome(
+            False,
+            "ngrok's free plan shows its warning page instead of the bot (ERR_NGROK_6024), also to the platform: use "
+            "another tunnel, or a plan without that page",
+            "ngrok 免费版返回警告页而非机器人的应答，请更换隧道或套餐",
+        )
+    if code is not None:
+        return Outcome(
+            False,
+            f"ngrok answers instead of the bot: {code[0]}, see https://ngrok.com/docs/errors/{code[0].lower()}; is "
+            f"`ngrok http` running, for the bot's PORT?",
+            f"ngrok 返回 {code[0]}，请检查隧道是否在运行、端口是否正确",
+        )
+    if page.status == 404:
+        return Outcome(
+            False,
+            f"{base}/wechat does not exist (404): PUBLIC_URL is the bot's address without /wechat, or another "
+            "program answers there",
+            "404：PUBLIC_URL 不应包含 /wechat，或该地址是其他程序",
+        )
+    if 300 <= page.status < 400:
+        target = urlsplit(page.location)
+        return Outcome(
+            False,
+            f"{base} redirects to {target.scheme}://{target.hostname}, and the platform does not follow: set "
+            "PUBLIC_URL to the final address",
+            "该地址发生跳转，请将 PUBLIC_URL 设为最终地址",
+        )
+    if page.status in (502, 503, 504):
+        return Outcome(
+            False,
+            f"HTTP {page.status} at {base}: the proxy or tunnel there does not reach the bot; is it running on its "
+            "PORT?",
+            f"HTTP {page.status}：代理或隧道无法连到机器人，请检查其是否在运行、端口是否正确",
+        )
+    # An empty body is no page, whatever it says of itself.
+    if page.text.strip() and "html" in page.content_type + page.text[:100].lower():
+        return Outcome(
+            False,
+            f"an HTML page{_title(page.text)} came instead of the bot's answer: a tunnel's or proxy's own page, or "
+            "another program",
+            "返回的是 HTML 页面而非机器人的应答，请检查隧道或反向代理",
+        )
+    if page.status == probe.status and (probe.status != 200 or page.text == probe.query["echostr"]):
+        return None
+    return Outcome(
+        False,
+        f"{base}/wechat answers HTTP {page.status} to a {probe.name} request, where HTTP {probe.status} is right: "
+        "the bot there runs with other settings (WECHAT_TOKEN, WECHAT_AES_KEY, WECHAT_APPID, WECHAT_ACCEPT_PLAINTEXT) "
+        "or another clock; restart it after a change",
+        "该处机器人的配置或时钟与此不同，修改配置后请重启",
+    )
+
+
+def _unreachable_port(base: str) -> Outcome | None:
+    address = urlsplit(base)
+    default = {"http": 80, "https": 443}[address.scheme]
+    if address.port in (None, default) or address.hostname in ("127.0.0.1", "localhost", "::1"):
+        return None
+    return Outcome(
+        False,
+        f"PUBLIC_URL has port {address.port}, and the platform calls ports 80 (http) and 443 (https) only",
+        "平台只访问 80（http）与 443（https）端口",
+    )
+
+
+def _title(html: str) -> str:
+    """The page's title, to recognise it by; only what can be printed."""
+    found = re.search(r"<title[^>]*>([^<]{1,200})", html, re.IGNORECASE)
+    words = "".join(filter(str.isprintable, found[1])).strip() if found else ""
+    return f" ({words[:60]})" if words else ""

@@ -1,0 +1,25 @@
+"""What to enter in the console: the one text of `flask doctor` that shows the callback Token; for a terminal alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from config import FOLDER, Settings, SettingsError
+
+
+def console_entry(environ: Mapping[str, str], folder: Path = FOLDER) -> str:
+    """What to enter in the console, the callback Token in clear: for a terminal only. Empty if settings are faulty."""
+    try:
+        settings = Settings.from_env(environ, folder)
+    except SettingsError:
+        return ""
+    unset = "" if settings.public_url else "   (PUBLIC_URL is not set / 未设置 PUBLIC_URL)"
+    lines = [
+        "Enter in the console, then press 提交 (在公众平台「消息与事件推送」或测试号「接口配置信息」中填写):",
+        f"   URL    {settings.public_url or 'https://YOUR-HOST'}/wechat{unset}",
+        f"   Token  {settings.wechat_token.get_secret_value()}",
+    ]
+    if settings.wechat_aes_key:
+        lines.append("   EncodingAESKey  as in WECHAT_AES_KEY; mode: 安全模式 (与 WECHAT_AES_KEY 一致)")
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""The platform's API, for `flask doctor`: the access_token, what the platform says of the callback, and its clock.
+
+Takes a token without touching the one that the bot uses. Does not know the stores or the callback's own answers.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import parts
+from commands.doctor.findings import Outcome, two_texts
+from parts import Parts
+from storage.errors import DatabaseUnavailableError
+from wechat.access_token import FETCH_TIMEOUT, AccessToken, MemoryTokenStore
+from wechat.client import Answer, ApiClient, TokenSource
+from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
+
+# Refused for what the account, its secret or this machine's address is: /cgi-bin/token would say the same.
+_REFUSED_EITHER_WAY = frozenset(
+    {-1, 40001, 40002, 40013, 40125, 40164, 40243, 41002, 41004, 45009, 45011}
+    | {50004, 50007, 89501, 89503, 89506, 89507}
+)
+_MAY_NOT_ASK = frozenset({45009, 45011, 48001, 50001})  # of callback/check: it says nothing of the callback
+
+
+class Platform:
+    """The checks that call the platform, and the token that one gets for the other."""
+
+    def __init__(self, bot: Parts, clock: Callable[[], float]) -> None:
+        self._bot, self._settings, self._clock = bot, bot.settings, clock
+        self._source: TokenSource | None = None
+
+    def check_token(self) -> Outcome:
+        try:
+            if self._settings.wechat_token_source == "classic":  # noqa: S105  (a mode's name)
+                return self._shared_token()
+            return self._own_token()
+        except DatabaseUnavailableError as error:
+            return Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
+        except TokenUnavailableError as error:
+            # A reason in two languages already says what to do.
+            if " / " in error.reason:
+                return Outcome(False, *two_texts(error.reason))
+            return Outcome(
+                False,
+                f"{error.reason}: check the network and WECHAT_API_BASE",
+                "请检查网络与 WECHAT_API_BASE",
+            )
+
+    def _own_token(self) -> Outcome:
+        """A fetch past the shared row: it disturbs nobody, since the source gives everybody the same token."""
+        hosts = self._bot.client.hosts
+        token = AccessToken(MemoryTokenStore(), parts.fetcher(self._settings, hosts))
+        try:
+            value = token.get()
+        except TokenUnavailableError as error:
+            if self._settings.wechat_token_source != "stable" or error.code in _REFUSED_EITHER_WAY | {None}:  # noqa: S105
+                raise
+            if not self._classic_works():
+                raise
+            return Outcome(
+                False,
+                f"stable_token is refused ({two_texts(error.reason)[0]}), but /cgi-bin/token works: "
+                "set WECHAT_TOKEN_SOURCE=classic",
+                "stable_token 不可用，请设置 WECHAT_TOKEN_SOURCE=classic",
+            )
+        self._source = _Fetched(value)
+        left = token.row().expires_at - time.time()
+        return Outcome(True, f"an access_token was handed out, good for {left:.0f} s", "已取得 access_token")
+
+    def _classic_works(self) -> bool:
+        # /cgi-bin/token and stable_token are two slots: what the bot uses now goes on.
+        classic = self._settings.model_copy(update={"wechat_token_source": "classic"})
+        try:
+            parts.fetcher(classic, self._bot.client.hosts).fetch()
+        except WeChatError:
+            return False
+        return True
+
+    def _shared_token(self) -> Outcome:
+        """Of /cgi-bin/token each fetch kills the token before it, so that what is fetched must be everybody's."""
+        token = self._bot.token
+        left = token.row().expires_at - time.time()
+        how = "is kept"
+        if left < 60:
+            token.refresh()
+            left, how = token.row().expires_at - time.time(), "was fetched"
+        self._source = token
+        return Outcome(True, f"an access_token {how}, good for {left:.0f} s", "access_token 可用")
+
+    def check_callback_url(self) -> Outcome:
+        """POST callback/check: what the platform finds at the URL that its console holds.
+        https://developers.weixin.qq.com/doc/service/Basic_Information/Network_Detection.html"""
+        if self._source is None:
+            return Outcome(None, "not checked: no access_token", "未检查：没有 access_token")
+        client = ApiClient(self._bot.client.hosts, self._source)
+        try:
+            answer = client.call(
+                "POST",
+                "/cgi-bin/callback/check",
+                json={"action": "all", "check_operator": "DEFAULT"},
+                repeatable=True,
+                timeout=FETCH_TIMEOUT,
+            )
+        except ApiError as error:
+            if error.code in _MAY_NOT_ASK:
+                return Outcome(
+                    None,
+                    f"not checked: this account may not ask now ({error.code} {error.errmsg})",
+                    "未检查：该账号暂无此接口权限或额度",
+                )
+            if error.code == 40201:
+                url = f"{self._settings.public_url or 'https://YOUR-HOST'}/wechat"
+                return Outcome(
+                    False,
+                    f"40201: the console holds no callback URL, or an invalid one: enter {url} and the Token there",
+                    f"公众平台尚未配置有效的 URL，请填写 {url} 与 Token",
+                )
+            return Outcome(False, f"{error.code} ({error.errmsg}): {error.hint_en}", error.hint_zh)
+        except (TokenUnavailableError, DatabaseUnavailableError, TransportError) as error:
+            return Outcome(False, *two_texts(str(error), "请检查网络与 WECHAT_API_BASE"))
+        return self._reached(answer)
+
+    def _reached(self, answer: Mapping[str, object]) -> Outcome:
+        found, pings = _objects(answer.get("dns")), _objects(answer.get("ping"))
+        addresses = sorted({each["ip"] for each in found if "ip" in each})
+        if not addresses:
+            return Outcome(
+                False,
+                "the platform finds no address for the host of the console's URL: check the URL, and its DNS",
+                "平台无法解析回调域名，请检查 URL 与 DNS",
+            )
+        lost = sorted({each.get("ip", "?") for each in pings if each.get("package_loss", "0%") != "0%"})
+        if lost:
+            return Outcome(
+                False,
+                f"the platform cannot reach {', '.join(lost)}, where the console's URL leads: is the server up, the "
+                "firewall open for ports 80 and 443, the URL in the console the right one?",
+                f"平台无法连通 {', '.join(lost)}，请检查服务器、防火墙（80/443 端口）与后台 URL",
+            )
+        outcome = f"the platform reaches the console's URL at {', '.join(addresses)}"
+        here = _addresses(urlsplit(self._settings.public_url or "").hostname)
+        if here and not here & set(addresses):
+            outcome += (
+                f" (from here PUBLIC_URL leads to {', '.join(sorted(here))}: "
+                "if no push arrives, compare it with the console's URL)"
+            )
+        return Outcome(True, outcome, "平台可连通回调地址")
+
+    def check_clock(self) -> Outcome:
+        def date(answer: Answer) -> str:
+            answer.close()
+            return answer.header("Date")
+
+        asked_at = self._clock()
+        try:
+            # Without a token the platform says 41001 at once, with its time in the headers.
+            header = self._bot.client.hosts.exchange(
+                "GET", "/cgi-bin/getcallbackip", read=date, repeatable=True, timeout=FETCH_TIMEOUT
+            )
+            theirs = parsedate_to_datetime(header).timestamp()
+        except TransportError:
+            return Outcome(None, "not checked: the platform does not answer", "未检查：平台无应答")
+        except ValueError:
+            return Outcome(None, "not checked: the platform's answer has no Date", "未检查：应答中没有 Date")
+        off = round((asked_at + self._clock()) / 2 - theirs)
+        window = self._settings.wechat_timestamp_window
+        if window and abs(off) > window:
+            return Outcome(
+                False,
+                f"this machine's clock is {off:+d} s off the platform's, more than "
+                f"WECHAT_TIMESTAMP_WINDOW={window}: every push is refused; set the clock (NTP)",
+                f"本机时钟偏差 {off:+d} 秒，所有推送都会被拒绝，请校时（NTP）",
+            )
+        return Outcome(True, f"{off:+d} s off the platform's", "时钟正常")
+
+
+class _Fetched:
+    """An access_token that is not renewed: a forced renewal is the bot's to make, within its day's count."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def get(self) -> str:
+        return self._value
+
+    def renew(self, stale: str) -> str:
+        raise TokenUnavailableError(
+            "the platform refuses the access_token that it has just handed out: does another program force "
+            "new ones for this account? / 平台拒绝刚取得的 token，请检查是否有其他程序在强制刷新"
+        )
+
+
+def _objects(value: object) -> list[dict[str, str]]:
+    """The list of JSON objects with texts that it should be."""
+    listed = value if isinstance(value, list) else []
+    return [{str(k): str(v) for k, v in each.items()} for each in listed if isinstance(each, dict)]
+
+
+def _addresses(host: str | None) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET)} if host else set()
+    except (OSError, UnicodeError):
+        return set()

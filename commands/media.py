@@ -1,0 +1,82 @@
+"""`flask media`: temporary media on the platform, up and down. Knows files and progress, not the protocol."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from commands.common import app_parts, errors_in_one_line, progress_bar, show_json
+from wechat import media as wechat_media
+
+DEFAULT_KIND = {
+    "jpg": "image",
+    "png": "image",
+    "gif": "image",
+    "amr": "voice",
+    "mp3": "voice",
+    "mp4": "video",
+}
+
+
+@click.group()
+def media() -> None:
+    """Temporary media (临时素材): it lives three days on the platform."""
+
+
+@media.command("upload")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--type", "kind", type=click.Choice(["image", "voice", "video", "thumb"]), help="By content if left out."
+)
+def media_upload(file: Path, kind: str | None) -> None:
+    """Upload FILE and print the platform's answer."""
+    parts = app_parts()
+    with errors_in_one_line(), file.open("rb") as opened:
+        size = file.stat().st_size
+        if kind is None:
+            kind = DEFAULT_KIND.get(wechat_media.extension(opened.read(512)), "image")
+            opened.seek(0)
+        with progress_bar(size, f"upload {file.name}") as progress:
+            answer = wechat_media.upload(
+                parts.client,
+                kind=cast(Any, kind),
+                file=opened,
+                filename=file.name,
+                size=size,
+                progress=progress,
+            )
+        show_json(answer)
+
+
+@media.command("get")
+@click.argument("media_id")
+@click.option(
+    "-o", "path", type=click.Path(dir_okay=False, path_type=Path), help="Where to; by default a name here."
+)
+def media_get(media_id: str, path: Path | None) -> None:
+    """Download MEDIA_ID and print the path it was written to."""
+    parts = app_parts()
+    with errors_in_one_line():
+        partial = (path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))).with_suffix(".part")
+        try:
+            with (
+                wechat_media.open_media(
+                    parts.client, media_id, max_bytes=parts.settings.max_media_bytes
+                ) as chunks,
+                partial.open("wb") as file,
+                progress_bar(None, "download") as progress,
+            ):
+                head = b""
+                for chunk in chunks:
+                    head = head or chunk[:512]
+                    file.write(chunk)
+                    progress(len(chunk))
+            path = path or partial.with_suffix(f".{wechat_media.extension(head)}")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    click.echo(str(path))

@@ -1,0 +1,50 @@
+"""`flask replay`: what a recorded message would be answered by the handlers of today. Sends and records nothing."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import click
+
+import handlers
+from commands.common import app_parts, errors_in_one_line, fail
+from web import callback
+from wechat.messages import parse_message
+
+
+@click.command()
+@click.argument("ledger_id", type=int)
+def replay(ledger_id: int) -> None:
+    """Show what the recorded message LEDGER_ID would be answered today. Nothing is sent or recorded.
+
+    The work of a Deferred handler is done, since its result is the answer.
+    """
+    with errors_in_one_line():
+        parts = app_parts()
+        entry = parts.ledger.get(ledger_id)
+        if entry is None:
+            fail(f"the ledger has no row {ledger_id}")
+        message = parse_message(entry.xml)
+        try:
+            outcome = handlers.dispatch(message)
+            reply = outcome.work() if isinstance(outcome, handlers.Deferred) else outcome
+            # With the time of then, so that nothing differs but what the handlers do differently.
+            xml, send_back = callback.rendered(
+                reply, message, entry.received_at, upload=parts.settings.echo_via == "upload"
+            )
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            fail(
+                f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
+                f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
+            )
+    if send_back:
+        click.echo("ECHO_VIA=upload: the stored copy would be sent later by customer-service message.")
+    if xml != entry.reply:
+        click.echo(f"Recorded then:\n{_answer(entry.reply)}\nToday:")
+    click.echo(_answer(xml))
+
+
+def _answer(reply: bytes | None) -> str:
+    return "success" if reply is None else reply.decode()

@@ -1,0 +1,34 @@
+"""`flask token`: the account's access_token, shown or fetched anew. The only place that shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+
+from commands.common import app_parts, errors_in_one_line, show_json
+
+
+@click.group()
+def token() -> None:
+    """The account's access_token."""
+
+
+@token.command("show")
+def token_show() -> None:
+    """Print the access_token; fetch it if there is none."""
+    _print_token(app_parts().token.get)
+
+
+@token.command("refresh")
+def token_refresh() -> None:
+    """Fetch a new access_token now."""
+    _print_token(app_parts().token.refresh)
+
+
+def _print_token(get: Callable[[], str]) -> None:
+    with errors_in_one_line():
+        value = get()
+        row = app_parts().token.row()
+        show_json({"access_token": value, "expires_in": int(row.expires_at - time.time())})
