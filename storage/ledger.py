@@ -374,7 +374,7 @@ class Ledger:
             message.msg_type,
             getattr(message, "event", None),
             None if message.msg_id is None else str(message.msg_id),
-            message.create_time,
+            message.create_time or int(now),
             now,
             message.raw,
             reply,

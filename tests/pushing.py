@@ -54,11 +54,11 @@ def safe(xml, envelope=ENVELOPE, compat=False, **signed):
     data = xml.encode() if isinstance(xml, str) else xml
     encrypt = envelope.encrypt(data, secrets.token_bytes(16))
     inner = (
-        xml.removeprefix("<xml>").removesuffix("</xml>")
+        data.removeprefix(b"<xml>").removesuffix(b"</xml>")
         if compat
-        else element("ToUserName", THROWAWAY.original_id)
+        else element("ToUserName", THROWAWAY.original_id).encode()
     )
     return (
         f"/wechat?{urlencode(query(encrypt, **signed))}",
-        f"<xml>{inner}{element('Encrypt', encrypt)}</xml>".encode(),
+        b"<xml>%b%b</xml>" % (inner, element("Encrypt", encrypt).encode()),
     )

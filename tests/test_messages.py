@@ -20,7 +20,6 @@ from wechat import (
     LocationMessage,
     LocationSelectEvent,
     Message,
-    MessageError,
     MiniProgramPageMessage,
     OtherEvent,
     PicEvent,
@@ -30,6 +29,7 @@ from wechat import (
     SubscribeEvent,
     TextMessage,
     UnknownMessage,
+    UnreadablePushError,
     UnsubscribeEvent,
     VideoMessage,
     ViewEvent,
@@ -382,28 +382,41 @@ def test_message_location_and_event_location_are_two_things():
         push(FromUserName="o" * 129),
         push(msg_type=None),
         push(msg_type=""),
-        push(CreateTime=None),
-        push(CreateTime=""),
-        push(CreateTime="now"),
-        push(CreateTime="[1760000000]"),
-        push(CreateTime="-1"),
-        push(CreateTime="1.5"),
-        push(CreateTime="１"),
-        push(CreateTime="253402300800"),
-        push(CreateTime="9" * 10_000),
-        push("<MsgId>x</MsgId>"),
-        push("<MsgId>-1</MsgId>"),
-        push("<MsgId>1_0</MsgId>"),
-        push(f"<MsgId>{2**64}</MsgId>"),
-        push("<MsgId>" + "1" * 10_000 + "</MsgId>"),
         event("deep", "<a>" * 40 + "</a>" * 40),
         b"<xml><action>CheckContainerPath</action></xml>",
     ],
 )
-def test_what_is_no_message_is_refused(xml):
-    with pytest.raises(MessageError) as refused:
+def test_what_is_no_message_is_unreadable(xml):
+    with pytest.raises(UnreadablePushError) as refused:
         parse_message(xml)
-    assert (refused.value.status, refused.value.reason) == (400, "xml")
+    assert (refused.value.status, refused.value.reason) == (200, "xml")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("1760000000", 1760000000),
+        ("1760000000123", 1760000000),
+        ("253402300799", 253402300799),
+        *(
+            (odd, 0)
+            for odd in (None, "", "0", "now", "[1760000000]", "-1", "1.5", "１", "253402300800", "9" * 10_000)
+        ),
+    ],
+)
+def test_a_time_is_in_seconds_and_0_where_there_is_none(written, seconds):
+    assert parse_message(push(CreateTime=written)).create_time == seconds
+
+
+@pytest.mark.parametrize("msg_id", ["x", "-1", "1_0", 2**64, "1" * 10_000, "", "1.0"])
+def test_a_msgid_of_no_64_bits_is_none(msg_id):
+    message = parse_message(push(f"<MsgId>{msg_id}</MsgId><Content>a</Content>"))
+    assert (message.msg_id, message.content) == (None, "a")
+
+
+def test_a_json_push_says_what_to_choose():
+    with pytest.raises(UnreadablePushError, match="choose XML as the data format"):
+        parse_message(b'{"ToUserName": "gh", "MsgType": "text"}')
 
 
 def test_a_doctype_is_refused():
@@ -522,6 +535,6 @@ def test_every_kind_can_be_built_by_hand():
 def test_a_megabyte_of_malice_is_read_in_linear_time(body):
     xml = event("LOCATION").removesuffix(b"</xml>") + body + b"</xml>"
     started = time.process_time()
-    with contextlib.suppress(MessageError):
+    with contextlib.suppress(UnreadablePushError):
         parse_message(xml)
     assert time.process_time() - started < 5

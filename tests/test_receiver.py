@@ -1,9 +1,11 @@
 """The receiver: which requests are the platform's, in each mode, during a rotation, and how each reply is sealed."""
 
+import contextlib
 import traceback
 import warnings
 
 import pytest
+from lxml import etree
 
 from tests.vectors import (
     ACCOUNT,
@@ -22,7 +24,6 @@ from wechat import (
     DoctypeError,
     Envelope,
     EnvelopeError,
-    MessageError,
     PushError,
     Receiver,
     SignatureError,
@@ -166,15 +167,30 @@ def test_without_a_key_msg_signature_does_not_help(plain):
         plain.open(W1_QUERY | {"signature": W1_QUERY["msg_signature"]}, W1_COMPAT, NOW)
 
 
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [(b"<!DOCTYPE xml><xml><Encrypt/></xml>", DoctypeError), (b"<xml><Encrypt>", MessageError)],
-)
-def test_a_body_that_cannot_be_searched_for_its_envelope(plain, safe, body, error):
-    with pytest.raises(error):
-        plain.open(signed(), body, NOW)
-    with pytest.raises(error):
-        safe.open(signed(encrypt="x"), body, NOW)
+def test_a_doctype_is_refused_once_it_is_signed(plain, safe, changing):
+    body = b"<!DOCTYPE xml><xml><Encrypt>x</Encrypt></xml>"
+    for each, query in ((plain, signed()), (safe, signed(encrypt="x")), (changing, signed(encrypt="x"))):
+        with pytest.raises(DoctypeError):
+            each.open(query, body, NOW)
+        with pytest.raises(SignatureError):
+            each.open(query | {"signature": "x", "msg_signature": "x"}, body, NOW)
+
+
+def test_a_json_push_says_what_to_choose(safe, changing):
+    for each in (safe, changing):
+        with pytest.raises(EnvelopeError, match="choose XML as the data format"):
+            each.open(signed(encrypt="x"), b'{"ToUserName": "gh", "Encrypt": "x"}', NOW)
+
+
+def test_no_parser_sees_a_body_that_is_not_opened_yet(plain, safe, changing, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(etree, "fromstring", lambda *arguments: parsed.append(arguments))
+    for each in (plain, safe, changing):
+        for query in ({}, signed(), signed(encrypt="x"), W1_QUERY):
+            for body in (PLAIN, W1_BODY, W1_COMPAT, b"<xml><Encrypt>", b"<a/>" * 1000, b"\xff", b""):
+                with contextlib.suppress(PushError):
+                    each.open(query, body, NOW)
+    assert parsed == []
 
 
 def test_a_text_about_encryption_is_no_envelope(plain):

@@ -10,7 +10,6 @@ from wechat import (
     AiTransferReply,
     Article,
     ImageReply,
-    MessageError,
     MusicReply,
     NewsReply,
     ReplyError,
@@ -255,5 +254,5 @@ def test_a_video_without_words_and_a_transfer_to_anybody_are_read_back_too():
 
 @pytest.mark.parametrize("xml", [b"<xml/>", b"<xml><MsgType>hologram</MsgType></xml>", b"success", b""])
 def test_other_xml_is_no_reply(xml):
-    with pytest.raises(MessageError):
+    with pytest.raises(WeChatError):
         parse_reply(xml)

@@ -21,7 +21,7 @@ from handlers import Deferred
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger, Recorded
 from web import metrics
-from wechat.errors import PushError
+from wechat.errors import PushError, UnreadablePushError
 from wechat.messages import Message, UnknownMessage, parse_message
 from wechat.receiver import Receiver
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
@@ -105,6 +105,14 @@ def callback(
     @blueprint.errorhandler(PushError)
     def refused(refusal: PushError) -> Response:
         return refuse(refusal.status, refusal.reason, str(refusal))
+
+    @blueprint.errorhandler(UnreadablePushError)
+    def not_understood(error: UnreadablePushError) -> Response:
+        metrics.REFUSALS.labels(error.reason).inc()
+        log.warning(
+            "a push was not understood; it was answered success: %s", error, extra={"reason": error.reason}
+        )
+        return Response(b"success", mimetype="text/plain")
 
     @blueprint.errorhandler(UnicodeDecodeError)
     def undecodable(error: UnicodeDecodeError) -> Response:

@@ -1,20 +1,22 @@
-"""XML as the platform uses it: the one parser configuration that reads, the one function that escapes.
+"""XML as the platform uses it: what reads it, strictly and then leniently, and the one function that escapes.
 
-Read: UTF-8 only (a byte order mark is tolerated, another declared encoding is not believed), no DOCTYPE, no
-entities, no network, bounded depth. Written: CDATA sections. It must not know messages, replies or envelopes.
+A push is read strictly first: UTF-8 only (a byte order mark is tolerated, another declared encoding is not believed),
+no DOCTYPE, no entities, no network, bounded depth. The platform puts what people type into CDATA as it is, so a body
+that is not well-formed is read a second time, by `mended`. `texts` finds an element without any parser, for bodies
+whose signature is not checked yet. It must not know messages, replies or envelopes.
 
 https://www.w3.org/TR/xml/
 """
 
+from __future__ import annotations
+
 import re
 import threading
-from typing import Final
+from collections.abc import Iterator
 
 from lxml import etree
 
-from wechat.errors import DoctypeError, MessageError
-
-__all__ = ["cdata", "legal", "parse"]
+from wechat.errors import DoctypeError, UnreadablePushError
 
 
 class _Parsers(threading.local):
@@ -34,31 +36,171 @@ class _Parsers(threading.local):
         )
 
 
-_PARSERS: Final = _Parsers()
+_PARSERS = _Parsers()
 
 # A DOCTYPE stands before the root element or nowhere: in a message's CDATA the same characters are just text.
 # The quantifiers are possessive, so that a long prolog costs one pass.
-_DOCTYPE: Final = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s++|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
+_DOCTYPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s++|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
 
 
 def parse(xml: bytes) -> etree._Element:
-    """The root element. Comments and processing instructions are left out, CDATA is text.
+    """The root element of well-formed XML. Comments and processing instructions are left out, CDATA is text.
 
-    Raises DoctypeError if there is a DOCTYPE, MessageError if it is not well-formed UTF-8 XML.
+    Raises DoctypeError if there is a DOCTYPE, UnreadablePushError if it is not well-formed UTF-8 XML.
     """
+    refuse_doctype(xml)
+    return _needed(_strict(xml))
+
+
+def read(xml: bytes) -> etree._Element:
+    """The root element, read strictly, and where that fails once more by `mended`. Raises as `parse` does.
+
+    Only for what is known to be the platform's: the parser keeps the names of elements for as long as its thread runs.
+    """
+    refuse_doctype(xml)
+    root = _strict(xml)
+    if root is None:
+        if is_json(xml):
+            raise UnreadablePushError(JSON_PUSH)
+        root = _needed(_strict(mended(xml)))
+    return root
+
+
+def refuse_doctype(xml: bytes) -> None:
+    """Raises DoctypeError if a DOCTYPE stands before the root element."""
     # The plain search is all that a usual push pays.
     if b"<!DOCTYPE" in xml and _DOCTYPE.match(xml):
         raise DoctypeError("the XML has a DOCTYPE")
+
+
+def _strict(xml: bytes) -> etree._Element | None:
     try:
         return etree.fromstring(xml, _PARSERS.parser)
     except etree.XMLSyntaxError:
-        pass
-    # Raised here, so that the parser's error, which may quote the body, is not chained to it.
-    raise MessageError("the body is not well-formed UTF-8 XML")
+        return None  # the error may quote the body, and is not kept
 
+
+def _needed(root: etree._Element | None) -> etree._Element:
+    if root is None:
+        raise UnreadablePushError("the body is not well-formed UTF-8 XML")
+    return root
+
+
+JSON_PUSH = "the push is JSON: choose XML as the data format (数据格式) in the console"
+
+
+def is_json(body: bytes) -> bool:
+    """Does this begin like a JSON object?"""
+    return body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+# -- the lenient reading ------------------------------------------------------------------------------------------
+
+_OPENING = re.compile(rb"<([A-Za-z_][A-Za-z0-9_.:-]*)([^<>]*)>")
+_CLOSING = re.compile(rb"</([A-Za-z_][A-Za-z0-9_.:-]*)\s*>")
+_CDATA = b"<![CDATA["
+_CDATA_OPENING = re.compile(rb"\s*<!\[CDATA\[")
+_CDATA_CLOSING = re.compile(rb"\]\]>\s*</([A-Za-z_][A-Za-z0-9_.:-]*)\s*>")
+_CDATA_BORDER = re.compile(rb"<!\[CDATA\[|\]\]>")
+
+# What people write. It may hold its own closing tag, so that only the last one counts: nothing that a fan types can
+# begin another element. The other names may repeat, and there the first closing tag counts.
+_WRITTEN = frozenset(
+    b"Content Title Description Url Label Poiname EventKey ScanResult Recognition Nickname".split()
+)
+_REFERENCE = re.compile("&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(lt|gt|amp|quot|apos));")
+_NAMED = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
+_MAX_CODE_POINT = 0x10FFFF
+_MAX_DEPTH = 8  # the platform nests five deep
+
+
+def mended(xml: bytes) -> bytes:
+    """The push written anew as well-formed XML, with what it means where it is none.
+
+    Undecodable bytes become U+FFFD. What XML cannot carry is left out, character references to it too. CDATA ends
+    before its own element's closing tag, so that `]]>` and elements in what a fan typed are text. Takes one pass for
+    each level; raises DoctypeError if the DOCTYPE was hidden behind such characters.
+    """
+    clean = legal(xml.decode("utf-8", "replace")).encode()
+    refuse_doctype(clean)
+    root = _OPENING.search(clean)
+    return b"<xml>%b</xml>" % (b"" if root is None else _rewritten(clean[root.end() :], 1))
+
+
+def texts(body: bytes, name: str) -> list[str]:
+    """The text of each element of that name directly under the root, white space around it trimmed.
+
+    A scan of the bytes in one pass, which keeps nothing: for a body that anybody may have sent.
+    """
+    root = _OPENING.search(body)
+    if root is None:
+        return []
+    tag = name.encode()
+    return [
+        _text(content, is_cdata).strip(" \t\r\n")
+        for found, content, is_cdata in _children(body, root.end())
+        if found == tag
+    ]
+
+
+def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Name, content, and whether that is CDATA, of each element from `start` on, until one is not closed."""
+    while (opening := _OPENING.search(xml, start)) is not None:
+        name, start = opening[1], opening.end()
+        if opening[2].endswith(b"/"):
+            yield name, b"", False
+            continue
+        is_cdata = _CDATA_OPENING.match(xml, start) is not None
+        closing = _closing(_CDATA_CLOSING, xml, start, name) if is_cdata else None
+        closing = closing or _closing(_CLOSING, xml, start, name)
+        if closing is None:
+            return
+        content = xml[start : closing.start()]
+        yield name, content.lstrip()[len(_CDATA) :] if is_cdata else content, is_cdata
+        start = closing.end()
+
+
+def _closing(tags: re.Pattern[bytes], xml: bytes, start: int, name: bytes) -> re.Match[bytes] | None:
+    last = None
+    for found in tags.finditer(xml, start):
+        if found[1] == name:
+            last = found
+            if name not in _WRITTEN:
+                break
+    return last
+
+
+def _rewritten(content: bytes, depth: int) -> bytes:
+    """The elements inside `content`, well-formed."""
+    parts = []
+    for name, value, is_cdata in _children(content, 0):
+        if b":" in name:  # a prefix, which would need a declaration
+            continue
+        nested = b""
+        if not is_cdata and depth < _MAX_DEPTH and value.lstrip().startswith(b"<"):
+            nested = _rewritten(value, depth + 1)
+        parts.append(b"<%b>%b</%b>" % (name, nested or cdata(_text(value, is_cdata)).encode(), name))
+    return b"".join(parts)
+
+
+def _text(content: bytes, is_cdata: bool) -> str:
+    if is_cdata:
+        # Two sections side by side are one text, as they are in XML.
+        return content.replace(b"]]>" + _CDATA, b"").decode("utf-8", "replace")
+    return _REFERENCE.sub(_referred, _CDATA_BORDER.sub(b"", content).decode("utf-8", "replace"))
+
+
+def _referred(reference: re.Match[str]) -> str:
+    if reference[3]:
+        return _NAMED[reference[3]]
+    code = int(reference[1]) if reference[1] else int(reference[2], 16)
+    return chr(code) if code <= _MAX_CODE_POINT else ""
+
+
+# -- characters ---------------------------------------------------------------------------------------------------
 
 # What XML 1.0 cannot carry, not even escaped.
-_ILLEGAL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def legal(text: str) -> str:

@@ -1,9 +1,10 @@
 """The error tree, and the platform's return codes as data: what each means and what to do about it.
 
     WeChatError
-    +-- PushError                   a push that is refused; .status (HTTP), .reason (the word for the log)
+    +-- PushError                   a push that is no message; .status (HTTP), .reason (the word for the log)
     |   +-- SignatureError, TimestampError, EnvelopeError, AppIdError      403
-    |   +-- DoctypeError, MessageError                                     400
+    |   +-- DoctypeError                                                   400
+    |   +-- UnreadablePushError                                            200: a repeat would say the same
     +-- ReplyError                  a reply that cannot exist (also a ValueError)
     +-- ApiError                    the platform answered with an errcode; .kind says what to do
     |   +-- InvalidTokenError       fetch the access_token anew, then repeat once
@@ -36,7 +37,6 @@ __all__ = [
     "MediaError",
     "MediaRefusedError",
     "MediaTooLargeError",
-    "MessageError",
     "PushError",
     "ReplyError",
     "SignatureError",
@@ -44,6 +44,7 @@ __all__ = [
     "TokenUnavailableError",
     "TransportError",
     "TruncatedMediaError",
+    "UnreadablePushError",
     "UnsafeMediaUrlError",
     "WeChatError",
     "api_error",
@@ -96,7 +97,8 @@ class WeChatError(Exception):
 
 
 class PushError(WeChatError):
-    """A push that is refused: `status` is the HTTP status, `reason` one word for the log and the metrics."""
+    """A push that gets no answer of a handler: `status` is the HTTP status, `reason` one word for the log and the
+    metrics. A status of 200 means the answer `success`."""
 
     status: int
     reason: str
@@ -150,10 +152,13 @@ class DoctypeError(PushError):
     reason = "doctype"
 
 
-class MessageError(PushError):
-    """The XML cannot be parsed, or lacks what every message has."""
+class UnreadablePushError(PushError):
+    """A push that is the platform's and cannot be read, not even leniently, or lacks what every message has.
 
-    status = 400
+    It is answered `success`: the platform would repeat the same bytes, and show the fan a failure at the end.
+    """
+
+    status = 200
     reason = "xml"
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar, Final, Literal, TypeAlias, TypedDict
 
 from lxml import etree
 
-from wechat.elements import parse
-from wechat.errors import MessageError
+from wechat.elements import read
+from wechat.errors import UnreadablePushError
 
 __all__ = [
     "ClickEvent",
@@ -56,6 +56,7 @@ ElementValue: TypeAlias = "str | Mapping[str, ElementValue] | tuple[str | Mappin
 
 _MAX_OPENID: Final = 128  # characters; real ones have 28
 _MAX_TIME: Final = 253402300799  # the end of the year 9999, the last second that datetime can show
+_MILLISECONDS = 10**12  # as seconds that would be the year 33658
 _MAX_ID_DIGITS: Final = 20  # what 64 bits need
 _MAX_DEPTH: Final = 32  # the platform nests five deep
 
@@ -63,7 +64,8 @@ _MAX_DEPTH: Final = 32  # the platform nests five deep
 # Slots let a subclass's field stand where its base has a property (media_id).
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """What every push has. `create_time` is in unix seconds, `raw` the XML that it was read from."""
+    """What every push has. `create_time` is in unix seconds, 0 where the push names no time; `raw` is the push as it
+    came, of which `parse_message` makes the same message again."""
 
     to_user_name: str
     from_user_name: str
@@ -292,27 +294,24 @@ class OtherEvent(Event):
 
 
 def parse_message(xml: bytes) -> Message:
-    """The message or event in a push's XML, UTF-8.
+    """The message or event in a push's XML, UTF-8. Only for pushes whose signature was checked.
 
     White space around values and between elements and the elements' order do not matter. Of an element that
-    repeats where one is meant, the first counts. Raises DoctypeError, and MessageError for what is not XML or
-    lacks what every message has.
+    repeats where one is meant, the first counts. What is no well-formed XML is read leniently. Raises DoctypeError,
+    and UnreadablePushError for what cannot be read even so, or lacks a sender or a type.
     """
-    root = parse(xml)
+    root = read(xml)
     elements = _Elements(root)
     sender = elements.name("FromUserName")
     if not sender or len(sender) > _MAX_OPENID:
-        raise MessageError("FromUserName is missing, or longer than an OpenID can be")
+        raise UnreadablePushError("FromUserName is missing, or longer than an OpenID can be")
     msg_type = elements.name("MsgType")
     if not msg_type:
-        raise MessageError("MsgType is missing")
-    create_time = _whole(elements.name("CreateTime"))
-    if create_time is None or create_time > _MAX_TIME:
-        raise MessageError("CreateTime is missing, or not a time")
+        raise UnreadablePushError("MsgType is missing")
     head = _Head(
         to_user_name=elements.name("ToUserName"),
         from_user_name=sender,
-        create_time=create_time,
+        create_time=_time(elements.name("CreateTime")),
         msg_type=msg_type,
         raw=xml,
     )
@@ -346,6 +345,19 @@ def _whole(text: str) -> int | None:
     if text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS:
         return int(text)
     return None
+
+
+def _time(text: str) -> int:
+    """Unix seconds, 0 for what is no time. Thirteen digits are milliseconds."""
+    number = _whole(text) or 0
+    time = number // 1000 if number >= _MILLISECONDS else number
+    return time if time <= _MAX_TIME else 0
+
+
+def _id(text: str) -> int | None:
+    """A MsgId, None for what is no number of 64 bits."""
+    number = _whole(text)
+    return number if number is not None and number < 2**64 else None
 
 
 class _Elements:
@@ -393,11 +405,7 @@ class _Elements:
 
 
 def _ordinary(elements: _Elements, head: _Head) -> Message:
-    msg_id = elements.name("MsgId")
-    if msg_id:
-        head["msg_id"] = _whole(msg_id)
-        if head["msg_id"] is None or head["msg_id"] >= 2**64:
-            raise MessageError("MsgId is not a 64-bit number")
+    head["msg_id"] = _id(elements.name("MsgId"))
     head["msg_data_id"] = elements.optional("MsgDataId")
     head["idx"] = _whole(elements.name("Idx"))
     build = _MESSAGES.get(head["msg_type"])
@@ -516,7 +524,7 @@ _COMMON: Final = frozenset({"ToUserName", "FromUserName", "CreateTime", "MsgType
 
 def _nested(parent: etree._Element, depth: int) -> dict[str, ElementValue]:
     if depth > _MAX_DEPTH:
-        raise MessageError("the XML is nested too deeply")
+        raise UnreadablePushError("the XML is nested too deeply")
     found: dict[str, list[str | Mapping[str, ElementValue]]] = {}
     for child in parent:
         value = MappingProxyType(_nested(child, depth + 1)) if len(child) else (child.text or "")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from wechat.elements import cdata, legal, parse
+from wechat.elements import JSON_PUSH, cdata, is_json, legal, refuse_doctype, texts
 from wechat.envelope import RANDOM_BYTES, Envelope
 from wechat.errors import AppIdError, EnvelopeError, SignatureError, TimestampError
 from wechat.signature import sign, verify
@@ -97,25 +97,28 @@ class Receiver:
     def open(self, query: Mapping[str, str], body: bytes, now: float) -> Push:
         """The push in a POST, once it is known to be the platform's. `now` is in unix seconds.
 
-        Raises SignatureError, TimestampError, EnvelopeError, AppIdError; and DoctypeError or MessageError for a
-        body that cannot be searched for its envelope. Whether a plain body is a message is not looked at.
+        Raises SignatureError, TimestampError, EnvelopeError, AppIdError, DoctypeError. Whether what was pushed is a
+        message is not looked at. No XML parser is used: it would keep the names of elements that anybody may send.
         """
         if self._envelopes:
             return self._open_sealed(query, body, now)
         self._verify(query, "signature")
         self._check_time(query, now)
-        if b"<Encrypt" in body:
-            _refuse_safe_body(body)
+        refuse_doctype(body)
+        # A compat body has the message beside Encrypt and can be read; a safe body has nothing to read.
+        if b"<Encrypt" in body and texts(body, "Encrypt") and not texts(body, "MsgType"):
+            raise EnvelopeError("the push is encrypted: set WECHAT_AES_KEY to the console's EncodingAESKey")
         return Push(body)
 
     def _open_sealed(self, query: Mapping[str, str], body: bytes, now: float) -> Push:
-        # Nothing is parsed for a request that could not be verified anyway.
+        # Nothing is looked for in a request that could not be verified anyway.
         signable = all(query.get(name) for name in ("msg_signature", "timestamp", "nonce"))
         encrypt = _encrypt(body) if signable else None
         if encrypt is None:
             return self._open_unsealed(query, body, now)
         token = self._verify(query, "msg_signature", encrypt)
         self._check_time(query, now)
+        refuse_doctype(body)
         refusal: EnvelopeError | AppIdError | None = None
         for envelope in self._envelopes:
             try:
@@ -133,6 +136,9 @@ class Receiver:
         """With an AES key, a request without msg_signature or without an Encrypt element."""
         self._verify(query, "signature")
         self._check_time(query, now)
+        refuse_doctype(body)
+        if is_json(body):
+            raise EnvelopeError(JSON_PUSH)
         if not self._accept_plaintext:
             raise EnvelopeError(
                 "WECHAT_AES_KEY is set, but the push is not encrypted: choose safe mode (安全模式) in the console, "
@@ -176,16 +182,7 @@ def _parameter(query: Mapping[str, str], name: str) -> str:
 
 def _encrypt(body: bytes) -> str | None:
     """The text of the body's Encrypt element, white space around it trimmed; None if there is none."""
-    found = [child for child in parse(body) if child.tag == "Encrypt"]
-    if not found:
-        return None
+    found = texts(body, "Encrypt")
     if len(found) > 1:
         raise EnvelopeError("the push has more than one Encrypt")
-    return (found[0].text or "").strip(" \t\r\n")
-
-
-def _refuse_safe_body(body: bytes) -> None:
-    """A compat body has the message beside Encrypt and can be read; a safe body has nothing to read."""
-    root = parse(body)
-    if root.find("Encrypt") is not None and root.find("MsgType") is None:
-        raise EnvelopeError("the push is encrypted: set WECHAT_AES_KEY to the console's EncodingAESKey")
+    return found[0] if found else None

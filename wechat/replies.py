@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from wechat.elements import cdata, legal, parse
-from wechat.errors import MessageError, ReplyError
+from wechat.errors import ReplyError
 from wechat.messages import Event, Message
 
 __all__ = [
@@ -209,7 +209,8 @@ def render_reply(reply: Reply, message: Message, now: int) -> bytes:
 
 
 def parse_reply(xml: bytes) -> Reply:
-    """The reply that `render_reply` made this XML of. Raises MessageError for XML that it did not make."""
+    """The reply that `render_reply` made this XML of. Raises ReplyError for XML that it did not make, and
+    UnreadablePushError for what is no XML."""
     root = parse(xml)
 
     def text(path: str) -> str | None:
@@ -242,7 +243,7 @@ def parse_reply(xml: bytes) -> Reply:
             return TransferReply(text("TransInfo/KfAccount"))
         case "transfer_biz_ai_ivr":
             return AiTransferReply()
-    raise MessageError("the XML is no reply")
+    raise ReplyError("the XML is no reply")
 
 
 def _need(value: str | None, otherwise: str) -> None:
