@@ -4,6 +4,9 @@ Knows the JSON shapes that others rely on. It must not hold anything, and answer
 a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in server.py.
 """
 
+from __future__ import annotations
+
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +14,14 @@ from flask import Blueprint, Response, jsonify, request
 from werkzeug.datastructures import FileStorage
 
 from .errors import ControlError
-from .pushes import MEDIA_TYPES, Action
+from .pushes import MEDIA_TYPES, TYPES, Action, read, read_msg_id
 from .sender import MODES, Delivery, Sender
 from .state import State
 
-_FIELDS = frozenset(
-    {"type", "content", "media_id", "event", "event_key", "msg_id"}
-    | {"mode", "attempts", "force", "together", "timeout"}
-)
+_RAW = frozenset({"raw", "raw_base64"})
+_DELIVERY = frozenset({"mode", "attempts", "force", "together", "timeout"})
+_MESSAGE = frozenset({"type", "content", "media_id", "event", "event_key", "msg_id"}) | _RAW | _DELIVERY
+_RESEND = frozenset({"new"}) | _RAW | _DELIVERY
 
 
 def create_control(state: State, sender: Sender) -> Blueprint:
@@ -31,10 +34,17 @@ def create_control(state: State, sender: Sender) -> Blueprint:
 
     @control.post("/sandbox/fans/<openid>/messages")
     def push(openid: str) -> Response:
-        fields, file = _fields()
+        fields, file = _fields(_MESSAGE)
         delivery = _delivery(fields, sender.default_mode)
-        action = _action(state, openid, fields, file)
-        return jsonify(sender.push(action, delivery).to_json())
+        return jsonify(sender.push(_action(state, openid, fields, file), delivery).to_json())
+
+    @control.post("/sandbox/pushes/<push_id>/resend")
+    def resend(push_id: str) -> Response:
+        fields, _ = _fields(_RESEND)
+        old = state.find_push(push_id)
+        delivery = _delivery(fields, old.mode)
+        push = sender.resend(old, delivery, new=_flag(fields, "new"), raw=_raw(fields))
+        return jsonify(push.to_json())
 
     @control.get("/sandbox/fans/<openid>/messages")
     def chat(openid: str) -> Response:
@@ -95,13 +105,13 @@ def _object() -> dict[str, Any]:
     return value
 
 
-def _fields() -> tuple[dict[str, Any], FileStorage | None]:
+def _fields(known: frozenset[str]) -> tuple[dict[str, Any], FileStorage | None]:
     if request.mimetype == "multipart/form-data":
         fields: dict[str, Any] = dict(request.form)
         file = request.files.get("file")
     else:
         fields, file = _object(), None
-    unknown = sorted(set(fields) - _FIELDS)
+    unknown = sorted(set(fields) - known)
     if unknown:
         raise ControlError(
             f"{', '.join(unknown)}: no such field (a file is a multipart part with a filename)"
@@ -127,9 +137,21 @@ def _delivery(fields: Mapping[str, Any], default_mode: str) -> Delivery:
 
 
 def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStorage | None) -> Action:
-    kind = _text(fields, "type")
-    if kind is None:
-        raise ControlError("type: text, image, voice, video, shortvideo, location, link or event")
+    raw = _raw(fields)
+    kind, event = _text(fields, "type"), _text(fields, "event")
+    content = _text(fields, "content")
+    msg_id = _msg_id(fields)
+    if raw is not None:  # what the fields do not say is read from it
+        kind = kind or read(raw, "MsgType") or "raw"
+        event = event or read(raw, "Event")
+        content = read(raw, "Content") if content is None else content
+        msg_id = msg_id or read_msg_id(raw)
+    elif kind is None:
+        raise ControlError(f"type: {', '.join(TYPES[:-1])} or event")
+    elif kind != "event":
+        msg_id = msg_id or state.new_msg_id()
+    else:
+        msg_id = None
     media_id = _text(fields, "media_id")
     media = thumb = None
     if kind in MEDIA_TYPES:
@@ -145,15 +167,29 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
     return Action(
         openid=openid,
         type=kind,
-        content=_text(fields, "content"),
-        event=_text(fields, "event"),
+        content=content,
+        event=event,
         event_key=_text(fields, "event_key"),
         media_id=media_id,
         thumb_media_id=thumb,
         media=media,
         picture_url=f"{state.base_url}/picture?key={media.key}" if media else "",
-        msg_id=None if kind == "event" else _msg_id(fields) or state.new_msg_id(),
+        msg_id=msg_id,
+        raw=raw,
     )
+
+
+def _raw(fields: Mapping[str, Any]) -> bytes | None:
+    """The push's XML as it is to cross the wire, if it was given."""
+    text, encoded = _text(fields, "raw"), _text(fields, "raw_base64")
+    if text is not None and encoded is not None:
+        raise ControlError("raw, raw_base64: one of them")
+    try:
+        if encoded is not None:
+            return base64.b64decode(encoded, validate=True)
+        return None if text is None else text.encode()
+    except ValueError:  # binascii.Error, UnicodeEncodeError
+        raise ControlError("raw: text that UTF-8 can carry; raw_base64: Base64") from None
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:

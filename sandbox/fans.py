@@ -5,22 +5,24 @@ sandbox's clock (Unix seconds), a message's own time is real.
 https://developers.weixin.qq.com/doc/subscription/guide/product/kf/intro.html
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from .errors import PlatformError
+from .errors import ControlError, PlatformError
 
-TYPING_AFTER: Final = 30
-TYPING_SECONDS: Final = 15
+TYPING_AFTER = 30
+TYPING_SECONDS = 15
 
 # what the fan did -> how many messages the account may send, for how many seconds
-_RIGHTS: Final[dict[str, tuple[int, int]]] = {
+_RIGHTS = {
     "message": (5, 48 * 3600),
     "menu": (3, 60),
     "follow": (3, 60),
     "scan": (3, 60),
 }
-_EVENT_RIGHTS: Final[dict[str, str]] = {
+_EVENT_RIGHTS = {
     "click": "menu",
     "scancode_push": "menu",
     "scancode_waitmsg": "menu",
@@ -71,10 +73,16 @@ class Fan:
     _typing_until: float = float("-inf")
 
     def acts(self, kind: str, event: str | None, now: float) -> None:
-        """The fan sent a message, or (`kind` "event") pressed, followed, scanned or left."""
+        """The fan sent a message, or (`kind` "event") pressed, followed, scanned or left.
+
+        Raises ControlError when a fan who has left does anything but follow again.
+        """
+        event = (event or "").lower()
+        if not self.following and not (kind == "event" and event == "subscribe"):
+            raise ControlError("this fan has unsubscribed and cannot write: push the event subscribe first")
         self._exchanged_at = now
-        action = _EVENT_RIGHTS.get((event or "").lower()) if kind == "event" else "message"
-        if event == "unsubscribe":
+        action = _EVENT_RIGHTS.get(event) if kind == "event" else "message"
+        if kind == "event" and event == "unsubscribe":
             self.following = False
             self._rights.clear()
             return

@@ -1,30 +1,24 @@
-"""The XML of what a fan does, element by element as the platform pushes it.
+"""The XML of what a fan does, element by element as the platform pushes it, or as somebody wrote it.
 
 Knows the message and event kinds and their elements. It must not know signatures, encryption or HTTP.
-Kinds that are not known here are pushed with the common elements alone: a bot must bear them.
+What fans type is put raw into CDATA, as the platform is reported to do: control characters and `]]>` too.
 https://developers.weixin.qq.com/doc/service/guide/product/message/Receiving_standard_messages.html
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from typing import Final
 
 from .errors import ControlError
 from .media import Media
 
-MEDIA_TYPES: Final[dict[str, str]] = {
-    "image": "image",
-    "voice": "voice",
-    "video": "video",
-    "shortvideo": "video",
-}
+MEDIA_TYPES = {"image": "image", "voice": "voice", "video": "video", "shortvideo": "video"}
 """Message type -> the type of the media that it carries."""
+TYPES = ("text", *MEDIA_TYPES, "location", "link", "event")
 
-_ILLEGAL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_LOCATION: Final = re.compile(
-    r"\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*(?:,\s*(\d+)\s*)?(?:,(.*))?", re.S
-)
-_PLACE: Final = "上海市黄浦区测试路 1 号"
+_LOCATION = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*(?:,\s*(\d+)\s*)?(?:,(.*))?", re.S)
+_PLACE = "上海市黄浦区测试路 1 号"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +27,7 @@ class Action:
 
     `content` is the text; for a location "LATITUDE,LONGITUDE,SCALE,LABEL" or the label alone; for a link
     its title, description and address on a line each; for an event its result (what was scanned, a status).
+    With `raw`, the whole XML, the other fields only say what the chat shows and which rights come of it.
     """
 
     openid: str
@@ -45,21 +40,19 @@ class Action:
     media: Media | None = None
     picture_url: str = ""
     msg_id: int | None = None
+    raw: bytes | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_]{1,64}", self.type):
-            raise ControlError(
-                "type: text, image, voice, video, shortvideo, location, link, event or the like"
-            )
+        if self.raw is not None:
+            return
+        if self.type not in TYPES:
+            raise ControlError(f"type: {', '.join(TYPES[:-1])} or event; anything else as raw XML")
         if self.type == "event" and not self.event:
             raise ControlError("event: the name of the event, like subscribe or CLICK")
         if self.type in MEDIA_TYPES and not self.media_id:
             raise ControlError(f"{self.type}: needs a file (a multipart part with a filename) or a media_id")
         if self.type == "text" and self.content is None:
             raise ControlError("content: the text that the fan sends")
-        for name in ("openid", "content", "event", "event_key", "media_id"):
-            if _ILLEGAL.search(getattr(self, name) or ""):
-                raise ControlError(f"{name}: holds characters that XML 1.0 does not allow")
 
     @property
     def summary(self) -> str | None:
@@ -69,8 +62,10 @@ class Action:
         return self.content
 
 
-def plain_elements(action: Action, to_user_name: str, create_time: int) -> str:
-    """The elements of the push, without the `<xml>` around them."""
+def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
+    """The push before any encryption. Raises ControlError for a text that UTF-8 cannot carry."""
+    if action.raw is not None:
+        return action.raw
     parts = [
         cdata("ToUserName", to_user_name),
         cdata("FromUserName", action.openid),
@@ -83,16 +78,45 @@ def plain_elements(action: Action, to_user_name: str, create_time: int) -> str:
         parts += _message(action)
         parts.append(element("MsgId", action.msg_id))
         if action.type == "voice" and action.media is not None and action.media.extension == "amr":
-            parts.append(
-                cdata("MediaId16K", action.media.media_id)
-            )  # the same file: nothing is resampled here
-    return "".join(parts)
+            # The same file: nothing is resampled here.
+            parts.append(cdata("MediaId16K", action.media.media_id))
+    try:
+        return f"<xml>{''.join(parts)}</xml>".encode()
+    except UnicodeEncodeError:
+        raise ControlError("half of a surrogate pair: send such bytes as raw_base64") from None
+
+
+def read(xml: bytes, name: str) -> str | None:
+    """The text of the first element called so, also in XML that no parser takes; None when there is none."""
+    found = re.search(rb"<%b>(.*?)</%b>" % (name.encode(), name.encode()), xml, re.DOTALL)
+    if found is None:
+        return None
+    text = found[1].strip()
+    if text.startswith(b"<![CDATA["):
+        text = text.removeprefix(b"<![CDATA[").removesuffix(b"]]>")
+    return text.decode(errors="replace")
+
+
+# The last one: it comes after whatever the fan typed. CreateTime comes before it.
+_MSG_ID = re.compile(rb"(.*<MsgId>(?:<!\[CDATA\[)?)([0-9]{1,19})((?:]]>)?</MsgId>.*)", re.DOTALL)
+_CREATE_TIME = re.compile(rb"(.*?<CreateTime>(?:<!\[CDATA\[)?)([0-9]+)((?:]]>)?</CreateTime>.*)", re.DOTALL)
+
+
+def read_msg_id(xml: bytes) -> int | None:
+    found = _MSG_ID.fullmatch(xml)
+    return None if found is None else int(found[2])
+
+
+def renewed(xml: bytes, msg_id: int, create_time: int) -> bytes:
+    """The same message again, as if the fan had sent it once more: its MsgId and CreateTime are new."""
+    for pattern, number in ((_MSG_ID, msg_id), (_CREATE_TIME, create_time)):
+        xml = pattern.sub(rb"\g<1>%d\g<3>" % number, xml)
+    return xml
 
 
 def cdata(name: str, value: str | None) -> str:
-    """An element with a text, whatever is in it."""
-    escaped = (value or "").replace("]]>", "]]]]><![CDATA[>")
-    return f"<{name}><![CDATA[{escaped}]]></{name}>"
+    """An element with a text, put in raw."""
+    return f"<{name}><![CDATA[{value or ''}]]></{name}>"
 
 
 def element(name: str, inner: object) -> str:
@@ -122,7 +146,7 @@ def _message(action: Action) -> list[str]:
             title, description, url = [*(action.content or "").split("\n", 2), "", ""][:3]
             return [cdata("Title", title), cdata("Description", description), cdata("Url", url)]
         case _:
-            return [] if action.content is None else [cdata("Content", action.content)]
+            return [cdata("Content", action.content)]
 
 
 def _event(action: Action) -> list[str]:

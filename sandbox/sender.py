@@ -5,6 +5,8 @@ routes or what makes an answer good. The socket is closed when the time is over,
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import secrets
@@ -13,17 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from .cipher import Envelope, sign
 from .errors import ControlError, Words
+from .fans import Message
 from .judge import Judge, Verdict
-from .pushes import Action, cdata, plain_elements
+from .pushes import Action, cdata, read, read_msg_id, renewed, to_xml
 from .state import Push, State
 
-MODES: Final = ("plain", "compat", "safe")
-_ANSWER_BYTES: Final = 1024 * 1024
+MODES = ("plain", "compat", "safe")
+_ANSWER_BYTES = 1024 * 1024
 """More than this of an answer is not read: no reply is that long."""
 
 
@@ -63,29 +66,62 @@ class Sender:
     def push(self, action: Action, delivery: Delivery) -> Push:
         """Delivers one action until it is answered, and returns what happened. Waits for all of it.
 
-        Raises ControlError without a callback, or when the mode needs a key that the account has not.
+        Raises ControlError without a callback, when the mode needs a key that the account has not, or for a
+        fan who has left.
         """
-        if delivery.mode != "plain" and self._envelope is None:
-            raise ControlError(f"mode {delivery.mode}: this account has no AES key")
-        callback = self._callback()
+        self._check(delivery)
         message = self._state.message("fan", "push", action.type, action.summary, action.media_id)
-        elements = plain_elements(action, self._state.account.original_id, int(message.time))
         push = Push(
             openid=action.openid,
             type=action.type,
+            event=action.event,
             summary=action.summary,
             msg_id=action.msg_id,
             media_id=action.media_id,
             mode=delivery.mode,
             timeout=delivery.timeout,
-            plain=f"<xml>{elements}</xml>",
+            xml=to_xml(action, self._state.account.original_id, int(message.time)),
             time=message.time,
         )
-        self._state.begin_push(push, message, action.event)
+        return self._run(push, message, delivery)
+
+    def resend(self, old: Push, delivery: Delivery, *, new: bool, raw: bytes | None = None) -> Push:
+        """Delivers a push again, or `raw` in its place. `new`: as another message, with a MsgId of its own.
+
+        Without `new` the fan does nothing: the chat shows no second message of theirs.
+        """
+        self._check(delivery)
+        xml = old.xml if raw is None else raw
+        if new:
+            xml = renewed(xml, self._state.new_msg_id(), int(self._state.real_time()))
+        summary = old.summary if raw is None or old.type == "event" else read(xml, "Content") or old.summary
+        message = self._state.message("fan", "push", old.type, summary, old.media_id)
+        push = Push(
+            openid=old.openid,
+            type=old.type,
+            event=old.event,
+            summary=summary,
+            msg_id=read_msg_id(xml),
+            media_id=old.media_id,
+            mode=delivery.mode,
+            timeout=delivery.timeout,
+            xml=xml,
+            time=message.time,
+        )
+        return self._run(push, message if new else None, delivery)
+
+    def _check(self, delivery: Delivery) -> None:
+        if delivery.mode != "plain" and self._envelope is None:
+            raise ControlError(f"mode {delivery.mode}: this account has no AES key")
+        self._callback()
+
+    def _run(self, push: Push, message: Message | None, delivery: Delivery) -> Push:
+        callback = self._callback()
+        self._state.begin_push(push, message)
         times = delivery.attempts or self._state.rules.deliveries
 
         def deliver() -> Verdict:
-            return self._deliver(push, callback, elements, action, delivery)
+            return self._deliver(push, callback, delivery)
 
         in_turn = self._in_turn(times, delivery, deliver)
         verdicts = _at_once(times, deliver) if delivery.together else list(in_turn)
@@ -107,15 +143,13 @@ class Sender:
             if self._stop.wait(pause):
                 return
 
-    def _deliver(
-        self, push: Push, callback: SplitResult, elements: str, action: Action, delivery: Delivery
-    ) -> Verdict:
+    def _deliver(self, push: Push, callback: SplitResult, delivery: Delivery) -> Verdict:
         timestamp, nonce = str(int(self._state.real_time())), str(secrets.randbelow(2**31 - 10**8) + 10**8)
-        query, sent = self._seal(elements, action.openid, delivery.mode, timestamp, nonce)
+        query, sent = self._seal(push, timestamp, nonce)
         received: dict[str, Any] | None = None
         started = time.monotonic()
         try:
-            status, body = self._exchange(callback, query, sent.encode(), delivery.timeout)
+            status, body = self._exchange(callback, query, sent, delivery.timeout)
         except TimeoutError:
             verdict = Verdict(verdict="timeout", why=_too_late(delivery.timeout))
         except (OSError, http.client.HTTPException) as error:
@@ -127,16 +161,16 @@ class Sender:
             else:
                 verdict = self._judge.judge(
                     body,
-                    mode=delivery.mode,
-                    openid=action.openid,
-                    is_event=action.type == "event",
+                    mode=push.mode,
+                    openid=push.openid,
+                    is_event=push.type == "event",
                     nonce=nonce,
                     own_video_reply=self._state.rules.own_video_reply,
                 )
         seconds = round(time.monotonic() - started, 4)
         attempt: dict[str, Any] = {
             "query": query,
-            "sent": sent,
+            "sent": sent.decode(errors="backslashreplace"),
             "received": received,
             "opened": verdict.opened,
             "seconds": seconds,
@@ -176,23 +210,28 @@ class Sender:
         text = self._state.rules.failure_text
         self._state.show(push, self._state.message("system", "platform", "text", text))
 
-    def _seal(self, elements: str, openid: str, mode: str, timestamp: str, nonce: str) -> tuple[str, str]:
+    def _seal(self, push: Push, timestamp: str, nonce: str) -> tuple[str, bytes]:
         """The query string and the body of one delivery."""
-        token = self._state.account.token
+        account = self._state.account
         query = {
-            "signature": sign(token, timestamp, nonce),
+            "signature": sign(account.token, timestamp, nonce),
             "timestamp": timestamp,
             "nonce": nonce,
-            "openid": openid,
+            "openid": push.openid,
         }
-        plain = f"<xml>{elements}</xml>"
-        if self._envelope is None or mode == "plain":
-            return urlencode(query), plain
-        encrypted = self._envelope.encrypt(plain.encode(), secrets.token_bytes(16))
+        if self._envelope is None or push.mode == "plain":
+            return urlencode(query), push.xml
+        encrypted = self._envelope.encrypt(push.xml, secrets.token_bytes(16))
         query["encrypt_type"] = "aes"
-        query["msg_signature"] = sign(token, timestamp, nonce, encrypted)
-        outer = elements if mode == "compat" else cdata("ToUserName", self._state.account.original_id)
-        return urlencode(query), f"<xml>{outer}{cdata('Encrypt', encrypted)}</xml>"
+        query["msg_signature"] = sign(account.token, timestamp, nonce, encrypted)
+        sealed = cdata("Encrypt", encrypted).encode()
+        if push.mode == "safe":
+            return urlencode(query), b"<xml>%b%b</xml>" % (
+                cdata("ToUserName", account.original_id).encode(),
+                sealed,
+            )
+        inside, end, after = push.xml.rpartition(b"</xml>")
+        return urlencode(query), inside + sealed + end + after if end else push.xml + sealed
 
     def verify(self, timeout: float = 5) -> dict[str, Any]:
         """What the console does on 提交: GET with a signed echostr, which must come back byte for byte."""

@@ -47,23 +47,29 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 class Push:
     """What is known of one push: who sent what, and each delivery as the control route shows it.
 
-    `plain` is its XML before any encryption, `timeout` in seconds; `number` is given when it begins.
+    `xml` is as it was before any encryption, `timeout` in seconds; `number` is given when it begins.
     """
 
     openid: str
     type: str
+    event: str | None
     summary: str | None
     msg_id: int | None
     media_id: str | None
     mode: str
     timeout: float
-    plain: str
+    xml: bytes
     time: float
     number: int = 0
     ended: bool = False
     attempts: list[dict[str, Any]] = field(default_factory=list)
     chinese: list[dict[str, Any]] = field(default_factory=list)
     shown: list[Message] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """What the push is called in an address: its MsgId, or its number when it has none."""
+        return f"push-{self.number}" if self.msg_id is None else str(self.msg_id)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,12 +90,13 @@ class Push:
             "attempts": list(self.attempts),
             "chinese": list(self.chinese),
             "number": self.number,
+            "id": self.id,
             "openid": self.openid,
             "type": self.type,
             "summary": self.summary,
             "mode": self.mode,
             "timeout": self.timeout,
-            "plain": self.plain,
+            "plain": self.xml.decode(errors="backslashreplace"),
             "time": self.time,
             "ended": self.ended,
         }
@@ -308,16 +315,30 @@ class State:
             self._last_msg_id = max(self._last_msg_id + 1, time.time_ns() // 1000 * 16)
             return self._last_msg_id
 
-    def begin_push(self, push: Push, message: Message, event: str | None) -> None:
-        """The fan acts: the chat shows it and the account gets the rights that go with it."""
+    def begin_push(self, push: Push, message: Message | None) -> None:
+        """The fan acts: the chat shows it and the account gets the rights that go with it.
+
+        `message` None: the fan does nothing, an earlier push is delivered once more. Raises ControlError for
+        a fan who has left and does anything but come back.
+        """
         with self._lock:
             fan = self._fans.setdefault(push.openid, Fan(push.openid))
-            fan.acts(message.type, event, self.now())
+            if message is not None:
+                fan.acts(push.type, push.event, self.now())
             self._pushed += 1
             push.number = self._pushed
             self._pushes.append(push)
             self._tell_push(push)
-            self._say(fan, message)
+            if message is not None:
+                self._say(fan, message)
+
+    def find_push(self, push_id: str) -> Push:
+        """The newest that is called so, see `Push.id`. Raises ControlError without one."""
+        with self._lock:
+            for push in reversed(self._pushes):
+                if push.id == push_id:
+                    return push
+        raise ControlError(f"no push with MsgId {push_id}: it was never sent, or too long ago")
 
     def record_attempt(self, push: Push, attempt: dict[str, Any], chinese: dict[str, Any]) -> None:
         """`chinese` holds `why` and `notes` once more, for the page."""

@@ -1,5 +1,6 @@
 """Pushes: how the sandbox signs and repeats them, and how its judge takes good and bad answers."""
 
+import base64
 import hashlib
 import re
 import socket
@@ -16,12 +17,14 @@ from wechatpy.crypto import WeChatCrypto
 from wechatpy.utils import check_signature
 
 from sandbox import THROWAWAY, Account, running_sandbox
+from sandbox.cipher import Envelope
 from tests.conftest import eventually
 
 PHOTO = (Path(__file__).parent.parent / "sandbox/photos/grace_hopper.jpg").read_bytes()
 FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 FAILURE = "该公众号暂时无法提供服务，请稍后再试"
 MODES = ["plain", "compat", "safe"]
+ENVELOPE = Envelope(THROWAWAY.aes_key, THROWAWAY.appid)
 CRYPTO = WeChatCrypto(THROWAWAY.token, THROWAWAY.aes_key, THROWAWAY.appid)
 
 
@@ -148,14 +151,14 @@ def verdicts(result):
 
 
 def test_a_plain_push_as_the_bot_sees_it(sandbox, bot):
-    result = push(sandbox, mode="plain", content="你好 ]]> 🚀 &lt;")
+    result = push(sandbox, mode="plain", content="你好 > 🚀 &lt;")
     (request,) = bot.requests
     assert list(request.query) == ["signature", "timestamp", "nonce", "openid"]
     assert request.query["openid"] == FAN
     assert request.headers["Content-Type"] == "text/xml"
     assert request.headers["User-Agent"] == "Mozilla/4.0"
     check_signature(THROWAWAY.token, *(request.query[name] for name in ("signature", "timestamp", "nonce")))
-    assert request.value("Content") == "你好 ]]> 🚀 &lt;"
+    assert request.value("Content") == "你好 > 🚀 &lt;"
     assert request.value("FromUserName") == FAN
     assert request.value("ToUserName") == THROWAWAY.original_id
     assert request.value("MsgId") == str(result["msg_id"])
@@ -273,8 +276,6 @@ def test_elements_of_messages(sandbox, bot):
         "Url": "https://example.org/?a=1&b=2",
     }
     assert sent(type="link", content="Title") == {"Title": "Title", "Description": "", "Url": ""}
-    assert sent(type="hologram", content="new") == {"Content": "new"}
-    assert sent(type="hologram", content=None) == {}
 
 
 @pytest.mark.parametrize(
@@ -794,12 +795,180 @@ def test_envelopes_that_are_refused(sandbox, bot, answer, why):
     assert [message["content"] for message in result["shown"]] == [FAILURE]
 
 
-def test_a_reply_does_not_reach_a_fan_who_has_left(sandbox, bot):
+def refused(sandbox, **fields):
+    """The error of a push that a fan cannot make."""
+    answer = requests.post(f"{sandbox.url}/sandbox/fans/{FAN}/messages", json=fields, timeout=10)
+    assert answer.status_code == 400
+    return answer.json()["error"]
+
+
+def test_a_fan_who_has_left_gets_no_reply_and_cannot_write(sandbox, bot):
+    first = push(sandbox)
     result = push(sandbox, type="event", event="unsubscribe", content=None)
     assert verdicts(result) == ["reply"]
     assert result["shown"] == []
+    assert "unsubscribed" in refused(sandbox, type="text", content="x")
+    assert "unsubscribed" in refused(sandbox, type="event", event="CLICK", event_key="K")
+    assert "unsubscribed" in refused(sandbox, raw="<xml><MsgType>text</MsgType></xml>")
+    assert resend(sandbox, first["msg_id"], new=True).status_code == 400
+    repeated = resend(sandbox, first["msg_id"])
+    assert (verdicts(repeated.json()), repeated.json()["shown"]) == (["reply"], []), (
+        "the platform still repeats"
+    )
+    assert [message["by"] for message in chat(sandbox)] == ["push", "passive", "push"]
+    push(sandbox, openid="oAnother")
+    push(sandbox, type="event", event="subscribe", content=None)
     push(sandbox)
-    assert [message["by"] for message in chat(sandbox)] == ["push", "push", "passive"]
+    assert [message["by"] for message in chat(sandbox)][3:] == ["push", "passive"] * 2
+
+
+# What fans type is not always XML
+
+
+def crossed(request):
+    """The inner XML, bytes, opened where it is sealed: no parser could read these."""
+    found = re.search(rb"<Encrypt><!\[CDATA\[(.*?)]]></Encrypt>", request.body)
+    return request.body if found is None else ENVELOPE.decrypt(found[1].decode())
+
+
+def outside(request):
+    """The bytes that are not sealed, without Encrypt."""
+    return re.sub(rb"<Encrypt>.*?</Encrypt>", b"", request.body)
+
+
+ODD = [
+    "a\0\x02\x08\x0b\x10\x1d\ufffeb",
+    "a]]>b",
+    "<a><status><![CDATA[1]]></status></a>",
+    "&#x1D; &#55357; <b>",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("text", ODD)
+def test_what_a_fan_types_is_put_raw_into_cdata(sandbox, bot, mode, text):
+    bot.answer = lambda request: "success"
+    typed = f"<Content><![CDATA[{text}]]></Content>".encode()
+    result = push(sandbox, mode=mode, content=text)
+    assert typed in crossed(bot.requests[-1])
+    assert (typed in outside(bot.requests[-1])) == (mode != "safe"), "in compat mode also outside"
+    assert verdicts(result) == ["silent"]
+    assert chat(sandbox)[-1]["content"] == text
+    for fields, name in (
+        ({"type": "location", "content": f"1,2,3,{text}"}, "Label"),
+        ({"type": "link", "content": f"{text}\nd\nu"}, "Title"),
+        ({"type": "event", "event": "CLICK", "event_key": text}, "EventKey"),
+    ):
+        push(sandbox, mode=mode, **fields)
+        assert f"<{name}><![CDATA[{text}]]></{name}>".encode() in crossed(bot.requests[-1])
+
+
+def raw_text(content=b"hi", msg_id=b"<MsgId>77</MsgId>"):
+    return (
+        f"<xml><ToUserName><![CDATA[{THROWAWAY.original_id}]]></ToUserName><FromUserName><![CDATA[{FAN}]]>"
+        "</FromUserName><CreateTime>1760000000</CreateTime><MsgType><![CDATA[text]]></MsgType>"
+    ).encode() + b"<Content><![CDATA[%b]]></Content>%b</xml>" % (content, msg_id)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "xml",
+    [raw_text("一条".encode()), raw_text("字".encode()[:2]), raw_text() + b"\n", b"<xml", b"\xff\0 no XML"],
+)
+def test_raw_xml_crosses_as_it_is(sandbox, bot, mode, xml):
+    bot.answer = lambda request: "success"
+    ways = [{"raw_base64": base64.b64encode(xml).decode()}]
+    if xml.isascii():
+        ways.append({"raw": xml.decode()})
+    for way in ways:
+        answer = requests.post(
+            f"{sandbox.url}/sandbox/fans/{FAN}/messages", json={"mode": mode, **way}, timeout=10
+        )
+        assert verdicts(answer.json()) == ["silent"]
+        assert crossed(bot.requests[-1]) == xml
+        if mode == "compat":
+            assert outside(bot.requests[-1]) == xml
+
+
+def test_what_is_known_of_raw_xml_is_read_from_it(sandbox, bot):
+    bot.answer = lambda request: request.reply()
+    result = push(sandbox, mode="plain", type=None, content=None, raw=raw_text(b"odd").decode())
+    assert result["msg_id"] == 77
+    assert [(message["type"], message["content"]) for message in chat(sandbox)] == [
+        ("text", "odd"),
+        ("text", "hi"),
+    ]
+    media_id = sandbox.state.store_media("image", PHOTO).media_id
+    bot.answer = lambda request: "success"
+    push(sandbox, mode="plain", type="image", media_id=media_id, content=None, raw="<xml>")
+    assert chat(sandbox)[-1]["sha256"] == hashlib.sha256(PHOTO).hexdigest()
+    push(sandbox, type=None, content=None, raw="<xml>")
+    assert (chat(sandbox)[-1]["type"], chat(sandbox)[-1]["content"]) == ("raw", None)
+
+
+# Once more
+
+
+def resend(sandbox, push_id, **fields):
+    return requests.post(f"{sandbox.url}/sandbox/pushes/{push_id}/resend", json=fields, timeout=30)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_push_again(sandbox, bot, mode):
+    first = push(sandbox, mode=mode)
+    again = resend(sandbox, first["msg_id"]).json()
+    assert again["msg_id"] == first["msg_id"]
+    assert set(again) == set(first)
+    assert verdicts(again) == ["reply"]
+    one, two = bot.requests
+    assert crossed(one) == crossed(two), "also the same CreateTime"
+    assert one.sealed == two.sealed
+    assert [message["by"] for message in chat(sandbox)] == ["push", "passive", "passive"]
+    other = resend(sandbox, str(first["msg_id"]), mode="plain", force=True, attempts=2).json()
+    assert verdicts(other) == ["reply", "reply"]
+    assert not bot.requests[-1].sealed
+
+
+def test_a_push_again_under_a_new_msg_id(sandbox, bot):
+    first = push(sandbox, mode="plain", content="one <MsgId>5</MsgId>")
+    again = resend(sandbox, first["msg_id"], new=True).json()
+    assert again["msg_id"] > first["msg_id"]
+    one, two = (request.body.decode() for request in bot.requests)
+    assert one != two
+    assert "one <MsgId>5</MsgId>" in two
+    old, new = f"<MsgId>{first['msg_id']}</MsgId></xml>", f"<MsgId>{again['msg_id']}</MsgId></xml>"
+    assert re.sub("<CreateTime>[0-9]+", "", two).replace(new, old) == re.sub("<CreateTime>[0-9]+", "", one)
+    assert [message["by"] for message in chat(sandbox)] == ["push", "passive"] * 2
+    edited = bot.requests[0].body.decode().replace("one", "two")
+    again = resend(sandbox, first["msg_id"], new=True, raw=edited).json()
+    assert "<![CDATA[two " in bot.requests[-1].body.decode()
+    assert f"<MsgId>{again['msg_id']}</MsgId>" in bot.requests[-1].body.decode()
+
+
+def test_an_event_again(sandbox, bot):
+    push(sandbox, type="event", event="CLICK", event_key="K", mode="plain")
+    so_far, stop = sandbox.state.listen(lambda name, facts: None)
+    stop()
+    push_id = so_far["pushes"][-1]["id"]
+    assert verdicts(resend(sandbox, push_id).json()) == ["reply"]
+    one, two = bot.requests
+    assert one.body == two.body
+    assert resend(sandbox, push_id, new=True).json()["msg_id"] is None
+    assert [message["by"] for message in chat(sandbox)] == ["push", "passive", "passive", "push", "passive"]
+
+
+def test_pushes_that_cannot_be_sent_again(sandbox):
+    msg_id = push(sandbox)["msg_id"]
+    for push_id, fields, word in (
+        (msg_id + 1, {}, "no push with MsgId"),
+        ("nonsense", {}, "no push with MsgId"),
+        (msg_id, {"new": "maybe"}, "new"),
+        (msg_id, {"type": "text"}, "type"),
+        (msg_id, {"attempts": 0}, "attempts"),
+    ):
+        answer = resend(sandbox, push_id, **fields)
+        assert answer.status_code == 400
+        assert word in answer.json()["error"]
 
 
 def test_chats_are_kept_apart(sandbox):
