@@ -34,7 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
                 raise
             app.extensions["settings_error"] = error
             return app
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.log_level)
     app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own
     everything = parts.build(settings)
     app.extensions["parts"] = everything

@@ -7,11 +7,12 @@ Secrets are `SecretStr`, so that neither a log line nor a `repr` can show one.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -29,26 +30,74 @@ from pydantic_core import ErrorDetails
 FOLDER = Path(__file__).resolve().parent
 
 
-class SettingsError(Exception):
-    """The settings do not allow a start. `faults` lists (setting, what to do), one entry per fault."""
+class Fault(NamedTuple):
+    """What is wrong with one setting, and what to do about it. Neither text holds the value."""
 
-    def __init__(self, faults: list[tuple[str, str]]) -> None:
+    name: str
+    english: str
+    chinese: str
+
+
+class SettingsError(Exception):
+    """The settings do not allow a start. `faults` has one entry for each fault."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
-        lines = "\n".join(f"  {name}: {what}" for name, what in faults)
+        lines = "\n".join(f"  {name}: {english} ({chinese})" for name, english, chinese in faults)
         super().__init__(
-            "The settings are not complete; mend them in the environment or in .env "
-            f"(配置有误，请修改环境变量或 .env):\n{lines}"
+            "Some settings are missing or wrong; correct them in the environment or in .env "
+            f"(设置缺失或有误，请修改环境变量或 .env):\n{lines}"
         )
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class _WrongValue(ValueError):
+    def __init__(self, english: str, chinese: str) -> None:
+        super().__init__(english)
+        self.english, self.chinese = english, chinese
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many cores this process may use: those that it may run on, but no more than its container's quota.
+
+    A quota of one and a half counts as two. `root` is where /proc and /sys are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *_quotas(root)])
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """The quotas of `docker run --cpus` and systemd's CPUQuota, of this process's cgroup and of those above it.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), cgroup-v1: cpu.cfs_quota_us, cpu.cfs_period_us
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers  # version 2 has one tree, without names of controllers
+        # In a container the path may be the host's: then the container's own folder is at the top.
+        for folder in (top / path.lstrip("/"), *(top / path.lstrip("/")).parents):
+            if not folder.is_relative_to(top):
+                break
+            version_1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+            quota, _, period = (_read(folder / "cpu.max") or version_1).strip().partition(" ")
+            if quota.isdecimal() and period.strip().isdecimal() and int(quota) and int(period):
+                yield math.ceil(int(quota) / int(period))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be a URL that starts with http:// or https://")
+        raise _WrongValue(
+            "must be a URL that starts with http:// or https://", "必须是以 http:// 或 https:// 开头的 URL"
+        )
     return value.rstrip("/")
 
 
@@ -56,52 +105,103 @@ def _urls(value: Any) -> Any:
     return tuple(_url(part.strip()) for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _public_url(value: str) -> str:
+    url = _url(value)
+    if urlsplit(url).path.endswith("/wechat"):
+        raise _WrongValue(
+            "must not end in /wechat: that is added to it", "不要以 /wechat 结尾：程序会自动加上"
+        )
+    return url
+
+
 def _appid(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
-        raise ValueError("must be the AppID as the console shows it: letters and digits only")
+        raise _WrongValue(
+            "must be the AppID as the console shows it: letters and digits only",
+            "必须与公众平台显示的 AppID 一致，只含字母和数字",
+        )
+    return value
+
+
+def _callback_token(value: SecretStr) -> SecretStr:
+    token = value.get_secret_value()
+    if not re.fullmatch(r"[A-Za-z0-9]{3,32}", token):
+        raise _WrongValue(
+            f"must be 3 to 32 letters and digits, as the console takes it; this one has {len(token)} characters",
+            f"必须是 3 到 32 位字母或数字（公众平台只接受这样的令牌），现有 {len(token)} 个字符",
+        )
     return value
 
 
 def _aes_key(value: SecretStr) -> SecretStr:
     key = value.get_secret_value()
     if not re.fullmatch(r"[A-Za-z0-9]{43}", key):
-        raise ValueError(
+        raise _WrongValue(
             "must be the EncodingAESKey (消息加解密密钥) of 43 letters and digits; "
-            f"this one has {len(key)} characters"
+            f"this one has {len(key)} characters",
+            f"必须是 43 位字母或数字的消息加解密密钥（EncodingAESKey），现有 {len(key)} 个字符",
         )
     return value
 
 
+def _at_least(characters: int) -> AfterValidator:
+    """For a secret that a stranger could try to guess."""
+
+    def check(value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < characters:
+            raise _WrongValue(
+                f"must have at least {characters} characters, since strangers may guess at it",
+                f"至少 {characters} 个字符，以防被猜出",
+            )
+        return value
+
+    return AfterValidator(check)
+
+
 def _token_source(value: str) -> str:
-    return value if value in ("stable", "classic") else _url(value)
+    if value in ("stable", "classic"):
+        return value
+    try:
+        return _url(value)
+    except _WrongValue:
+        raise _WrongValue(
+            "must be stable, classic, or the URL of a central server",
+            "必须是 stable、classic 或中控服务器的 URL",
+        ) from None
 
 
 def _database(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     scheme, separator, rest = url.partition("://")
     if not separator:
-        raise ValueError(
-            "must be a database URL such as sqlite:///data/bot.db or postgresql://user:password@host/name"
+        raise _WrongValue(
+            "must be a database URL such as sqlite:///data/bot.db or postgresql://user:password@host/name",
+            "必须是数据库 URL，例如 sqlite:///data/bot.db 或 postgresql://user:password@host/name",
         )
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
         return SecretStr(f"postgresql+psycopg://{rest}")
     if scheme != "sqlite" or not rest.startswith("/") or rest in ("/", "/:memory:"):
-        raise ValueError("must be sqlite:///FILE or postgresql://...; other databases are not supported")
+        raise _WrongValue(
+            "must be sqlite:///FILE or postgresql://...; other databases are not supported",
+            "只支持 sqlite:///文件 或 postgresql://...",
+        )
     return SecretStr(f"sqlite:///{FOLDER / rest[1:]}")
 
 
 def _media_store(value: str) -> str:
     if value.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_-]+)*/?", value):
-            raise ValueError(
+            raise _WrongValue(
                 "must name a bucket, s3://bucket or s3://bucket/prefix: small letters, digits, - and . in the "
-                "bucket's name, letters, digits, - and _ in the prefix"
+                "bucket's name, letters, digits, - and _ in the prefix",
+                "必须写成 s3://bucket 或 s3://bucket/prefix："
+                "桶名只含小写字母、数字、- 和 .，前缀只含字母、数字、- 和 _",
             )
         return value.rstrip("/")
     return str(FOLDER / value)
 
 
-Url = Annotated[str, AfterValidator(_url)]
+CallbackToken = Annotated[SecretStr, AfterValidator(_callback_token)]
 AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
 
 
@@ -114,10 +214,10 @@ class Settings(BaseModel):
 
     wechat_appid: Annotated[str, AfterValidator(_appid)]
     wechat_appsecret: SecretStr | None = None
-    wechat_token: SecretStr
+    wechat_token: CallbackToken
     wechat_aes_key: AesKey | None = None
     wechat_accept_plaintext: bool = False
-    wechat_token_previous: SecretStr | None = None
+    wechat_token_previous: CallbackToken | None = None
     wechat_aes_key_previous: AesKey | None = None
     wechat_timestamp_window: int = Field(600, ge=0)
     wechat_api_base: Annotated[tuple[str, ...], BeforeValidator(_urls)] = Field(
@@ -125,25 +225,26 @@ class Settings(BaseModel):
     )
     wechat_token_source: Annotated[str, AfterValidator(_token_source)] = "stable"  # noqa: S105  (a mode's name)
     wechat_token_source_key: SecretStr | None = None
-    token_server_key: SecretStr | None = None
+    token_server_key: Annotated[SecretStr, _at_least(16)] | None = None
     echo_via: Literal["passive", "upload"] = "passive"
     reply_seconds: float = Field(4.5, gt=0, lt=5)
     late_reply: Literal["customer_service", "redelivery"] = "customer_service"
     database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite:///data/bot.db")
     ledger_sync: Literal["full", "normal"] = "full"
     media_store: Annotated[str, AfterValidator(_media_store)] = "data/media"
-    max_push_bytes: int = Field(1024 * 1024, gt=0)
+    max_push_bytes: int = Field(256 * 1024, gt=0)
     max_media_bytes: int = Field(30 * 1024 * 1024, gt=0)
-    admin_password: SecretStr | None = None
+    admin_password: Annotated[SecretStr, _at_least(8)] | None = None
     worker: Literal["embedded", "external"] = "embedded"
     lease_seconds: float = Field(15.0, ge=1, le=1800)
     retention_days: int = Field(0, ge=0)
     purge_on_unsubscribe: bool = False
-    public_url: Url | None = None
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     proxy_hops: int = Field(0, ge=0)
     port: int = Field(8000, ge=1, le=65535)
     web_concurrency: int = Field(default_factory=lambda: min(usable_cores(), 4), ge=1)
     log_format: Literal["text", "json"] = "text"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     @classmethod
     def given(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
@@ -155,34 +256,65 @@ class Settings(BaseModel):
     def from_env(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> Settings:
         """The settings that `given()` finds. Raises `SettingsError` that lists every fault by name, and no value."""
         values = cls.given(environ, folder)
-        faults = []
-        source = values.get("WECHAT_TOKEN_SOURCE", "stable")
-        if source in ("stable", "classic") and "WECHAT_APPSECRET" not in values:
-            faults.append(
-                (
-                    "WECHAT_APPSECRET",
-                    "is required (必填), unless WECHAT_TOKEN_SOURCE is a central server's URL",
-                )
-            )
-        if "://" in source and "WECHAT_TOKEN_SOURCE_KEY" not in values:
-            faults.append(("WECHAT_TOKEN_SOURCE_KEY", "is required (必填) when WECHAT_TOKEN_SOURCE is a URL"))
-        if "WECHAT_AES_KEY_PREVIOUS" in values and "WECHAT_AES_KEY" not in values:
-            faults.append(("WECHAT_AES_KEY_PREVIOUS", "needs WECHAT_AES_KEY, the key in force"))
+        faults = list(_missing(values))
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            faults += [_fault(fault) for fault in error.errors(include_url=False, include_input=False)]
+            faults += [_fault(detail) for detail in error.errors(include_url=False, include_input=False)]
         if faults:
             raise SettingsError(faults)
         return settings
+
+
+def _missing(values: Mapping[str, str]) -> Iterator[Fault]:
+    """What one setting needs of another."""
+    source = values.get("WECHAT_TOKEN_SOURCE", "stable")
+    if source in ("stable", "classic") and "WECHAT_APPSECRET" not in values:
+        yield Fault(
+            "WECHAT_APPSECRET",
+            "is required, unless WECHAT_TOKEN_SOURCE is a central server's URL",
+            "必填，除非 WECHAT_TOKEN_SOURCE 是中控服务器的 URL",
+        )
+    if "://" in source and "WECHAT_TOKEN_SOURCE_KEY" not in values:
+        yield Fault(
+            "WECHAT_TOKEN_SOURCE_KEY",
+            "is required when WECHAT_TOKEN_SOURCE is a URL",
+            "WECHAT_TOKEN_SOURCE 为 URL 时必填",
+        )
+    if "WECHAT_AES_KEY_PREVIOUS" in values and "WECHAT_AES_KEY" not in values:
+        yield Fault(
+            "WECHAT_AES_KEY_PREVIOUS",
+            "needs WECHAT_AES_KEY, the key in force",
+            "需要同时设置现用的 WECHAT_AES_KEY",
+        )
 
 
 def _filled(environ: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value.strip() for name, value in environ.items() if value and value.strip()}
 
 
-def _fault(fault: ErrorDetails) -> tuple[str, str]:
-    required = fault["type"] == "missing"
-    return str(fault["loc"][0]), "is required (必填)" if required else fault["msg"].removeprefix(
-        "Value error, "
-    )
+# What pydantic finds, in words; {} stands for what it tells of the bound.
+_WORDS = {
+    "missing": ("is required", "必填"),
+    "bool_parsing": ("must be 0 or 1", "必须为 0 或 1"),
+    "int_parsing": ("must be a whole number", "必须为整数"),
+    "int_parsing_size": ("must be a whole number", "必须为整数"),
+    "int_from_float": ("must be a whole number", "必须为整数"),
+    "float_parsing": ("must be a number", "必须为数字"),
+    "greater_than": ("must be more than {gt:g}", "必须大于 {gt:g}"),
+    "greater_than_equal": ("must be at least {ge:g}", "不得小于 {ge:g}"),
+    "less_than": ("must be less than {lt:g}", "必须小于 {lt:g}"),
+    "less_than_equal": ("must be at most {le:g}", "不得大于 {le:g}"),
+}
+
+
+def _fault(detail: ErrorDetails) -> Fault:
+    name, context = str(detail["loc"][0]), detail.get("ctx", {})
+    wrong = context.get("error")
+    if isinstance(wrong, _WrongValue):
+        return Fault(name, wrong.english, wrong.chinese)
+    if detail["type"] == "literal_error":
+        words = re.findall(r"'([^']*)'", context["expected"])
+        return Fault(name, f"must be {' or '.join(words)}", f"必须为 {' 或 '.join(words)}")
+    english, chinese = _WORDS.get(detail["type"], (detail["msg"], "值无效"))
+    return Fault(name, english.format(**context), chinese.format(**context))

@@ -14,20 +14,25 @@ import socket
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.http.body import LengthReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
-import cores
-import logs
-from config import Settings, SettingsError
+chdir = str(Path(__file__).resolve().parent)  # gunicorn may be started in any folder
+sys.path.insert(0, chdir)
+
+import cores  # noqa: E402
+import logs  # noqa: E402
+from config import Settings, SettingsError  # noqa: E402
 
 try:
     _settings = Settings.from_env(os.environ)
 except SettingsError as error:
-    sys.exit(str(error))
+    sys.stderr.write(f"{error}\n")
+    sys.exit(2)  # what systemd's RestartPreventExitStatus names: another start would find the same
 
 LINGER_MILLISECONDS = 20
 GATHERED_BYTES = 65536
@@ -143,7 +148,7 @@ keepalive = 75
 graceful_timeout = 30
 forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are believed
 control_socket_disable = True  # one machine may run several bots; signals are enough
-logconfig_dict = logs.config(_settings.log_format)
+logconfig_dict = logs.config(_settings.log_format, _settings.log_level)
 logger_class = LoggerWithoutAccess
 
 # All web processes count into one folder, which the scrape of any of them adds up.

@@ -43,9 +43,9 @@ class Formatter(logging.Formatter):
         return f"{text}\n{trouble}" if trouble else text
 
 
-def config(log_format: str) -> dict[str, Any]:
-    """The `logging.config.dictConfig` for `log_format` ("text" or "json"): everything goes to stderr."""
-    here = {"handlers": ["stderr"], "level": "INFO"}
+def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
+    """The `logging.config.dictConfig` for `log_format` ("text" or "json"): all from `log_level` on goes to stderr."""
+    here = {"handlers": ["stderr"], "level": log_level}
     elsewhere = {"handlers": [], "propagate": True}
     return {
         "version": 1,
@@ -64,7 +64,7 @@ def config(log_format: str) -> dict[str, Any]:
     }
 
 
-def configure(log_format: str) -> None:
+def configure(log_format: str, log_level: str = "INFO") -> None:
     """Applies `config()`, unless this process already has it: gunicorn applies it before the application is made."""
     if not any(isinstance(handler.formatter, Formatter) for handler in logging.getLogger().handlers):
-        logging.config.dictConfig(config(log_format))
+        logging.config.dictConfig(config(log_format, log_level))

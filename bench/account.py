@@ -2,6 +2,6 @@
 
 APPID = "wx0123456789abcdef"
 APPSECRET = "0123456789abcdef0123456789abcdef"
-TOKEN = "a-token-for-the-bench"
+TOKEN = "ATokenForTheBench"
 AES_KEY = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"
 ORIGINAL_ID = "gh_0123456789ab"

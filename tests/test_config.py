@@ -1,16 +1,21 @@
 """Settings.from_env(): names, formats, defaults; all faults at once, by name, and without a value."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from config import FOLDER, Settings, SettingsError
+from config import FOLDER, Settings, SettingsError, usable_cores
+from tests.conftest import clean_environ
 
 ACCOUNT = {
     "WECHAT_APPID": "wx0a1b2c3d4e5f6789",
     "WECHAT_APPSECRET": "app-secret",
-    "WECHAT_TOKEN": "callback-token",
+    "WECHAT_TOKEN": "callbacktoken",
 }
+CHINESE = re.compile("[\u4e00-\u9fff]")
 AES_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
 
 
@@ -21,7 +26,10 @@ def read(tmp_path: Path, **environ: str) -> Settings:
 def faults(tmp_path: Path, environ: dict[str, str]) -> dict[str, str]:
     with pytest.raises(SettingsError) as caught:
         Settings.from_env(environ, tmp_path)
-    return dict(caught.value.faults)
+    for fault in caught.value.faults:
+        assert CHINESE.search(fault.chinese)
+        assert not CHINESE.search(fault.english.replace("消息加解密密钥", ""))
+    return {fault.name: fault.english for fault in caught.value.faults}
 
 
 def test_three_settings_are_enough(tmp_path):
@@ -46,7 +54,7 @@ def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_pat
     }
     with pytest.raises(SettingsError) as caught:
         Settings.from_env(given, tmp_path)
-    assert {name for name, _ in caught.value.faults} == {
+    assert {name for name, _, _ in caught.value.faults} == {
         "WECHAT_APPID",
         "WECHAT_APPSECRET",
         "WECHAT_TOKEN",
@@ -75,11 +83,50 @@ def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_pat
         ("REPLY_SECONDS", "5"),
         ("PUBLIC_URL", "bot.example"),
         ("WORKER", "none"),
+        ("PUBLIC_URL", "https://bot.example/wechat"),
+        ("PUBLIC_URL", "https://bot.example/wechat/"),
         ("PORT", "70000"),
+        ("WECHAT_TOKEN", "ab"),
+        ("WECHAT_TOKEN", "a" * 33),
+        ("WECHAT_TOKEN", "with-a-dash"),
+        ("WECHAT_TOKEN", "令牌令牌"),
+        ("WECHAT_TOKEN_PREVIOUS", "with-a-dash"),
+        ("ADMIN_PASSWORD", "seven77"),
+        ("TOKEN_SERVER_KEY", "fifteen-letters"),
+        ("LOG_LEVEL", "loud"),
     ],
 )
 def test_each_fault_names_its_setting(tmp_path, name, value):
     assert list(faults(tmp_path, ACCOUNT | {name: value})) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WECHAT_ACCEPT_PLAINTEXT", "perhaps", "must be 0 or 1"),
+        ("PORT", "http", "must be a whole number"),
+        ("PORT", "9" * 5000, "must be a whole number"),
+        ("PROXY_HOPS", "1.5", "must be a whole number"),
+        ("REPLY_SECONDS", "soon", "must be a number"),
+        ("REPLY_SECONDS", "0", "must be more than 0"),
+        ("REPLY_SECONDS", "5", "must be less than 5"),
+        ("LEASE_SECONDS", "0", "must be at least 1"),
+        ("PORT", "70000", "must be at most 65535"),
+        ("WORKER", "none", "must be embedded or external"),
+        ("WECHAT_APPID", "", "is required"),
+    ],
+)
+def test_a_fault_is_told_in_plain_words(tmp_path, name, value, words):
+    assert faults(tmp_path, ACCOUNT | {name: value}) == {name: words}
+
+
+def test_secrets_of_just_enough_characters(tmp_path):
+    read(tmp_path, WECHAT_TOKEN="abc", ADMIN_PASSWORD="eight888", TOKEN_SERVER_KEY="sixteen-letters-")
+    read(tmp_path, WECHAT_TOKEN="A1" * 16)
+
+
+def test_the_log_level_in_small_letters(tmp_path):
+    assert read(tmp_path, LOG_LEVEL="warning").log_level == "WARNING"
 
 
 def test_an_empty_setting_counts_as_unset(tmp_path):
@@ -113,7 +160,7 @@ def test_absolute_paths_stay(tmp_path):
 
 
 def test_a_central_server_needs_its_key_and_no_app_secret(tmp_path):
-    account = {"WECHAT_APPID": "wx1", "WECHAT_TOKEN": "t", "WECHAT_TOKEN_SOURCE": "https://token.example/"}
+    account = {"WECHAT_APPID": "wx1", "WECHAT_TOKEN": "ttt", "WECHAT_TOKEN_SOURCE": "https://token.example/"}
     assert list(faults(tmp_path, account)) == ["WECHAT_TOKEN_SOURCE_KEY"]
     settings = Settings.from_env(account | {"WECHAT_TOKEN_SOURCE_KEY": "k"}, tmp_path)
     assert settings.wechat_token_source == "https://token.example"
@@ -122,14 +169,100 @@ def test_a_central_server_needs_its_key_and_no_app_secret(tmp_path):
 def test_no_secret_is_shown(tmp_path):
     secrets = {
         "WECHAT_APPSECRET": "app-secret",
-        "WECHAT_TOKEN": "callback-token",
-        "WECHAT_TOKEN_PREVIOUS": "callback-token-2",
+        "WECHAT_TOKEN": "callbacktoken",
+        "WECHAT_TOKEN_PREVIOUS": "callbacktoken2",
         "WECHAT_AES_KEY": AES_KEY,
         "WECHAT_AES_KEY_PREVIOUS": AES_KEY[::-1],
         "WECHAT_TOKEN_SOURCE_KEY": "source-key",
-        "TOKEN_SERVER_KEY": "server-key",
+        "TOKEN_SERVER_KEY": "a-key-of-this-server",
         "ADMIN_PASSWORD": "open sesame",
         "DATABASE_URL": "postgresql://user:hunter2@host/db",
     }
     shown = repr(read(tmp_path, **secrets)) + str(read(tmp_path, **secrets).model_dump())
     assert not [value for value in [*secrets.values(), "hunter2"] if value in shown]
+
+
+ALL_CORES = usable_cores(Path("/nowhere"))
+
+
+def machine(folder, files):
+    """A folder with the files that the system shows of a process's cgroup."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, ALL_CORES),
+        ({"proc/self/cgroup": "0::/\n"}, ALL_CORES),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, ALL_CORES),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "110000 100000\n"}, min(ALL_CORES, 2)),
+        (
+            {
+                "proc/self/cgroup": "0::/system.slice/bot.service\n",
+                "sys/fs/cgroup/system.slice/bot.service/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/system.slice/cpu.max": "50000 100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/docker/4f\n3:cpu,cpuacct:/docker/4f\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            ALL_CORES,
+        ),
+    ],
+)
+def test_a_containers_quota_counts(tmp_path, files, cores):
+    assert usable_cores(machine(tmp_path, files)) == cores
+
+
+def gunicorn(folder, *options, **environ):
+    """The exit code and what it said."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            str(FOLDER / "gunicorn.conf.py"),
+            *options,
+            "app:create_app()",
+        ],
+        cwd=folder,
+        env=clean_environ() | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+def test_gunicorn_ends_at_faulty_settings_in_whatever_folder_it_is_started(tmp_path):
+    status, said = gunicorn(tmp_path, WECHAT_APPID="wx1", PORT="http")
+    assert status == 2
+    for name in ("WECHAT_APPSECRET", "WECHAT_TOKEN", "PORT"):
+        assert f"  {name}: " in said
+    assert "Traceback" not in said
+
+
+def test_gunicorn_finds_the_bot_from_another_folder(tmp_path):
+    status, said = gunicorn(
+        tmp_path, "--check-config", **ACCOUNT, DATABASE_URL=f"sqlite:///{tmp_path}/bot.db"
+    )
+    assert status == 0, said

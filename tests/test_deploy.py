@@ -36,9 +36,9 @@ def test_braces_match(path):
 
 
 def test_the_proxies_limits_are_the_bots():
-    assert Settings.model_fields["max_push_bytes"].default == 1024 * 1024
-    assert "client_max_body_size 1m;" in read("deploy/nginx.conf")
-    assert "max_size 1MiB" in read("deploy/Caddyfile")
+    assert Settings.model_fields["max_push_bytes"].default == 256 * 1024
+    assert "client_max_body_size 256k;" in read("deploy/nginx.conf")
+    assert "max_size 256KiB" in read("deploy/Caddyfile")
     port = Settings.model_fields["port"].default
     assert f"server 127.0.0.1:{port};" in read("deploy/nginx.conf")
     assert f"reverse_proxy 127.0.0.1:{port} " in read("deploy/Caddyfile")
@@ -132,7 +132,7 @@ def test_the_compose_file_holds_together():
     ours = {name: value for name, value in web["environment"].items() if not name.startswith("AWS_")}
     assert set(ours) <= set(map(str.upper, Settings.model_fields))
     filled = {name: re.sub(r"\$\{[^}]*\}", "letters", value) for name, value in ours.items()}
-    account = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "s", "WECHAT_TOKEN": "t"}
+    account = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "s", "WECHAT_TOKEN": "token"}
     settings = Settings.from_env(account | filled, Path("/nowhere"))
     assert settings.database_url.get_secret_value() == "postgresql+psycopg://bot:letters@database/bot"
     assert services["worker"]["command"] == ["flask", "worker"]

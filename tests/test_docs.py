@@ -84,7 +84,7 @@ def first_column(path, *heads):
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    given = ACCOUNT | {"TOKEN_SERVER_KEY": "key", "ADMIN_PASSWORD": "password"}
+    given = ACCOUNT | {"TOKEN_SERVER_KEY": "key-of-the-documents", "ADMIN_PASSWORD": "password"}
     given |= {"DATABASE_URL": f"sqlite:///{folder}/bot.db", "MEDIA_STORE": f"{folder}/media"}
     return create_app(Settings.from_env(given, folder))
 

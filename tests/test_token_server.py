@@ -164,8 +164,8 @@ def test_a_client_of_the_central_server_never_fetches_itself(sandbox, make_app):
 def test_a_client_with_a_wrong_key_is_told_which_setting(sandbox, make_app):
     with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
         environ = {"WECHAT_TOKEN_SOURCE": url, "WECHAT_TOKEN_SOURCE_KEY": "wrong"}
-        client = make_app("branch", TOKEN_SERVER_KEY="own", **environ).test_client()
-        answer = client.get("/token", headers={"Authorization": "Bearer own"})
+        client = make_app("branch", TOKEN_SERVER_KEY="a-key-of-its-own", **environ).test_client()
+        answer = client.get("/token", headers={"Authorization": "Bearer a-key-of-its-own"})
     assert answer.status_code == 503
     assert "WECHAT_TOKEN_SOURCE_KEY" in answer.json["error"]
 

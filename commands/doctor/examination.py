@@ -47,12 +47,9 @@ def examine(
     try:
         settings = Settings.from_env(environ, folder)
     except SettingsError as error:
-        faulty = frozenset(name for name, _ in error.faults)
-        for name, what in error.faults:
-            yield finding(
-                "settings",
-                Outcome(False, f"{name} {what}", f"请在环境变量或 .env 中修改 {name}"),
-            )
+        faulty = frozenset(fault.name for fault in error.faults)
+        for name, english, chinese in error.faults:
+            yield finding("settings", Outcome(False, f"{name} {english}", f"{name} {chinese}"))
         settings = _without(Settings.given(environ, folder), faulty)
     else:
         mode = "AES key: safe mode" if settings.wechat_aes_key else "no AES key: plaintext mode"
