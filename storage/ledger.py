@@ -324,11 +324,14 @@ class Ledger:
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
-        values = (message.dedupe_key, message.from_user_name, self._appid)
+        # One key, but for messages without MsgId, which earlier versions recorded under another.
+        keys = (message.dedupe_key, *message.former_dedupe_keys)
 
         def look(connection: Connection) -> Recorded | None:
-            for row in driver_of(connection).execute(self._find, values).fetchall():
-                return Recorded(row[0], row[1], bool(row[2]))
+            for key in keys:
+                values = (key, message.from_user_name, self._appid)
+                for row in driver_of(connection).execute(self._find, values).fetchall():
+                    return Recorded(row[0], row[1], bool(row[2]))
             return None
 
         return self._database.run(look, wait=wait)

@@ -212,13 +212,21 @@ def test_repeats_at_the_same_instant_get_one_answer(plain_app):
     assert len(rows(plain_app)) == 1
 
 
-def test_events_of_one_second_are_told_apart(plain_app):
-    for key in ("A", "B", "A"):
-        post(
-            plain_app,
-            pushing.plain(pushing.message(create_time=5, MsgType="event", Event="CLICK", EventKey=key)),
-        )
-    assert len(rows(plain_app)) == 2
+ONE_SECOND = [
+    {"MsgType": "event", "Event": "CLICK", "EventKey": "{}"},
+    {"MsgType": "event", "Event": "user_get_card", "CardId": "p", "UserCardCode": "{}"},
+    {"MsgType": "event", "Event": "subscribe_msg_sent_event", "TemplateId": "{}"},
+    {"MsgType": "text", "Content": "{}"},
+    {"MsgType": "image", "MediaId": "{}"},
+]
+
+
+def test_messages_of_one_second_are_told_apart(plain_app):
+    for elements in ONE_SECOND:
+        for value in "ABA":
+            filled = {name: text.format(value) for name, text in elements.items()}
+            post(plain_app, pushing.plain(pushing.message(create_time=5, **filled)))
+    assert len(rows(plain_app)) == 2 * len(ONE_SECOND)
 
 
 @pytest.mark.parametrize(

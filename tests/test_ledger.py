@@ -109,6 +109,21 @@ class TestRecord:
         pushes = [event("CLICK", inner=f"<EventKey>{key}</EventKey>") for key in "ab"] + [event("subscribe")]
         assert len({ledger.record(push, None, T0).id for push in pushes * 2}) == 3
 
+    def test_what_an_earlier_version_recorded_is_found(self, ledger, database):
+        for push in (
+            event("CLICK", inner="<EventKey>a</EventKey>"),
+            message("text", "<Content>hi</Content>"),
+        ):
+            first = ledger.record(push, REPLY, T0)
+            (former,) = push.former_dedupe_keys
+            database.write(
+                lambda connection, former=former, first=first: connection.execute(
+                    messages.update().values(message_key=former).where(messages.c.id == first.id)
+                )
+            )
+            assert ledger.find(push) == first
+        assert ledger.find(event("CLICK", inner="<EventKey>b</EventKey>")) is None
+
     def test_every_column(self, ledger):
         push = message("image", "<MediaId>m</MediaId><MsgId>18446744073709551615</MsgId>")
         entry = ledger.get(ledger.record(push, REPLY, T0, send_back=True).id)

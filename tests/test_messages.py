@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import re
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -458,7 +459,7 @@ def test_elements_never_become_attributes(name):
     assert message.content == "good"
     assert message.raw.startswith(b"<xml>")
     assert message.media_id is None
-    assert message.dedupe_key.startswith("e:")
+    assert message.dedupe_key.startswith("h:")
 
 
 # --- dedupe_key ---
@@ -470,33 +471,71 @@ def test_a_message_is_known_by_its_msgid():
     assert parse_message(push("<MsgId>24601000000000104</MsgId>", "image")).dedupe_key == first.dedupe_key
 
 
-def test_an_event_is_known_by_its_second_name_key_and_msgid():
-    subscribe = parse_message(event("subscribe"))
-    digest = hashlib.sha256(b"subscribe\0\0").hexdigest()[:16]
-    assert subscribe.dedupe_key == f"e:1760000000:{digest}"
-    assert parse_message(event("subscribe", "<EventKey/>")).dedupe_key == subscribe.dedupe_key
-    keys = [
-        parse_message(xml).dedupe_key
-        for xml in (
-            event("subscribe"),
-            event("unsubscribe"),
-            event("CLICK", "<EventKey>a</EventKey>"),
-            event("CLICK", "<EventKey>b</EventKey>"),
-            event("TEMPLATESENDJOBFINISH", "<MsgID>1</MsgID>"),
-            event("TEMPLATESENDJOBFINISH", "<MsgID>2</MsgID>"),
-            event("a", "<EventKey>bc</EventKey>"),
-            event("ab", "<EventKey>c</EventKey>"),
-            push("<Event>subscribe</Event>", "event", CreateTime="1760000001"),
-            push(),
-        )
-    ]
+CARD = "<CardId>p</CardId><UserCardCode>{}</UserCardCode><OuterStr></OuterStr>"
+NOTICE = "<SubscribeMsgSentEvent><List><TemplateId>{}</TemplateId></List></SubscribeMsgSentEvent>"
+SCANNED = "<EventKey>k</EventKey><ScanCodeInfo><ScanType>qrcode</ScanType><ScanResult>{}</ScanResult></ScanCodeInfo>"
+OF_ONE_SECOND = [
+    *(event("user_get_card", CARD.format(code)) for code in (1, 2)),
+    *(event("subscribe_msg_sent_event", NOTICE.format(template)) for template in "ab"),
+    *(event("scancode_waitmsg", SCANNED.format(result)) for result in "ab"),
+    *(event("CLICK", f"<EventKey>{key}</EventKey>") for key in "ab"),
+    *(event("TEMPLATESENDJOBFINISH", f"<MsgID>{number}</MsgID>") for number in (1, 2)),
+    event("a", "<EventKey>bc</EventKey>"),
+    event("ab", "<EventKey>c</EventKey>"),
+    event("x", "<a>bc</a>"),
+    event("x", "<ab>c</ab>"),
+    event("x", "<a><b>c</b></a>"),
+    event("x", "<a>b</a><a>c</a>"),
+    event("x", "<a>c</a><b>c</b>"),
+    event("subscribe"),
+    event("unsubscribe"),
+    push("<Event>subscribe</Event>", "event", CreateTime="1760000001"),
+    push("<Content>a</Content>"),
+    push("<Content>b</Content>"),
+    push("<MediaId>a</MediaId>", "image"),
+    push("<MediaId>b</MediaId>", "image"),
+    push("<Content>a</Content><MsgId>no number</MsgId>"),
+]
+
+
+def test_messages_of_one_second_are_told_apart_by_all_they_say():
+    keys = [parse_message(xml).dedupe_key for xml in OF_ONE_SECOND]
     assert len(set(keys)) == len(keys)
-    assert all(key.isascii() and len(key) < 40 for key in keys)
+    assert all(key.isascii() and len(key) < 48 for key in keys)
 
 
-def test_a_message_without_msgid_is_known_by_its_second():
+def turned(xml):
+    """The same elements the other way round, at every level, with white space between them."""
+    root = ET.fromstring(xml)
+    for parent in list(root.iter()):
+        children = list(parent)
+        parent[:] = children[::-1]
+        if children:
+            parent.text = "\n  "
+    ET.SubElement(root, "Empty")
+    return ET.tostring(root)
+
+
+@pytest.mark.parametrize("xml", OF_ONE_SECOND)
+def test_order_layout_and_empty_elements_do_not_change_a_key(xml):
+    key = parse_message(xml).dedupe_key
+    assert parse_message(xml).dedupe_key == key
+    assert parse_message(turned(xml)).dedupe_key == key
+    assert (
+        parse_message(xml.replace(b"</xml>", b"<Encrypt>of this delivery</Encrypt></xml>")).dedupe_key == key
+    )
+    assert parse_message(xml.replace(b"<xml>", b"<xml>\x00")).dedupe_key == key
+
+
+def test_the_keys_of_earlier_versions_are_known():
+    digest = hashlib.sha256(b"subscribe\0\0").hexdigest()[:16]
+    assert parse_message(event("subscribe")).former_dedupe_keys == (f"e:1760000000:{digest}",)
+    digest = hashlib.sha256(b"a\0b\0" + b"7").hexdigest()[:16]
+    xml = event("a", "<EventKey>b</EventKey><MsgID>7</MsgID>")
+    assert parse_message(xml).former_dedupe_keys == (f"e:1760000000:{digest}",)
     digest = hashlib.sha256(b"\0\0").hexdigest()[:16]
-    assert parse_message(push()).dedupe_key == f"e:1760000000:{digest}"
+    assert parse_message(push()).former_dedupe_keys == (f"e:1760000000:{digest}",)
+    assert parse_message(push("<MsgId>1</MsgId>")).former_dedupe_keys == ()
 
 
 def test_every_kind_can_be_built_by_hand():

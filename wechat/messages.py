@@ -10,7 +10,7 @@ https://developers.weixin.qq.com/doc/offiaccount/Custom_Menus/Custom_Menu_Push.h
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Final, Literal, TypeAlias, TypedDict
@@ -75,6 +75,9 @@ class Message:
     msg_data_id: str | None = None
     idx: int | None = None
     raw: bytes = field(default=b"", repr=False)
+    elements_hash: str = field(
+        default="", repr=False
+    )  # of all of its own elements, where no MsgId tells it apart
 
     media_kind: ClassVar[MediaKind | None] = None
 
@@ -87,11 +90,19 @@ class Message:
     def dedupe_key(self) -> str:
         """Equal for repeated deliveries of one message, short and ASCII. Unique for one sender of one account.
 
+        The platform tells messages apart by MsgId, and events by their second. Distinct events are known to share
+        one, and a repeat carries the same elements: so their elements count too.
         https://developers.weixin.qq.com/doc/offiaccount/Message_Management/Receiving_standard_messages.html
         """
-        if self.msg_id is None:
-            return self._time_key("", "")
-        return f"m:{self.msg_id}"
+        return self._elements_key() if self.msg_id is None else f"m:{self.msg_id}"
+
+    @property
+    def former_dedupe_keys(self) -> tuple[str, ...]:
+        """Under what else earlier versions have recorded this message: look there too. Mostly nothing."""
+        return (self._time_key("", ""),) if self.msg_id is None else ()
+
+    def _elements_key(self) -> str:
+        return f"h:{self.create_time}:{self.elements_hash}"
 
     def _time_key(self, event: str, event_key: str) -> str:
         parts = f"{event}\0{event_key}\0{'' if self.msg_id is None else self.msg_id}"
@@ -205,7 +216,12 @@ class Event(Message):
     @property
     def dedupe_key(self) -> str:
         """As of every message. `msg_id` is not an event's id: result events name another message by it."""
-        return self._time_key(self.event, self.event_key)
+        return self._elements_key()
+
+    @property
+    def former_dedupe_keys(self) -> tuple[str, ...]:
+        """As of every message."""
+        return (self._time_key(self.event, self.event_key),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,7 +333,7 @@ def parse_message(xml: bytes) -> Message:
     )
     if msg_type == "event":
         return _event(root, elements, head)
-    return _ordinary(elements, head)
+    return _ordinary(root, elements, head)
 
 
 class _Head(TypedDict, total=False):
@@ -329,6 +345,7 @@ class _Head(TypedDict, total=False):
     msg_data_id: str | None
     idx: int | None
     raw: bytes
+    elements_hash: str
 
 
 class _EventHead(_Head, total=False):
@@ -404,8 +421,10 @@ class _Elements:
         return number
 
 
-def _ordinary(elements: _Elements, head: _Head) -> Message:
+def _ordinary(root: etree._Element, elements: _Elements, head: _Head) -> Message:
     head["msg_id"] = _id(elements.name("MsgId"))
+    if head["msg_id"] is None:
+        head["elements_hash"] = _hash(root)
     head["msg_data_id"] = elements.optional("MsgDataId")
     head["idx"] = _whole(elements.name("Idx"))
     build = _MESSAGES.get(head["msg_type"])
@@ -507,6 +526,7 @@ def _event(root: etree._Element, elements: _Elements, head: _Head) -> Message:
     name = elements.name("Event")
     # Result events spell it MsgID. What is no number there is no reason to refuse an event.
     head["msg_id"] = _whole(elements.name("MsgID") or elements.name("MsgId"))
+    head["elements_hash"] = _hash(root)
     event_head = _EventHead(event=name, event_key=elements.name("EventKey"), **head)
     build = _EVENTS.get(name.lower())
     if build is not None:
@@ -530,6 +550,26 @@ def _nested(parent: etree._Element, depth: int) -> dict[str, ElementValue]:
         value = MappingProxyType(_nested(child, depth + 1)) if len(child) else (child.text or "")
         found.setdefault(str(child.tag), []).append(value)
     return {tag: values[0] if len(values) == 1 else tuple(values) for tag, values in found.items()}
+
+
+# What `dedupe_key` has beside the hash, and what differs between deliveries of one message.
+_NOT_HASHED = frozenset({"ToUserName", "FromUserName", "CreateTime", "Encrypt"})
+
+
+def _hash(root: etree._Element) -> str:
+    """32 digits for what the message says: the same in any order and layout, with and without empty elements."""
+    return _combined(b"", [child for child in root if child.tag not in _NOT_HASHED]).hex()[:32]
+
+
+def _combined(name: bytes, children: Iterable[etree._Element]) -> bytes:
+    parts = []
+    for child in children:
+        tag = str(child.tag).encode()
+        if len(child):
+            parts.append(_combined(tag, child))
+        elif text := (child.text or "").strip():
+            parts.append(hashlib.sha256(b"%b\0%b" % (tag, text.encode())).digest())
+    return hashlib.sha256(b"%b\1%b" % (name, b"".join(sorted(parts)))).digest()
 
 
 def _wrapped(root: etree._Element, tag: str) -> etree._Element:
