@@ -103,8 +103,8 @@ _CDATA_OPENING = re.compile(rb"\s*<!\[CDATA\[")
 _CDATA_CLOSING = re.compile(rb"\]\]>\s*</([A-Za-z_][A-Za-z0-9_.:-]*)\s*>")
 _CDATA_BORDER = re.compile(rb"<!\[CDATA\[|\]\]>")
 
-# What people write. It may hold its own closing tag, so that only the last one counts: nothing that a fan types can
-# begin another element. The other names may repeat, and there the first closing tag counts.
+# What people write. Its CDATA may hold its own closing tag, so that only the last one counts: nothing that a fan types
+# can begin another element. The other names may repeat, and there the first closing tag counts.
 _WRITTEN = frozenset(
     b"Content Title Description Url Label Poiname EventKey ScanResult Recognition Nickname".split()
 )
@@ -151,8 +151,11 @@ def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
             yield name, b"", False
             continue
         is_cdata = _CDATA_OPENING.match(xml, start) is not None
-        closing = _closing(_CDATA_CLOSING, xml, start, name) if is_cdata else None
-        closing = closing or _closing(_CLOSING, xml, start, name)
+        closing = None
+        if is_cdata:
+            closing = _closing(_CDATA_CLOSING, xml, start, name, last=name in _WRITTEN)
+        if closing is None:
+            closing = _closing(_CLOSING, xml, start, name)
         if closing is None:
             return
         content = xml[start : closing.start()]
@@ -160,14 +163,17 @@ def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
         start = closing.end()
 
 
-def _closing(tags: re.Pattern[bytes], xml: bytes, start: int, name: bytes) -> re.Match[bytes] | None:
-    last = None
+def _closing(
+    tags: re.Pattern[bytes], xml: bytes, start: int, name: bytes, *, last: bool = False
+) -> re.Match[bytes] | None:
+    """The first closing tag of that name, or the last one."""
+    closing = None
     for found in tags.finditer(xml, start):
         if found[1] == name:
-            last = found
-            if name not in _WRITTEN:
+            closing = found
+            if not last:
                 break
-    return last
+    return closing
 
 
 def _rewritten(content: bytes, depth: int) -> bytes:
