@@ -3,11 +3,14 @@
 Knows the command line and nothing else.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import Account, running_sandbox
@@ -25,6 +28,11 @@ def main() -> int:
     parser.add_argument(
         "--callback", required=True, help="the bot's address, like http://127.0.0.1:8000/wechat"
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a folder in which chats and pushes outlive this run; without it nothing is kept",
+    )
     arguments = parser.parse_args()
     address = urlsplit(arguments.callback)
     if address.scheme not in ("http", "https") or not address.hostname:
@@ -38,7 +46,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     log_to(sys.stderr)
-    with running_sandbox(account=account, callback=arguments.callback, port=arguments.port) as sandbox:
+    options = {"callback": arguments.callback, "port": arguments.port, "data": arguments.data}
+    with running_sandbox(account=account, **options) as sandbox:
         print(f"sandbox on {sandbox.url}", flush=True)
         ended.wait()
     return 0

@@ -4,11 +4,12 @@ Knows the settings' names and their formats. It must not know what the secrets a
 The throw-away account is public on purpose: it opens nothing but a sandbox on this machine.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Account:
             )
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> "Account":
+    def from_env(cls, environ: Mapping[str, str]) -> Account:
         """The account of `WECHAT_*`, or the throw-away one when `WECHAT_APPID` is unset or empty.
 
         Raises ValueError, naming the setting, when the account is incomplete.
@@ -48,7 +49,7 @@ class Account:
         )
 
 
-THROWAWAY: Final = Account(
+THROWAWAY = Account(
     appid="wx5a4d8b0c5a4d8b0c",
     appsecret="0123456789abcdef0123456789abcdef",
     token="SandboxCallbackToken",  # noqa: S106

@@ -5,13 +5,15 @@ anything: rules and memory are the state's. Errors come with HTTP 200, as on the
 https://developers.weixin.qq.com/doc/service/en/guide/dev/api/
 """
 
+from __future__ import annotations
+
 import json
 import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Request, Response, request
@@ -20,11 +22,12 @@ from .errors import ERRMSG, PlatformError
 from .media import UPLOAD_BYTES, Media
 from .state import State, parse_body
 
-JSON: Final = "application/json; encoding=utf-8"
+JSON = "application/json; encoding=utf-8"
 """The platform really says encoding, not charset."""
 
-_CHUNK: Final = 256 * 1024
-_ESCAPED: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u[0-9A-Fa-f]{4}")
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+_CHUNK = 256 * 1024
+_ESCAPED = re.compile(rb"(?<!\\)(?:\\\\)*\\u[0-9A-Fa-f]{4}")
 
 
 def answer_json(value: dict[str, Any], status: int = 200) -> Response:
@@ -52,7 +55,7 @@ def create_api(state: State) -> Blueprint:
             except PlatformError as error:
                 return answer_error(error.code, error.errmsg, state.real_time())
 
-        api.add_url_rule(path, path, call, methods=["GET", "POST"], provide_automatic_options=False)
+        api.add_url_rule(path, path, call, methods=_METHODS, provide_automatic_options=False)
 
     def fetch_token() -> Response:
         return answer_json(state.fetch_token(request.args))
@@ -71,10 +74,7 @@ def create_api(state: State) -> Blueprint:
         return _send(media, file)
 
     def send_custom() -> Response:
-        body = request.get_data()
-        if _ESCAPED.search(body):
-            raise PlatformError(40033)
-        state.send_custom(parse_body(body))
+        state.send_custom(_unescaped_body())
         return _ok()
 
     def typing() -> Response:
@@ -91,6 +91,20 @@ def create_api(state: State) -> Blueprint:
         state.clear_quota(parse_body(request.get_data()).get("appid"))
         return _ok()
 
+    def user_info() -> Response:
+        return answer_json(state.user_info(request.args.get("openid")))
+
+    def create_menu() -> Response:
+        state.create_menu(_unescaped_body())
+        return _ok()
+
+    def get_menu() -> Response:
+        return answer_json({"menu": {"button": state.menu()}})
+
+    def delete_menu() -> Response:
+        state.delete_menu()
+        return _ok()
+
     route("/cgi-bin/token", "GET", fetch_token, token=False)
     route("/cgi-bin/stable_token", "POST", fetch_stable_token, token=False)
     route("/cgi-bin/media/upload", "POST", upload)
@@ -101,6 +115,10 @@ def create_api(state: State) -> Blueprint:
     route("/cgi-bin/get_api_domain_ip", "GET", addresses)
     route("/cgi-bin/callback/check", "POST", check_callback)
     route("/cgi-bin/clear_quota", "POST", clear_quota)
+    route("/cgi-bin/user/info", "GET", user_info)
+    route("/cgi-bin/menu/create", "POST", create_menu)
+    route("/cgi-bin/menu/get", "GET", get_menu)
+    route("/cgi-bin/menu/delete", "GET", delete_menu)
 
     @api.get("/video")
     @api.get("/picture")
@@ -110,6 +128,23 @@ def create_api(state: State) -> Blueprint:
         return Response("not found\n", 404, mimetype="text/plain") if found is None else _send(*found)
 
     return api
+
+
+def answer_unplayed(state: State, path: str, token: str) -> Response:
+    """For a call that the sandbox has not: the token is checked first, as for all."""
+    try:
+        state.enter(path, token)
+        raise PlatformError(40066, f"{ERRMSG[40066]}: the sandbox does not play {path}")
+    except PlatformError as error:
+        return answer_error(error.code, error.errmsg, state.real_time())
+
+
+def _unescaped_body() -> dict[str, Any]:
+    """The JSON object of a call that refuses escaped characters (40033)."""
+    body = request.get_data()
+    if _ESCAPED.search(body):
+        raise PlatformError(40033)
+    return parse_body(body)
 
 
 def _ok() -> Response:

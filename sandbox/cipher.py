@@ -5,6 +5,8 @@ know XML, HTTP or what a message means. Written apart from the bot's own code so
 each other. https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib

@@ -83,6 +83,11 @@ def create_control(state: State, sender: Sender) -> Blueprint:
         state.reset()
         return jsonify(ok=True)
 
+    @control.delete("/sandbox/history")
+    def clear_history() -> Response:
+        state.clear_history()
+        return jsonify(ok=True)
+
     @control.post("/sandbox/verify")
     def verify() -> Response:
         return jsonify(sender.verify(_number(_object(), "timeout", 0.01, 60) or 5))
@@ -188,15 +193,18 @@ def _raw(fields: Mapping[str, Any]) -> bytes | None:
         if encoded is not None:
             return base64.b64decode(encoded, validate=True)
         return None if text is None else text.encode()
-    except ValueError:  # binascii.Error, UnicodeEncodeError
-        raise ControlError("raw: text that UTF-8 can carry; raw_base64: Base64") from None
+    except ValueError:
+        raise ControlError("raw_base64: no Base64") from None
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise ControlError(f"{name}: text")
-    return value
+    try:
+        return None if value is None else value.encode().decode()
+    except UnicodeEncodeError:
+        raise ControlError(f"{name}: half of a surrogate pair; send such bytes as raw_base64") from None
 
 
 def _msg_id(fields: Mapping[str, Any]) -> int | None:

@@ -26,7 +26,19 @@ ERRMSG = {
     40012: "invalid thumb size",
     40013: "invalid appid",
     40014: "invalid access_token",
+    40016: "invalid button size",
+    40017: "invalid button type",
+    40018: "invalid button name size",
+    40019: "invalid button key size",
+    40020: "invalid button url size",
+    40022: "invalid subbutton level",
+    40023: "invalid subbutton size",
+    40024: "invalid subbutton type",
+    40025: "invalid subbutton name size",
+    40026: "invalid subbutton key size",
+    40027: "invalid subbutton url size",
     40033: "invalid charset. please check your request, if include \\uxxxx will create fail!",
+    40035: "invalid parameter",
     40066: "invalid url",
     40125: "invalid appsecret",
     40164: "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist",
@@ -57,6 +69,7 @@ ERRMSG = {
     45072: "invalid typing command",
     45080: "no exchange with the user in the last 30 seconds",
     45081: "already typing",
+    46003: "menu no exist",
     47001: "data format error",
     48001: "api unauthorized",
     48006: "forbid to clear quota because of reaching the limit",
@@ -73,9 +86,9 @@ class Words(NamedTuple):
 class PlatformError(Exception):
     """The platform refuses an API call; `code` and `errmsg` go into its JSON answer (HTTP 200)."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, errmsg: str | None = None) -> None:
         self.code = code
-        self.errmsg = ERRMSG[code]
+        self.errmsg = errmsg or ERRMSG[code]
         super().__init__(f"{code} {self.errmsg}")
 
 

@@ -7,6 +7,7 @@ https://developers.weixin.qq.com/doc/subscription/guide/product/kf/intro.html
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,10 @@ _EVENT_RIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One entry of a chat: `sender` is fan, account or system, `by` push, passive, custom or platform."""
+    """One entry of a chat: `sender` is fan, account or system, `by` push, passive, custom or platform.
+
+    `choices` are the entries of a menu message: id and text.
+    """
 
     sender: str
     by: str
@@ -42,6 +46,7 @@ class Message:
     media_id: str | None = None
     sha256: str | None = None
     time: float
+    choices: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,6 +58,13 @@ class Message:
             "sha256": self.sha256,
             "time": self.time,
         }
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Message:
+        """What `to_json` gave; `choices` may stand beside it."""
+        names = ("by", "type", "content", "media_id", "sha256", "time")
+        choices = tuple((key, content) for key, content in facts.get("choices", ()))
+        return cls(sender=facts["from"], choices=choices, **{name: facts[name] for name in names})
 
 
 @dataclass
@@ -68,12 +80,14 @@ class Fan:
     openid: str
     chat: list[Message] = field(default_factory=list)
     following: bool = True
+    followed_at: float = 0
     _rights: dict[str, _Right] = field(default_factory=dict)
     _exchanged_at: float = float("-inf")
     _typing_until: float = float("-inf")
 
     def acts(self, kind: str, event: str | None, now: float) -> None:
-        """The fan sent a message, or (`kind` "event") pressed, followed, scanned or left.
+        """The fan sent a message, chose from a menu message (`kind` "msgmenu"), or ("event") pressed,
+        followed, scanned or left.
 
         Raises ControlError when a fan who has left does anything but follow again.
         """
@@ -81,11 +95,15 @@ class Fan:
         if not self.following and not (kind == "event" and event == "subscribe"):
             raise ControlError("this fan has unsubscribed and cannot write: push the event subscribe first")
         self._exchanged_at = now
-        action = _EVENT_RIGHTS.get(event) if kind == "event" else "message"
+        action: str | None = "menu" if kind == "msgmenu" else "message"
+        if kind == "event":
+            action = _EVENT_RIGHTS.get(event)
         if kind == "event" and event == "unsubscribe":
             self.following = False
             self._rights.clear()
             return
+        if not self.followed_at or event == "subscribe":
+            self.followed_at = now
         self.following = True
         if action is not None:
             count, seconds = _RIGHTS[action]

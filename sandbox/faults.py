@@ -4,12 +4,14 @@ Knows which words a fault and the rules may have, and how often a fault still st
 how a fault is carried out: the server does that.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from .errors import ControlError
 
-FAILURE_TEXT: Final = "该公众号暂时无法提供服务，请稍后再试"
+FAILURE_TEXT = "该公众号暂时无法提供服务，请稍后再试"
 
 
 @dataclass(frozen=True, kw_only=True)

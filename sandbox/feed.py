@@ -5,20 +5,22 @@ behind is let go: it connects again by itself and is then told everything there 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from .state import State
 
-CONNECTIONS: Final = 16
+CONNECTIONS = 16
 """With more pages than this the oldest is let go, often one whose browser is gone: each keeps a thread."""
-_BEHIND: Final = 1000
+_BEHIND = 1000
 """Events that may wait for a slow page."""
-_HEARTBEAT: Final = 5
+_HEARTBEAT = 5
 """Seconds of silence after which a comment is sent, to find out whether the browser is still there."""
 
 
@@ -31,7 +33,7 @@ class Feed:
         self._connections: list[Connection] = []
         self._closed = False
 
-    def connect(self) -> "Connection":
+    def connect(self) -> Connection:
         with self._lock:
             connection = Connection(self, self._state)
             self._connections.append(connection)
@@ -39,7 +41,7 @@ class Feed:
                 self._connections.pop(0).end()
             return connection
 
-    def forget(self, connection: "Connection") -> None:
+    def forget(self, connection: Connection) -> None:
         with self._lock, contextlib.suppress(ValueError):
             self._connections.remove(connection)
 

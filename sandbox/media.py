@@ -5,30 +5,32 @@ folder of their own, so that many large pictures cost no memory.
 https://developers.weixin.qq.com/doc/service/api/material/temporary/api_uploadtempmedia
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 from .errors import PlatformError
 
-LIFE: Final = 3 * 24 * 3600
+LIFE = 3 * 24 * 3600
 """Seconds that temporary media live."""
-VOICE_SECONDS: Final = 60
-UPLOAD_BYTES: Final = 20 * 1024 * 1024
+VOICE_SECONDS = 60
+UPLOAD_BYTES = 20 * 1024 * 1024
 """More than this is 45001 whatever the type."""
 
 # type -> most bytes, the code for more, formats
-_LIMITS: Final[dict[str, tuple[int, int, frozenset[str]]]] = {
+_LIMITS = {
     "image": (10 * 1024 * 1024, 40009, frozenset({"jpg", "png", "gif"})),
     "voice": (2 * 1024 * 1024, 40010, frozenset({"amr", "mp3"})),
     "video": (10 * 1024 * 1024, 40011, frozenset({"mp4"})),
     "thumb": (64 * 1024, 40012, frozenset({"jpg"})),
 }
 
-CONTENT_TYPES: Final[dict[str, str]] = {
+CONTENT_TYPES = {
     "jpg": "image/jpeg",
     "png": "image/png",
     "gif": "image/gif",
@@ -38,8 +40,11 @@ CONTENT_TYPES: Final[dict[str, str]] = {
     "mp4": "video/mpeg4",
     "bin": "application/octet-stream",
 }
+"""Extension -> what the platform's API calls it."""
+SHOWN_TYPES = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3")} | {"mp4": "video/mp4"}
+"""Extension -> what a browser calls it, for those that one shows. All others are a download."""
 
-THUMBNAIL: Final = base64.b64decode(
+THUMBNAIL = base64.b64decode(
     "/9j/4AAQSkZJRgABAQEASABIAAD/2wBDAAMCAgICAgMCAgIDAwMDBAYEBAQEBAgGBgUGCQgKCgkICQkKDA8MCgsOCwkJDRENDg8Q"
     "EBEQCgwSExIQEw8QEBD/yQALCAABAAEBAREA/8wABgAQEAX/2gAIAQEAAD8A0s8g/9k="
 )
@@ -68,6 +73,9 @@ class Media:
     @property
     def content_type(self) -> str:
         return CONTENT_TYPES[self.extension]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "path"}
 
 
 class MediaStore:
@@ -98,6 +106,20 @@ class MediaStore:
             seconds=seconds,
             from_fan=from_fan,
         )
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """What `Media.to_json` gave in an earlier run, if the file is still there."""
+        media = Media(path=self._folder / facts["key"], **facts)
+        if media.path.exists():
+            self.add(media)
+
+    def living(self, now: float) -> list[Media]:
+        """Those that are not too old; the files of the others are deleted."""
+        for media in list(self._by_id.values()):
+            if now >= media.expires_at:
+                media.path.unlink(missing_ok=True)
+                del self._by_id[media.media_id], self._by_key[media.key]
+        return list(self._by_id.values())
 
     def add(self, media: Media) -> None:
         self._by_id[media.media_id] = self._by_key[media.key] = media
@@ -171,8 +193,8 @@ def voice_seconds(data: bytes) -> float:
 
 
 # Bytes of a frame, its header included, by frame type; each plays 20 ms (RFC 4867, section 5.3).
-_AMR_NB: Final = {0: 13, 1: 14, 2: 16, 3: 18, 4: 20, 5: 21, 6: 27, 7: 32, 8: 6, 15: 1}
-_AMR_WB: Final = {0: 18, 1: 24, 2: 33, 3: 37, 4: 41, 5: 47, 6: 51, 7: 59, 8: 61, 9: 6, 14: 1, 15: 1}
+_AMR_NB = {0: 13, 1: 14, 2: 16, 3: 18, 4: 20, 5: 21, 6: 27, 7: 32, 8: 6, 15: 1}
+_AMR_WB = {0: 18, 1: 24, 2: 33, 3: 37, 4: 41, 5: 47, 6: 51, 7: 59, 8: 61, 9: 6, 14: 1, 15: 1}
 
 
 def _amr_seconds(data: bytes, sizes: dict[int, int]) -> float:
@@ -183,9 +205,9 @@ def _amr_seconds(data: bytes, sizes: dict[int, int]) -> float:
     return frames * 0.02
 
 
-_KBPS_1: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
-_KBPS_2: Final = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
-_HERTZ: Final = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
+_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+_HERTZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
 def _mp3_seconds(data: bytes) -> float:

@@ -4,28 +4,22 @@ Knows how to serve what strangers sent so that it cannot run in the browser. It 
 through the control routes like everybody else. Nothing here counts as a call of the API.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Final
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, render_template, send_file
 
 from .feed import Feed
+from .media import SHOWN_TYPES
 from .state import State
 
-# Of the formats that are told by their first bytes, those that a browser shows. All others are a download.
-_SHOWN: Final[dict[str, str]] = {
-    "jpg": "image/jpeg",
-    "png": "image/png",
-    "gif": "image/gif",
-    "mp3": "audio/mpeg",
-    "mp4": "video/mp4",
-}
-_PAGE_POLICY: Final = (
+_PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_MEDIA_POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
+_MEDIA_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 
 
 def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
@@ -59,7 +53,7 @@ def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
     def media(media_id: str) -> Response | tuple[Response, int]:
         """The bytes as they came, also in ranges, with a type by content: never HTML, SVG or a guess."""
         found = state.find_media(media_id)
-        content_type = found and _SHOWN.get(found.extension)
+        content_type = found and SHOWN_TYPES.get(found.extension)
         try:
             if found is None:
                 raise FileNotFoundError

@@ -27,6 +27,7 @@ class Action:
 
     `content` is the text; for a location "LATITUDE,LONGITUDE,SCALE,LABEL" or the label alone; for a link
     its title, description and address on a line each; for an event its result (what was scanned, a status).
+    A text with `event_key` is a tap on the entry of a menu message with that id.
     With `raw`, the whole XML, the other fields only say what the chat shows and which rights come of it.
     """
 
@@ -63,7 +64,7 @@ class Action:
 
 
 def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
-    """The push before any encryption. Raises ControlError for a text that UTF-8 cannot carry."""
+    """The push before any encryption."""
     if action.raw is not None:
         return action.raw
     parts = [
@@ -77,13 +78,12 @@ def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
     else:
         parts += _message(action)
         parts.append(element("MsgId", action.msg_id))
+        if action.type == "text" and action.event_key:
+            parts.append(cdata("bizmsgmenuid", action.event_key))
         if action.type == "voice" and action.media is not None and action.media.extension == "amr":
             # The same file: nothing is resampled here.
             parts.append(cdata("MediaId16K", action.media.media_id))
-    try:
-        return f"<xml>{''.join(parts)}</xml>".encode()
-    except UnicodeEncodeError:
-        raise ControlError("half of a surrogate pair: send such bytes as raw_base64") from None
+    return f"<xml>{''.join(parts)}</xml>".encode()
 
 
 def read(xml: bytes, name: str) -> str | None:

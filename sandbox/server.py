@@ -5,6 +5,8 @@ carried out here, around whatever the routes would answer. No log line shows a q
 signatures are in it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import logging
@@ -22,11 +24,13 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from .account import THROWAWAY, Account
-from .api import JSON, answer_error, answer_json, create_api
+from .api import JSON, answer_error, answer_unplayed, create_api
+from .calls import describe
 from .control import create_control
 from .errors import ERRMSG
 from .faults import Fault
 from .feed import Feed
+from .history import History
 from .page import create_page
 from .sender import Sender
 from .state import State
@@ -62,16 +66,26 @@ def running_sandbox(
     account: Account = THROWAWAY,
     callback: str | None = None,
     port: int = 0,
+    data: Path | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Sandbox]:
     """A sandbox on 127.0.0.1 in threads of this process; `port` 0 takes a free one.
 
-    On leaving, waits (a fault's delay, the pause before a repeat) and pages' feeds end at once and the
-    media are deleted.
+    `data` is a folder in which the chats, pushes, calls, media and the menu outlive this run; None keeps
+    nothing. On leaving, waits (a fault's delay, the pause before a repeat) and pages' feeds end at once.
     """
     stop = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
-        state = State(account, Path(folder), clock)
+    with contextlib.ExitStack() as stack:
+        if data is None:
+            temporary = tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True)
+            state = State(account, Path(stack.enter_context(temporary)), clock)
+        else:
+            (data / "media").mkdir(parents=True, exist_ok=True)
+            state = State(account, data / "media", clock)
+            history = History(data, state.snapshot)
+            state.restore(history.read())
+            history.rewrite()
+            state.listen(history.hear)
         state.callback = callback
         feed = Feed(state)
         server = make_server(
@@ -117,6 +131,7 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
         """What a fault puts in the place of the real answer, if anything."""
         if _is_own(request.path):
             return None
+        request.environ["sandbox.began"] = time.monotonic()
         fault = state.take_fault(request.path)
         if fault is None:
             return None
@@ -134,6 +149,7 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
             return response
         fault: Fault | None = request.environ.get("sandbox.fault")
         outcome = _outcome(response)
+        details = describe(request, response, state.secrets())
         if fault is not None and fault.content_type is not None:
             response.headers["Content-Type"] = fault.content_type
         if fault is not None and fault.disconnect:
@@ -142,17 +158,18 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
         elif fault is not None and fault.truncate is not None:
             outcome = "truncated"
             response = _truncated(response, fault, request.environ["werkzeug.socket"], stop)
-        state.count_call(request.path, outcome)
+        began = request.environ.get("sandbox.began")
+        details["seconds"] = 0 if began is None else round(time.monotonic() - began, 4)
+        state.count_call(request.path, outcome, details)
         return response
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
-        status = error.code or 500
-        if _is_own(request.path):
-            response = jsonify(error=error.name)
-            response.status_code = status
-            return response
-        return answer_json({"errcode": 40066, "errmsg": ERRMSG[40066]}, status)
+        if not _is_own(request.path):
+            return answer_unplayed(state, request.path, request.args.get("access_token", ""))
+        response = jsonify(error=error.name)
+        response.status_code = error.code or 500
+        return response
 
     return app
 

@@ -5,40 +5,46 @@ sandbox's own clock, which tests may advance; only a chat's times are real. It m
 Flask or how a push is delivered.
 """
 
+from __future__ import annotations
+
+import base64
+import contextlib
 import json
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 from .account import Account
+from .custom import read_message
 from .errors import ControlError, PlatformError
 from .fans import Fan, Message
 from .faults import Fault, Faults, Rules, fault_from_json, rules_from_json
 from .media import THUMBNAIL, Media, MediaStore, check_upload
+from .menu import read_menu
+from .pushes import read
 from .tokens import Tokens, day
 
 # Calls a day of a new account, https://developers.weixin.qq.com/doc/service/en/guide/dev/api/limit.html
-_DAILY: Final[dict[str, int]] = {
+_DAILY = {
     "/cgi-bin/token": 2_000,
     "/cgi-bin/stable_token": 500_000,
     "/cgi-bin/media/upload": 100_000,
     "/cgi-bin/media/get": 200_000,
     "/cgi-bin/message/custom/send": 500_000,
 }
-_STABLE_A_MINUTE: Final = 10_000
-_CLEARINGS_A_MONTH: Final = 10
-_TEXT_BYTES: Final = 2048
-_KEPT_PUSHES: Final = 1000
-_KEPT_CALLS: Final = 50
+_STABLE_A_MINUTE = 10_000
+_CLEARINGS_A_MONTH = 10
+_KEPT_PUSHES = 1000
+_KEPT_CALLS = 200
 
 # What somebody who begins to listen is told of the past, at most.
-_TOLD_PUSHES: Final = 50
-_TOLD_FANS: Final = 50
-_TOLD_MESSAGES: Final = 100
+_TOLD_PUSHES = 50
+_TOLD_FANS = 50
+_TOLD_MESSAGES = 100
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
@@ -93,13 +99,47 @@ class Push:
             "id": self.id,
             "openid": self.openid,
             "type": self.type,
+            "event": self.event,
             "summary": self.summary,
             "mode": self.mode,
             "timeout": self.timeout,
             "plain": self.xml.decode(errors="backslashreplace"),
+            "plain_base64": None if _is_utf8(self.xml) else base64.b64encode(self.xml).decode(),
             "time": self.time,
             "ended": self.ended,
         }
+
+
+def _push_from(told: Mapping[str, Any]) -> Push:
+    """What `Push.told` gave, as a push of an earlier run."""
+    encoded = told["plain_base64"]
+    same = (
+        "openid",
+        "type",
+        "event",
+        "summary",
+        "media_id",
+        "mode",
+        "timeout",
+        "time",
+        "attempts",
+        "chinese",
+    )
+    return Push(
+        **{name: told[name] for name in same},
+        msg_id=None if told["msg_id"] is None else int(told["msg_id"]),
+        xml=told["plain"].encode() if encoded is None else base64.b64decode(encoded),
+        ended=True,
+        shown=[Message.from_json(one) for one in told["shown"]],
+    )
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class State:
@@ -132,6 +172,7 @@ class State:
         self._latest_calls: deque[dict[str, Any]] = deque(maxlen=_KEPT_CALLS)
         self._used: Counter[tuple[str, str]] = Counter()
         self._clearings: Counter[str] = Counter()
+        self._menu: list[dict[str, Any]] | None = None
 
     def reset(self) -> None:
         """Forgets all but the account, the callback and who listens."""
@@ -139,6 +180,66 @@ class State:
             self._begin()
             self._media.clear()
             self._tell("reset", {})
+
+    def clear_history(self) -> None:
+        """Forgets what was said, pushed and called; media, rights, counts and the menu stay."""
+        with self._lock:
+            for fan in self._fans.values():
+                fan.chat.clear()
+            self._pushes.clear()
+            self._latest_calls.clear()
+            self._tell("cleared", self._so_far())
+
+    def snapshot(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """What `restore` makes the same of, as far as a page would be told of it."""
+        with self._lock:
+            so_far = self._so_far()
+            events: list[tuple[str, Mapping[str, Any]]] = [
+                ("media", media.to_json()) for media in self._media.living(self.now())
+            ]
+            events += [
+                ("message", {"openid": openid, **message})
+                for openid, chat in so_far["fans"].items()
+                for message in chat
+            ]
+            events += [("push", push) for push in so_far["pushes"] if push["ended"]]
+            events += [("call", call) for call in so_far["calls"]]
+            return [*events, ("menu", {"menu": self._menu})]
+
+    def restore(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """What happened in an earlier run, from what the listeners heard of it.
+
+        What another version of this program has written and this one does not understand is left out.
+        """
+        with self._lock:
+            for name, facts in events:
+                with contextlib.suppress(KeyError, TypeError, ValueError, ControlError):
+                    self._restore(name, facts)
+
+    def _restore(self, name: str, facts: Mapping[str, Any]) -> None:
+        match name:
+            case "media":
+                self._media.restore(dict(facts))
+            case "message":
+                self._restore_message(facts["openid"], Message.from_json(facts))
+            case "push":
+                push = _push_from(facts)
+                self._pushed += 1
+                push.number = self._pushed
+                self._pushes.append(push)
+            case "call":
+                self._latest_calls.append(dict(facts))
+            case "menu":
+                self._menu = facts["menu"]
+
+    def _restore_message(self, openid: str, message: Message) -> None:
+        fan = self._fans.setdefault(openid, Fan(openid))
+        fan.chat.append(message)
+        if message.by == "push":
+            fan.acts(message.type, (message.content or "").split(" ")[0], message.time)
+        elif message.by == "custom":
+            with contextlib.suppress(PlatformError):
+                fan.spend_right(message.time)
 
     # The clock, rules and faults.
 
@@ -184,13 +285,19 @@ class State:
 
     # Counting.
 
-    def count_call(self, path: str, outcome: str) -> None:
-        """`outcome` is "ok", an errcode, "HTTP 502", "truncated" or "disconnect"."""
-        call = {"path": path, "outcome": outcome, "time": round(self.real_time(), 3)}
+    def count_call(self, path: str, outcome: str, details: Mapping[str, Any]) -> None:
+        """`outcome` is "ok", an errcode, "HTTP 502", "truncated" or "disconnect"; `details` are for the page."""
+        call = {"path": path, "outcome": outcome, "time": round(self.real_time(), 3), **details}
         with self._lock:
             self._calls[path][outcome] += 1
             self._latest_calls.append(call)
             self._tell("call", call)
+
+    def secrets(self) -> list[str]:
+        """What must not be shown: the account's and all tokens that are known."""
+        with self._lock:
+            account = self.account
+            return [account.appsecret, account.token, account.aes_key or "", *self._tokens.values()]
 
     def calls(self) -> dict[str, dict[str, int]]:
         with self._lock:
@@ -267,6 +374,7 @@ class State:
         media = self._media.write(kind, data, self.now(), from_fan=from_fan)
         with self._lock:
             self._media.add(media)
+            self._tell("media", media.to_json())
         return media
 
     def upload(self, kind: str, data: bytes) -> dict[str, Any]:
@@ -305,10 +413,6 @@ class State:
             fan = self._fans.get(openid)
             return [] if fan is None else list(fan.chat)
 
-    def fans(self) -> list[str]:
-        with self._lock:
-            return list(self._fans)
-
     def new_msg_id(self) -> int:
         """Above 2**53, as real ones are, and never given twice, also not by a sandbox started later."""
         with self._lock:
@@ -324,7 +428,8 @@ class State:
         with self._lock:
             fan = self._fans.setdefault(push.openid, Fan(push.openid))
             if message is not None:
-                fan.acts(push.type, push.event, self.now())
+                chose = push.type == "text" and read(push.xml, "bizmsgmenuid")
+                fan.acts("msgmenu" if chose else push.type, push.event, self.now())
             self._pushed += 1
             push.number = self._pushed
             self._pushes.append(push)
@@ -380,15 +485,49 @@ class State:
         """POST message/custom/send: the fan sees the message, or PlatformError says why not."""
         with self._lock:
             fan = self._fan(body.get("touser"))
-            kind = body.get("msgtype")
-            if not isinstance(kind, str) or kind not in _CUSTOM:
-                raise PlatformError(40008)
-            part = body.get(kind)
-            if not isinstance(part, dict):
-                raise PlatformError(47001)
-            content, media_id = _CUSTOM[kind](self, part)
+            sent = read_message(body, self.find_media, self._rules.own_video_reply)
             fan.spend_right(self.now())
-            self._say(fan, self.message("account", "custom", kind, content, media_id))
+            message = self.message("account", "custom", sent.type, sent.content, sent.media_id)
+            self._say(fan, replace(message, choices=sent.choices))
+
+    def user_info(self, openid: str | None) -> dict[str, Any]:
+        """GET user/info: who follows, since when; names and pictures are not given any more."""
+        with self._lock:
+            fan = self._fan(openid)
+            if not fan.following:
+                return {"subscribe": 0, "openid": fan.openid, "tagid_list": []}
+            return {
+                "subscribe": 1,
+                "openid": fan.openid,
+                "language": "zh_CN",
+                "subscribe_time": int(fan.followed_at),
+                "remark": "",
+                "groupid": 0,
+                "tagid_list": [],
+                "subscribe_scene": "ADD_SCENE_SEARCH",
+                "qr_scene": 0,
+                "qr_scene_str": "",
+            }
+
+    # The menu.
+
+    def create_menu(self, body: Mapping[str, Any]) -> None:
+        menu = read_menu(body)
+        with self._lock:
+            self._menu = menu
+            self._tell("menu", {"menu": menu})
+
+    def menu(self) -> list[dict[str, Any]]:
+        """Raises PlatformError 46003 without one."""
+        with self._lock:
+            if self._menu is None:
+                raise PlatformError(46003)
+            return self._menu
+
+    def delete_menu(self) -> None:
+        with self._lock:
+            self._menu = None
+            self._tell("menu", {"menu": None})
 
     def _say(self, fan: Fan, message: Message) -> None:
         fan.chat.append(message)
@@ -409,53 +548,10 @@ class State:
             time=round(self.real_time(), 3),
         )
 
-    def _alive(self, media_id: Any, kind: str) -> str:
-        media = self._media.find(media_id, self.now()) if isinstance(media_id, str) else None
-        if media is None or media.type != kind:
-            raise PlatformError(40007)
-        return media.media_id
-
-    def _custom_text(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        content = part.get("content")
-        if not isinstance(content, str) or not content:
-            raise PlatformError(44004)
-        if len(content.encode()) > _TEXT_BYTES:
-            raise PlatformError(45002)
-        return content, None
-
-    def _custom_image(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        return None, self._alive(part.get("media_id"), "image")
-
-    def _custom_voice(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        return None, self._alive(part.get("media_id"), "voice")
-
-    def _custom_video(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        if part.get("thumb_media_id"):
-            self._alive(part["thumb_media_id"], "thumb")
-        media_id = self._alive(part.get("media_id"), "video")
-        media = self._media.find(media_id, self.now())
-        if media is not None and media.from_fan and not self._rules.own_video_reply:
-            raise PlatformError(40007)  # the fan's own video is not kept for sending
-        return _lines(part, "title", "description"), media_id
-
-    def _custom_music(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        thumb = self._alive(part.get("thumb_media_id"), "thumb")
-        return _lines(part, "title", "description", "musicurl"), thumb
-
-    def _custom_news(self, part: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        articles = part.get("articles")
-        if not isinstance(articles, list) or not articles:
-            raise PlatformError(44003)
-        if len(articles) > 1:
-            raise PlatformError(45008)
-        if not isinstance(articles[0], dict):
-            raise PlatformError(47001)
-        return _lines(articles[0], "title", "description", "url"), None
-
     # The event feed.
 
     def listen(self, listener: Listener) -> tuple[dict[str, Any], Callable[[], None]]:
-        """Calls `listener(name, facts)` for every push, message, call, change of faults and reset.
+        """Calls `listener(name, facts)` for every push, message, call, file, change of faults or the menu, and reset.
 
         Returns what there is so far, with which the calls go on without a gap, and how to stop. The
         listener is called in the order of events from whichever thread made one, and must return at once.
@@ -479,6 +575,7 @@ class State:
             },
             "pushes": [push.told() for push in list(self._pushes)[-_TOLD_PUSHES:]],
             "calls": list(self._latest_calls),
+            "menu": self._menu,
             **self._told_faults(),
         }
 
@@ -486,7 +583,7 @@ class State:
         """A chat entry with what a page must know of its media to show them; None when they are gone."""
         media = None if message.media_id is None else self._media.find(message.media_id, self.now())
         facts = media and {"extension": media.extension, "size": media.size, "seconds": media.seconds}
-        return {**message.to_json(), "media": facts}
+        return {**message.to_json(), "media": facts, "choices": message.choices}
 
     def _tell_push(self, push: Push) -> None:
         """Tells nothing of a push that a reset has forgotten: numbers go on growing."""
@@ -497,20 +594,6 @@ class State:
         """Under the lock, so that everybody hears the same order."""
         for listener in self._listeners:
             listener(name, facts)
-
-
-_CUSTOM: Final[dict[str, Callable[[State, Mapping[str, Any]], tuple[str | None, str | None]]]] = {
-    "text": State._custom_text,
-    "image": State._custom_image,
-    "voice": State._custom_voice,
-    "video": State._custom_video,
-    "music": State._custom_music,
-    "news": State._custom_news,
-}
-
-
-def _lines(part: Mapping[str, Any], *names: str) -> str | None:
-    return "\n".join(str(part[name]) for name in names if part.get(name)) or None
 
 
 def parse_body(data: bytes) -> dict[str, Any]:

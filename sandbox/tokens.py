@@ -5,17 +5,18 @@ not know HTTP, quotas of other calls, or the real clock: `now` is an argument (U
 https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken
 """
 
+from __future__ import annotations
+
 import secrets
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from .errors import PlatformError
 
-OVERLAP: Final = 300
+OVERLAP = 300
 """Seconds in which a replaced token still works, and in which stable_token already gives a new one."""
-FORCED_APART: Final = 30
-FORCED_A_DAY: Final = 20
+FORCED_APART = 30
+FORCED_A_DAY = 20
 
 
 def day(now: float) -> str:
@@ -54,6 +55,9 @@ class Slot:
     def find(self, value: str) -> Token | None:
         known = (self.current, self._previous)
         return next((token for token in known if token is not None and token.value == value), None)
+
+    def values(self) -> list[str]:
+        return [token.value for token in (self.current, self._previous) if token is not None]
 
     def kill(self) -> None:
         self.current = self.current and replace(self.current, killed=True)
@@ -107,6 +111,10 @@ class Tokens:
         stuck = self._stuck and token is self._stable.current
         expired = token.killed or now >= token.expires_at
         raise PlatformError(42001 if expired and not stuck else 40001)
+
+    def values(self) -> list[str]:
+        """All tokens that are known, dead ones too."""
+        return self._classic.values() + self._stable.values()
 
     def expire(self, stuck: bool) -> None:
         """All tokens die at once. `stuck`: normal mode goes on giving the dead one until it is forced."""

@@ -470,6 +470,13 @@ def test_rights_of_several_actions(authorised):
     assert authorised.send("text", {"content": "x"}) == 45047, "a view gives no right"
 
 
+def test_an_entry_of_a_menu_message_is_a_press(authorised):
+    sent = authorised.fan("text", content="是", event_key="7")["attempts"][0]["sent"]
+    assert "<Content><![CDATA[是]]></Content>" in sent
+    assert sent.endswith("<bizmsgmenuid><![CDATA[7]]></bizmsgmenuid></xml>")
+    assert [authorised.send("text", {"content": "x"}) for _ in range(4)] == [0, 0, 0, 45047]
+
+
 def test_a_fan_who_left_gets_nothing(authorised):
     authorised.fan("text", content="hello")
     authorised.fan("event", event="unsubscribe")
@@ -493,6 +500,12 @@ def test_the_kinds_of_messages(authorised):
     assert authorised.send("music", {"thumb_media_id": thumb, "title": "song"}) == 0
     authorised.fan("text", content="more")
     assert authorised.send("news", {"articles": [article]}) == 0
+    menu = {"head_content": "Solved?", "list": [{"id": "7", "content": "是"}, {"id": "8", "content": "否"}]}
+    page = {"title": "t", "appid": "wx1", "pagepath": "pages/index", "thumb_media_id": image}
+    assert authorised.send("msgmenu", {**menu, "tail_content": "Tap one"}) == 0
+    assert authorised.send("mpnewsarticle", {"article_id": "A1"}) == 0
+    assert authorised.send("wxcard", {"card_id": "C1"}) == 0
+    assert authorised.send("miniprogrampage", page) == 0
     shown = [message for message in authorised.chat() if message["by"] == "custom"]
     assert [(message["type"], message["content"]) for message in shown] == [
         ("image", None),
@@ -501,6 +514,10 @@ def test_the_kinds_of_messages(authorised):
         ("video", None),
         ("music", "song"),
         ("news", "t\nd\nhttps://example.org"),
+        ("msgmenu", "Solved?\n是\n否\nTap one"),
+        ("mpnewsarticle", "A1"),
+        ("wxcard", "C1"),
+        ("miniprogrampage", "t\npages/index"),
     ]
     assert shown[0]["sha256"] == hashlib.sha256(PHOTO).hexdigest()
 
@@ -525,7 +542,13 @@ def test_messages_that_are_refused_and_cost_no_right(authorised):
         ("news", {"articles": [{}, {}]}, 45008),
         ("news", {"articles": ["x"]}, 47001),
         ("hologram", {}, 40008),
-        ("msgmenu", {}, 40008),
+        ("msgmenu", {}, 47001),
+        ("msgmenu", {"list": [{"id": "1"}]}, 44004),
+        ("mpnews", {"media_id": image}, 40007),
+        ("mpnewsarticle", {}, 40035),
+        ("wxcard", {"card_id": 7}, 40035),
+        ("miniprogrampage", {"appid": "wx1", "pagepath": "p", "thumb_media_id": voice}, 40007),
+        ("miniprogrampage", {"appid": "wx1", "thumb_media_id": image}, 40035),
     ]
     for kind, part, code in wrong:
         assert authorised.send(kind, part) == code, (kind, part)
@@ -605,16 +628,106 @@ def test_clear_quota(authorised):
     assert [clear(THROWAWAY.appid) for _ in range(11)] == [0] * 10 + [48006]
 
 
-def test_unknown_calls_are_refused_and_counted(authorised):
+def test_calls_that_are_not_played_are_said_to_be(authorised):
     answer = authorised.get("/cgi-bin/media/get/jssdk")
-    assert answer.status_code == 404
+    assert answer.status_code == 200
     assert answer.json()["errcode"] == 40066
-    assert requests.put(f"{authorised.url}/cgi-bin/token", timeout=10).status_code == 405
+    assert "the sandbox does not play /cgi-bin/media/get/jssdk" in answer.json()["errmsg"]
+    assert authorised.post("/datacube/getusersummary", {}).json()["errcode"] == 40066
+    assert requests.get(f"{authorised.url}/cgi-bin/unknown", timeout=10).json()["errcode"] == 41001
     authorised.code("unknown")
     calls = requests.get(f"{authorised.url}/sandbox/calls", timeout=10).json()
     assert calls == {
         "/cgi-bin/stable_token": {"ok": 1},
-        "/cgi-bin/media/get/jssdk": {"HTTP 404": 1},
-        "/cgi-bin/token": {"HTTP 405": 1},
+        "/cgi-bin/media/get/jssdk": {"40066": 1},
+        "/datacube/getusersummary": {"40066": 1},
+        "/cgi-bin/unknown": {"41001": 1},
         "/cgi-bin/getcallbackip": {"40001": 1},
     }
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_the_wrong_method_is_said_to_be(platform, method):
+    for path, code in (
+        ("/cgi-bin/token", 43001),
+        ("/cgi-bin/stable_token", 43002),
+        ("/cgi-bin/menu/create", 43002),
+    ):
+        answer = requests.request(method, platform.url + path, timeout=10)
+        assert (answer.status_code, answer.json()["errcode"]) == (200, code)
+
+
+def test_user_info(authorised):
+    def info(openid):
+        return authorised.get("/cgi-bin/user/info", openid=openid).json()
+
+    assert info(FAN)["errcode"] == 40003
+    authorised.fan("event", event="subscribe")
+    assert info(FAN)["subscribe"] == 1
+    assert info(FAN)["openid"] == FAN
+    assert abs(info(FAN)["subscribe_time"] - time.time()) < 10
+    authorised.fan("event", event="unsubscribe")
+    assert info(FAN)["subscribe"] == 0
+    assert "subscribe_time" not in info(FAN)
+    assert authorised.get("/cgi-bin/user/info").json()["errcode"] == 40003
+
+
+# the menu
+
+CLICK = {"type": "click", "name": "今日歌曲", "key": "V1001"}
+VIEW = {"type": "view", "name": "网页", "url": "https://example.org/"}
+
+
+def test_a_menu_is_made_given_back_and_deleted(authorised):
+    def create(*buttons):
+        body = json.dumps({"button": list(buttons)}, ensure_ascii=False).encode()
+        url, query = f"{authorised.url}/cgi-bin/menu/create", {"access_token": authorised.token}
+        return requests.post(url, params=query, data=body, timeout=10).json()["errcode"]
+
+    def get():
+        return authorised.get("/cgi-bin/menu/get").json()
+
+    assert get()["errcode"] == 46003
+    sub = {
+        "name": "更多",
+        "sub_button": [VIEW, {"type": "scancode_push", "name": "扫码", "key": "K", "sub_button": []}],
+    }
+    assert create(CLICK, sub) == 0
+    assert get() == {
+        "menu": {
+            "button": [
+                {**CLICK, "sub_button": []},
+                {
+                    "name": "更多",
+                    "sub_button": [
+                        {**VIEW, "sub_button": []},
+                        {"type": "scancode_push", "name": "扫码", "key": "K", "sub_button": []},
+                    ],
+                },
+            ]
+        }
+    }
+    for wrong, code in (
+        ([], 40016),
+        ([CLICK] * 4, 40016),
+        ([{**CLICK, "name": ""}], 40018),
+        ([{**CLICK, "name": "一二三四五六"}], 40018),
+        ([{**CLICK, "type": "dance"}], 40017),
+        ([{"name": "x"}], 40017),
+        ([{**CLICK, "key": "k" * 129}], 40019),
+        ([{**CLICK, "key": None}], 40019),
+        ([{**VIEW, "url": "u" * 1025}], 40020),
+        ([{"name": "x", "sub_button": [CLICK] * 6}], 40023),
+        ([{"name": "x", "sub_button": [{**CLICK, "type": "dance"}]}], 40024),
+        ([{"name": "x", "sub_button": [{**CLICK, "name": "x" * 61}]}], 40025),
+        ([{"name": "x", "sub_button": [{**CLICK, "key": ""}]}], 40026),
+        ([{"name": "x", "sub_button": [{**VIEW, "url": ""}]}], 40027),
+        ([{"name": "x", "sub_button": [{"name": "y", "sub_button": [CLICK]}]}], 40022),
+        (["x"], 47001),
+    ):
+        assert create(*wrong) == code, wrong
+    escaped = authorised.post("/cgi-bin/menu/create", {"button": [CLICK]})  # requests writes \\u4eca
+    assert escaped.json()["errcode"] == 40033
+    assert len(get()["menu"]["button"]) == 2, "what was refused changed nothing"
+    assert authorised.get("/cgi-bin/menu/delete").json()["errcode"] == 0
+    assert get()["errcode"] == 46003

@@ -104,13 +104,13 @@ def test_a_feed_begins_with_all_there_is_and_ends_with_the_sandbox():
             assert next(lines) == b"retry: 1000"
             assert next(lines) == b"event: state"
             state = json.loads(next(lines).removeprefix(b"data: "))
-            assert set(state) == {"fans", "pushes", "calls", "faults"}
+            assert set(state) == {"fans", "pushes", "calls", "menu", "faults"}
             next(lines)
             sandbox.state.replace_faults([{"path": "/x\ny", "errcode": 1}])
             assert next(lines) == b"event: faults"
             assert json.loads(next(lines).removeprefix(b"data: "))["faults"][0]["path"] == "/x\ny"
             sandbox.state.reset()
-            sandbox.state.count_call("/x", "ok")
+            sandbox.state.count_call("/x", "ok", {})
             rest = []
             for line in lines:
                 rest.append(line)
@@ -141,7 +141,7 @@ def test_a_page_that_falls_behind_is_let_go(sandbox):
     feed = Feed(sandbox.state)
     connection = feed.connect()
     for _ in range(2000):
-        sandbox.state.count_call("/x", "ok")
+        sandbox.state.count_call("/x", "ok", {})
     assert len(list(connection)) == 1, "what there was; the page begins anew"
     connection.close()
     assert listeners(sandbox) == 0
