@@ -124,7 +124,15 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict
     _claim_port(port + 1, "PORT + 1 (the sandbox)")
     log = FOLDER / "data" / "sandbox" / "sandbox.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = ["sandbox", "--port", str(port + 1), "--callback", f"{bot}/wechat"]
+    command = [
+        "sandbox",
+        "--port",
+        str(port + 1),
+        "--callback",
+        f"{bot}/wechat",
+        "--data",
+        str(log.parent / "platform"),
+    ]
     processes.start("sandbox", command, environ, log)
     _start_bot(processes, environ, settings)
     _until(
