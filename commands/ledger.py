@@ -6,8 +6,8 @@ import time
 
 import click
 
-import purge
 from commands.common import app_parts, errors_in_one_line, show_json
+from storage import purge
 
 
 @click.group()

@@ -8,6 +8,7 @@ Make one Database per process, after a fork: connections do not survive one.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import stat
@@ -29,7 +30,11 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from storage.errors import DatabaseUnavailableError, SchemaError
+from storage.folders import make_folder, sync_folder, sync_parents
+from storage.ids import skip_reserved
 from storage.together import Together
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # How it is run with others in one transaction, and alone.
@@ -41,11 +46,15 @@ MAX_CONNECTIONS = 16
 WAIT_SECONDS = 6.0
 """How long an operation waits for a database that is busy or away: past the platform's 5 s."""
 
+SYNC_SECONDS = 1.0
+"""With LEDGER_SYNC=normal: a commit is on the disk so long after it, and what the disk then takes."""
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
 _CHECKPOINT_WRITES = 1000
 _CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
+_FILE_TIME_SECONDS = 0.1
 _CONNECT_SECONDS = 3
 _LOCK_SECONDS = 5
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
@@ -92,6 +101,14 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._together = Together(self._write_all)
+        self._path = Path(str(self._address.database))  # of the SQLite file
+        self.loses_newest = self.is_sqlite and sync == "normal"
+        """Whether a power cut may take the newest commits: those after the last `sync()`."""
+        self._sync_is_due = False
+        self._synced: tuple[int, int] | None = (
+            None  # the log as it was then: its size, and when it was written
+        )
+        self._open: int | None = None  # the file that says that a process has the database open
         self._folder: int | None = None  # the SQLite file's, open
         self._written = 0  # since this process last brought the log into the file
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
@@ -156,6 +173,11 @@ class Database:
                 _checkpoint(connection)
 
         results = self._admitted(write, wait)
+        if self.loses_newest and not self._sync_is_due:
+            self._sync_is_due = True
+            timer = threading.Timer(SYNC_SECONDS, self._sync_in_time)
+            timer.daemon = True
+            timer.start()
         self._written += len(results)
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0
@@ -207,7 +229,7 @@ class Database:
                 self._idle.append(connection)
                 return result
             # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
-            self.close()  # what broke one connection has mostly broken the idle ones too
+            self._close_idle()  # what broke one connection has mostly broken the idle ones too
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 raise DatabaseUnavailableError(f"{reason} (waited {wait:g} s)")
@@ -254,23 +276,66 @@ class Database:
             self._preparing.release()
 
     def _prepare(self, wait: float) -> None:
-        path = Path(str(self._address.database))
         if self.is_sqlite:
-            _prepare_file(path)
+            _prepare_file(self._path)
             if self._folder is None:
-                self._folder = os.open(path.parent, os.O_RDONLY)
+                self._folder = os.open(self._path.parent, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._folder)
         versions = (self._migrations / "versions").glob("[0-9]*.py")
         newest = max(version.name.partition("_")[0] for version in versions)
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.
-        if self._run(lambda connection: _revision(connection) == newest, wait=wait):
+        if not self._run(lambda connection: _revision(connection) == newest, wait=wait):
+            with _folder_lock(self._path.parent) if self.is_sqlite else nullcontext():
+                if self.is_sqlite:
+                    wal = "PRAGMA journal_mode = WAL"
+                    self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
+                migrate = self._transaction(lambda connection: _migrate(connection, self._migrations, newest))
+                self._run(migrate, wait=wait)
+        if self.is_sqlite:
+            self._after_a_power_cut(wait)
+
+    def _after_a_power_cut(self, wait: float) -> None:
+        """The first process to open a SQLite database cannot tell whether there was one, and acts as if."""
+        with _folder_lock(self._path.parent):
+            if self._open is None:
+                self._open = os.open(f"{self._path}-open", os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(self._open, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # another process has it open
+            else:
+                self._run(self._transaction(skip_reserved), wait=wait)
+            fcntl.flock(self._open, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # The process that made the file, its folder or the schema may have died before it came to this.
+        self.sync()
+        sync_parents(self._path)
+
+    def sync(self) -> None:
+        """Return when all that was committed would survive a power cut. Raises DatabaseUnavailableError.
+
+        Unless the database `loses_newest` each commit sees to that by itself.
+        """
+        if not self.loses_newest:
             return
-        with _folder_lock(path.parent) if self.is_sqlite else nullcontext():
-            if self.is_sqlite:
-                wal = "PRAGMA journal_mode = WAL"
-                self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
-            migrate = self._transaction(lambda connection: _migrate(connection, self._migrations, newest))
-            self._run(migrate, wait=wait)
+        try:
+            # What is not in the log any more was brought into the file, which SQLite syncs.
+            with suppress(FileNotFoundError), open(f"{self._path}-wal", "rb") as wal:
+                state = os.fstat(wal.fileno())
+                written = state.st_size, state.st_mtime_ns
+                if written != self._synced:
+                    os.fsync(wal.fileno())
+                    sync_folder(self._path.parent)
+                    # A file's time moves on in steps: within one, a change would not show.
+                    self._synced = written if time.time() - state.st_mtime > _FILE_TIME_SECONDS else None
+        except OSError as error:
+            raise DatabaseUnavailableError(f"SQLite: {error}: look at the disk (DATABASE_URL)") from None
+
+    def _sync_in_time(self) -> None:
+        self._sync_is_due = False
+        try:
+            self.sync()
+        except DatabaseUnavailableError as error:
+            log.error("the newest messages are not on the disk yet", extra={"reason": str(error)})
 
     def check(self, *, wait: float = 1.0) -> None:
         """Return when the database can be written. Raises DatabaseUnavailableError."""
@@ -279,7 +344,16 @@ class Database:
         self.write(lambda connection: connection.exec_driver_sql(nothing).rowcount, wait=wait)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close what is not in use. The next operation meets the database anew."""
+        if self._sync_is_due:
+            self._sync_in_time()
+        self._ready = False
+        self._close_idle()
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
+
+    def _close_idle(self) -> None:
         while True:
             try:
                 connection = self._idle.pop()
@@ -391,11 +465,11 @@ def _address(url: str) -> URL:
 def _prepare_file(path: Path) -> None:
     """Make the file before SQLite does, with the mode that SQLite then also gives the files beside it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         # Never opened here: closing it would drop the locks of connections that this process already has.
-        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        for name in (path, *(Path(f"{path}-{end}") for end in ("wal", "shm", "open"))):
             if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
                 name.chmod(0o600)
     except OSError as error:

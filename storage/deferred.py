@@ -80,6 +80,7 @@ class Works:
             )
             return recorded, None if claim is None else Work(recorded.id, message.raw, 1, claim)
 
+        self._ledger.ids.before_insert()
         return self._database.transact(both)
 
     def count_delivery(self, ledger_id: int) -> int:
@@ -222,6 +223,7 @@ class Works:
                 connection.execute(update(messages).where(messages.c.id == row.id).values(send_state="given"))
             return recorded
 
+        self._ledger.ids.before_insert()
         return self._database.transact(pass_on)
 
     def settle(self, now: float, state: Literal["pending", "owed"]) -> int:

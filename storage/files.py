@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from storage.folders import make_folder, sync_folder, sync_parents
 from storage.together import Together
 
 if TYPE_CHECKING:
@@ -74,10 +75,11 @@ class FileStore(Protocol):
         """The file's size in bytes; None when there is none."""
 
     def delete(self, key: str) -> None:
-        """Delete the file; one that is not there is no error."""
+        """Delete the file; one that is not there is no error. It does not come back after a crash of the machine."""
 
-    def delete_all(self, stem: str) -> None:
-        """Delete whatever any attempt left under this stem, whole or not."""
+    def delete_all(self, stems: Sequence[str]) -> int:
+        """Delete whatever lies under these stems, whatever its extension, whole or not; returns how many whole files
+        there were. Nothing of it comes back after a crash of the machine."""
 
     def discard(self, stem: str, attempt: int) -> None:
         """Delete what this attempt and those before it left unfinished."""
@@ -135,10 +137,12 @@ class DiskStore:
         try:
             os.replace(unfinished, path)
         except FileNotFoundError:  # a new day
-            os.makedirs(folder, exist_ok=True)
+            make_folder(Path(folder))
             os.replace(unfinished, path)
         self._sync(folder, threading.TIMEOUT_MAX)
-        self._make_lasting(folder)
+        if folder not in self._lasting:  # once for each
+            sync_parents(folder)
+            self._lasting.add(folder)
         return StoredFile(key, size, digest)
 
     def _begun(self, unfinished: str) -> BinaryIO:
@@ -149,7 +153,7 @@ class DiskStore:
             return open(unfinished, "xb", opener=_private)
 
     def _make_unfinished(self) -> None:
-        Path(self._unfinished).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(Path(self._unfinished))
 
     def open(self, key: str) -> BinaryIO:
         return open(self._path(key), "rb")
@@ -161,14 +165,19 @@ class DiskStore:
             return None
 
     def delete(self, key: str) -> None:
-        Path(self._path(key)).unlink(missing_ok=True)
+        path = self._path(key)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            sync_folder(os.path.dirname(path))
 
-    def delete_all(self, stem: str) -> None:
-        _check(_STEM, stem)
-        path = Path(self._folder, stem)
-        unfinished = Path(self._unfinished).glob(f"{_flat(stem)}.*")
-        for found in [*path.parent.glob(f"{path.name}.*"), *unfinished]:
-            found.unlink(missing_ok=True)
+    def delete_all(self, stems: Sequence[str]) -> int:
+        by_folder: dict[str, set[str]] = {}
+        for stem in stems:
+            _check(_STEM, stem)
+            folder, name = os.path.split(os.path.join(self._folder, stem))
+            by_folder.setdefault(folder, set()).add(name)
+        _delete_from(self._unfinished, set(map(_flat, stems)))
+        return sum(_delete_from(folder, names) for folder, names in by_folder.items())
 
     def discard(self, stem: str, attempt: int) -> None:
         _check(_STEM, stem)
@@ -179,7 +188,7 @@ class DiskStore:
                     Path(self._unfinished, name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
-        os.makedirs(self._folder, exist_ok=True)
+        make_folder(Path(self._folder))
         return shutil.disk_usage(self._folder).free
 
     def check(self) -> None:
@@ -190,17 +199,6 @@ class DiskStore:
     def _path(self, key: str) -> str:
         _check(_KEY, key)
         return os.path.join(self._folder, key)
-
-    def _make_lasting(self, folder: str) -> None:
-        """Sync the folders above, once for each: whoever made one may not have come to that."""
-        if folder in self._lasting:
-            return
-        for parent in Path(folder).absolute().parents:
-            try:
-                _sync_folder(parent)
-            except PermissionError:  # not ours, so none of us made what is in it
-                break
-        self._lasting.add(folder)
 
 
 class S3Store:
@@ -259,13 +257,17 @@ class S3Store:
         with _store_errors("delete"):
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
-    def delete_all(self, stem: str) -> None:
-        _check(_STEM, stem)
-        with _store_errors("list"):
-            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
-        for item in found.get("Contents", []):
-            with _store_errors("delete"):
-                self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+    def delete_all(self, stems: Sequence[str]) -> int:
+        deleted = 0
+        for stem in stems:
+            _check(_STEM, stem)
+            with _store_errors("list"):
+                found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
+            for item in found.get("Contents", []):
+                with _store_errors("delete"):
+                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+                deleted += 1
+        return deleted
 
     def discard(self, stem: str, attempt: int) -> None:
         """Nothing to do: what is unfinished never reaches the store."""
@@ -373,13 +375,18 @@ def _sync_folders(folders: Callable[[], Sequence[str]], wait: float) -> Sequence
     """For many files of a folder once."""
     now = folders()
     for folder in set(now):
-        _sync_folder(folder)
+        sync_folder(folder)
     return [None] * len(now)
 
 
-def _sync_folder(folder: str | Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _delete_from(folder: str, stems: set[str]) -> int:
+    """Delete the files of these names in one folder, whatever their extension; returns how many."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        names = [name for name in os.listdir(folder) if name.partition(".")[0] in stems]
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    sync_folder(folder)  # also where nothing was found: who deleted it may have died before this
+    return len(names)

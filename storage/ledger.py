@@ -40,6 +40,7 @@ from sqlalchemy.sql import ColumnElement
 
 from storage.database import WAIT_SECONDS, Database, driver_of
 from storage.files import StoredFile
+from storage.ids import IdReserve
 from storage.models import (
     AHEAD_SECONDS,
     FAILED,
@@ -48,7 +49,7 @@ from storage.models import (
     STORED,
     UNKNOWN,
     WAITING,
-    doomed_files,
+    files_to_delete,
     lease_over,
     messages,
     purge_index,
@@ -59,7 +60,6 @@ from wechat.messages import Message
 
 __all__ = [
     "Backlog",
-    "Doomed",
     "Download",
     "Entry",
     "Job",
@@ -209,14 +209,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Doomed:
-    """A file whose row is purged. `key` is None where none was recorded: then delete whatever lies under `stem`."""
-
-    stem: str
-    key: str | None
-
-
-@dataclass(frozen=True)
 class Unsubscribed:
     """A fan who unsubscribed, and when (unix seconds)."""
 
@@ -317,6 +309,7 @@ class Ledger:
             raise ValueError("WECHAT_APPID may hold letters, digits, - and _ only: it names a folder")
         self._database = database
         self._appid = appid
+        self.ids = IdReserve(database)
         self._find = _FIND.replace("?", database.placeholder)
         self._record = _RECORD.replace("?", database.placeholder)
         self._claim_due = {name: database.prepared(lane.claim_due) for name, lane in _LANES.items()}
@@ -351,6 +344,7 @@ class Ledger:
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
         values = self._values(message, reply, now, "waiting" if message.media_id and send_back else None)
+        self.ids.before_insert()
         recorded, _ = self._database.write(lambda connection: self._insert(connection, values), wait=wait)
         return recorded
 
@@ -393,6 +387,7 @@ class Ledger:
         driver = driver_of(connection)
         while True:
             for row in driver.execute(self._record, values).fetchall():
+                self.ids.given(row[0])
                 return Recorded(row[0], values[9], values[14] == "working"), True
             for row in driver.execute(self._find, values[:3]).fetchall():
                 return Recorded(row[0], row[1], bool(row[2])), False
@@ -608,9 +603,8 @@ class Ledger:
         """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
 
         Call it until it returns 0. (The first call indexes the ledger, some seconds for a million rows, in
-        transactions short enough for pushes to go on.) The files' names are kept, in the same commit, until they are
-        deleted: delete what `doomed` returns from the store, then give it to `forget`. A crash in between repeats a
-        deletion and loses none. A pending download goes with its row; a worker that has it sees that its mark returns
+        transactions short enough for pushes to go on.) The same commit keeps what is then to be deleted from the
+        store: `files_to_delete`. A pending download goes with its row; a worker that has it sees that its mark returns
         False.
         """
         if before is None and fan is None:
@@ -629,24 +623,23 @@ class Ledger:
                 .returning(
                     messages.c.id,
                     messages.c.received_at,
-                    messages.c.media_key,
                     messages.c.media_attempts,
                     messages.c.media_lease_until,
+                    messages.c.thumbnail_due,
                 )
             ).all()
             files = [
                 {
                     "stem": _stem(self._appid, row.received_at, row.id),
                     "appid": self._appid,
-                    "key": row.media_key,
                     # A worker may be at it until its lease is over, and die after its file is in place.
-                    "due": max(now, row.media_lease_until or 0.0),
+                    "due": max(now, row.media_lease_until or 0.0, row.thumbnail_due or 0.0),
                 }
                 for row in rows
                 if row.media_attempts
             ]
             if files:
-                connection.execute(insert(doomed_files), files)
+                connection.execute(insert(files_to_delete), files)
             return len(rows)
 
         return self._database.transact(remove)
@@ -662,19 +655,21 @@ class Ledger:
         rows = self._database.run(lambda connection: connection.execute(statement).all())
         return [Unsubscribed(row.sender, row.received_at) for row in rows]
 
-    def doomed(self, now: float, limit: int = 500) -> list[Doomed]:
-        """Files whose rows are purged: to be deleted from the store now."""
+    def files_to_delete(self, now: float, limit: int = 500) -> list[str]:
+        """Stems of files whose rows are purged: delete from the stores now whatever lies under them."""
         statement = (
-            select(doomed_files.c.stem, doomed_files.c.key)
-            .where(doomed_files.c.appid == self._appid, doomed_files.c.due <= now)
+            select(files_to_delete.c.stem)
+            .where(files_to_delete.c.appid == self._appid, files_to_delete.c.due <= now)
             .limit(limit)
         )
-        rows = self._database.run(lambda connection: connection.execute(statement).all())
-        return [Doomed(row.stem, row.key) for row in rows]
+        stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))
+        if stems:
+            self._database.sync()  # else a power cut could bring back a row whose file is deleted
+        return stems
 
-    def forget(self, doomed: Sequence[Doomed]) -> None:
-        """These are deleted from the store."""
-        statement = delete(doomed_files).where(doomed_files.c.stem.in_([file.stem for file in doomed]))
+    def mark_deleted(self, stems: Sequence[str]) -> None:
+        """Nothing lies under these stems any more, and a power cut would not bring it back."""
+        statement = delete(files_to_delete).where(files_to_delete.c.stem.in_(stems))
         self._database.write(lambda connection: connection.execute(statement))
 
     def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list["_Claimed"]]:

@@ -124,16 +124,17 @@ _partial("results_working", "id", "send_state = 'working'")
 _partial("results_owed", "sender id", "send_state = 'owed'")
 _partial("unsubscribed", "id", "event = 'unsubscribe'")
 
-# Files whose rows are purged, until they are deleted. `key` is NULL where no file was recorded: then whatever
-# an interrupted attempt may have left under `stem` goes.
-doomed_files = Table(
-    "doomed_files",
+# Files whose rows are purged, until they are deleted: whatever lies under `stem`, and its thumbnail.
+files_to_delete = Table(
+    "files_to_delete",
     metadata,
     Column("stem", Text, primary_key=True),
     Column("appid", Text, nullable=False),
-    Column("key", Text),
     Column("due", Double, nullable=False),
 )
+
+# With LEDGER_SYNC=normal: the highest id of a message that may be given now. One row. See storage.ids.
+id_reserve = Table("id_reserve", metadata, Column("upto", BigInteger, nullable=False))
 
 # Whose messages are how old, for a purge. Indexes on `messages` would cost every push, that on the sender a page
 # somewhere in the middle of a large tree; this is filled when a purge asks, up to `purge_index_upto.id`.

@@ -1,6 +1,7 @@
 """Opening, migrating and losing a database: SQLite and PostgreSQL, one process and ten."""
 
 import fcntl
+import itertools
 import os
 import shutil
 import sqlite3
@@ -16,12 +17,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from storage.database import MAX_CONNECTIONS, MIGRATIONS, connect
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, connect
 from storage.errors import DatabaseUnavailableError, SchemaError
+from storage.ledger import Ledger
 from storage.models import metadata
+from tests import pushing
 from tests.conftest import eventually
+from wechat.messages import parse_message
 
 ROOT = Path(__file__).parent.parent
+NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 NEXT_REVISION = '''
 """A later version's schema."""
@@ -29,8 +34,8 @@ NEXT_REVISION = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9999"
+down_revision = "NEWEST"
 
 
 def upgrade():
@@ -55,7 +60,7 @@ INSERT = (
 
 def later_migrations(folder):
     shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_mood.py").write_text(NEXT_REVISION)
+    (folder / "versions" / "9999_mood.py").write_text(NEXT_REVISION.replace("NEWEST", NEWEST))
     return folder
 
 
@@ -91,7 +96,7 @@ class TestConnect:
             lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
         )
         assert difference == []
-        assert rows(database, "SELECT version_num FROM alembic_version") == [("0001",)]
+        assert rows(database, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
 
     def test_again_does_not_even_import_alembic(self, database_url):
         code = (
@@ -128,17 +133,17 @@ class TestConnect:
     def test_a_migration_that_fails_changes_nothing(self, empty_url, opened, tmp_path):
         database = opened(empty_url)
         folder = later_migrations(tmp_path / "later")
-        with (folder / "versions" / "0002_mood.py").open("a") as file:
+        with (folder / "versions" / "9999_mood.py").open("a") as file:
             file.write("    raise RuntimeError('half way')\n")
         with pytest.raises(RuntimeError, match="half way"):
             opened(empty_url, migrations=folder)
         columns = database.run(lambda connection: sqlalchemy.inspect(connection).get_columns("messages"))
         assert "mood" not in {column["name"] for column in columns}
-        assert rows(opened(empty_url), "SELECT version_num FROM alembic_version") == [("0001",)]
+        assert rows(opened(empty_url), "SELECT version_num FROM alembic_version") == [(NEWEST,)]
 
     def test_refuses_a_newer_schema(self, empty_url, opened, tmp_path):
         opened(empty_url, migrations=later_migrations(tmp_path / "later"))
-        with pytest.raises(SchemaError, match=r"newer version .*schema 0002.*DATABASE_URL"):
+        with pytest.raises(SchemaError, match=r"newer version .*schema 9999.*DATABASE_URL"):
             opened(empty_url)
 
     @pytest.mark.parametrize(
@@ -174,9 +179,12 @@ class TestSqliteFile:
             database = opened(f"sqlite:///{tmp_path}/a/b/bot.db")
             execute(database, INSERT)
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a/b").iterdir()}
+            folders = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")}
         finally:
             os.umask(old)
-        assert modes == {"bot.db": 0o600, "bot.db-wal": 0o600, "bot.db-shm": 0o600}
+        assert set(modes) == {"bot.db", "bot.db-wal", "bot.db-shm", "bot.db-open"}
+        assert set(modes.values()) == {0o600}
+        assert folders == {0o700}
 
     def test_is_closed_to_others_when_it_was_open(self, tmp_path, opened):
         first = opened(f"sqlite:///{tmp_path}/bot.db")
@@ -375,3 +383,77 @@ def test_a_stopped_process_that_has_the_turn_holds_up_one_thread_alone(tmp_path)
         held_up.result(10)
     database.check(wait=5)
     database.close()
+
+
+def written_to_the_disk(monkeypatch):
+    """The paths that are synced from now on."""
+    synced, sync = [], os.fsync
+
+    def noted(handle):
+        sync(handle)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return synced
+
+
+@pytest.mark.parametrize("sync", ["full", "normal"])
+def test_new_folders_and_files_are_on_the_disk_before_the_first_answer(tmp_path, monkeypatch, sync):
+    synced = written_to_the_disk(monkeypatch)
+    connect(f"sqlite:///{tmp_path}/a/b/bot.db", sync=sync).close()
+    assert {tmp_path, tmp_path / "a", tmp_path / "a/b"} <= set(synced)
+    if sync == "normal":  # else SQLite syncs its log itself
+        assert tmp_path / "a/b/bot.db-wal" in synced
+
+
+def test_normal_has_each_commit_on_the_disk_in_time(tmp_path, monkeypatch):
+    database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
+    synced = written_to_the_disk(monkeypatch)
+    for _ in range(2):
+        database.write(lambda connection: connection.exec_driver_sql(INSERT))
+        database.write(lambda connection: connection.exec_driver_sql("DELETE FROM messages"))
+        written = time.monotonic()
+        eventually(lambda: tmp_path / "bot.db-wal" in synced and tmp_path in synced, SYNC_SECONDS + 2)
+        assert time.monotonic() - written > SYNC_SECONDS / 2, "one way to the disk for many messages"
+        synced.clear()
+    database.close()
+
+
+@pytest.mark.parametrize("then", ["full", "normal"])
+def test_an_id_is_never_given_again_after_a_power_cut(tmp_path, then):
+    """What `normal` had not synced is lost; what it had is a copy of the files, made at that moment."""
+
+    def record(database, count):
+        ledger = Ledger(database, "wx1")
+        messages = [parse_message(pushing.text(next(numbers)).encode()) for _ in range(count)]
+        return [ledger.record(message, None, 1.0).id for message in messages]
+
+    numbers, given = itertools.count(), []
+    for cut in range(3):
+        before, after = tmp_path / str(cut), tmp_path / str(cut + 1)
+        database = connect(f"sqlite:///{before}/bot.db", sync="normal")
+        given += record(database, 3 if cut else 0)
+        database.sync()
+        shutil.copytree(before, after)
+        given += record(database, 700)  # more than a block before the next is reserved, and not on the disk
+        database.sync()
+        shutil.rmtree(after)
+        shutil.copytree(before, after)
+        given += record(database, 400)
+        database.close()
+    database = connect(f"sqlite:///{after}/bot.db", sync=then)
+    given += record(database, 3)
+    database.close()
+    assert len(set(given)) == len(given)
+    assert max(given) < 20_000, "and few are left out"
+
+
+def test_ids_are_left_out_by_no_process_that_joins_others(tmp_path):
+    url = f"sqlite:///{tmp_path}/bot.db"
+    first = connect(url, sync="normal")
+    Ledger(first, "wx1").record(parse_message(pushing.text(1).encode()), None, 1.0)
+    second = connect(url, sync="normal")
+    message = parse_message(pushing.text(2).encode())
+    assert Ledger(second, "wx1").record(message, None, 1.0).id == 2
+    first.close()
+    second.close()

@@ -110,8 +110,8 @@ class TestEveryStore:
         put(store)
         put(store, stem=f"{STEM}0")
         store.put(STEM, [b"x"], extension=lambda _: "png", attempt=1)
-        store.delete_all(STEM)
-        store.delete_all("wx0/2023/01/01/1")
+        assert store.delete_all([STEM, "wx0/2023/01/01/1"]) == 2
+        assert store.delete_all([STEM]) == 0
         assert store.size(KEY) is store.size(f"{STEM}.png") is None
         assert store.size(f"{STEM}0.jpg") == len(PHOTO)
 
@@ -136,7 +136,7 @@ class TestEveryStore:
                 partial(store.open, f"{name}.jpg"),
                 partial(store.size, f"{name}.jpg"),
                 partial(store.delete, f"{name}.jpg"),
-                partial(store.delete_all, name),
+                partial(store.delete_all, [name]),
             ):
                 with pytest.raises(ValueError, match="not a key"):
                     refused()
@@ -186,7 +186,7 @@ class TestDisk:
             store.put(STEM, cut(b"x"), extension=jpg, attempt=3)
         assert files_in(unfinished) == names[3:]
         (unfinished / names[0]).write_bytes(b"half")
-        store.delete_all(STEM)
+        store.delete_all([STEM])
         assert files_in(folder) == [f".tmp/{names[3]}"]
 
     def test_an_attempt_that_was_given_up_cannot_finish(self, store, folder):
@@ -400,7 +400,7 @@ class TestS3:
                 lambda: put(store),
                 lambda: store.open(KEY),
                 lambda: store.delete(KEY),
-                lambda: store.delete_all(STEM),
+                lambda: store.delete_all([STEM]),
                 store.check,
             ):
                 with pytest.raises(OSError, match=r"HTTP|no such") as caught:

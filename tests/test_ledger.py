@@ -16,7 +16,7 @@ import storage.ledger
 from storage.database import connect
 from storage.errors import DatabaseUnavailableError
 from storage.files import DiskStore, StoredFile
-from storage.ledger import Doomed, Entry, Ledger, Recorded, Status
+from storage.ledger import Entry, Ledger, Recorded, Status
 from storage.models import messages
 from tests.databases import APPID
 from wechat.messages import parse_message
@@ -512,14 +512,12 @@ class TestPurge:
         assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 0
         assert ledger.get(words.id) is None
         assert ledger.get(jobs[3].id) is not None
-        doomed = ledger.doomed(now)
-        assert sorted(doomed, key=lambda file: file.stem) == [
-            Doomed(job.stem, f"{job.stem}.jpg") for job in jobs[:3]
-        ]
-        ledger.forget(doomed[:2])
-        assert ledger.doomed(now) == doomed[2:]
-        ledger.forget(doomed)
-        assert ledger.doomed(now) == []
+        stems = ledger.files_to_delete(now)
+        assert sorted(stems) == [job.stem for job in jobs[:3]]
+        ledger.mark_deleted(stems[:2])
+        assert ledger.files_to_delete(now) == stems[2:]
+        ledger.mark_deleted(stems)
+        assert ledger.files_to_delete(now) == []
 
     def test_an_empty_ledger(self, ledger):
         assert ledger.purge(T0, before=T0) == ledger.purge(T0, fan=FAN) == 0
@@ -589,7 +587,7 @@ class TestPurge:
         while rows := ledger.purge(T0, before=T0 + 1):
             purged.append(rows)
         assert sum(purged) == 60
-        assert len(ledger.doomed(T0 + 99)) == 60
+        assert len(ledger.files_to_delete(T0 + 99)) == 60
 
     def test_takes_the_pending_download_and_the_worker_notices(self, ledger):
         died = download(ledger, 1, now=T0)
@@ -601,11 +599,11 @@ class TestPurge:
         assert not ledger.mark_stored(job, FILE, T0 + 101)
         assert ledger.get(job.id) is None
         # What an attempt may have left is looked for once no worker can be at it any more.
-        assert ledger.doomed(T0 + 100) == [Doomed(died.stem, None)]
-        ledger.forget(ledger.doomed(T0 + 100))
+        assert ledger.files_to_delete(T0 + 100) == [died.stem]
+        ledger.mark_deleted([died.stem])
         # The row that no attempt was made for has nothing to look for.
         assert ledger.get(untouched.id) is None
-        assert ledger.doomed(T0 + 115) == [Doomed(job.stem, None)]
+        assert ledger.files_to_delete(T0 + 115) == [job.stem]
 
 
 WORKER = """

@@ -1,11 +1,16 @@
 """Purging: rows and files go together, in batches, whoever crashes in between; by age, by fan, by unsubscribing."""
 
+import errno
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-import purge
+from storage import purge
+from storage.files import DiskStore
+from storage.gallery import GalleryRows
 from tests import pushing
 from tests.conftest import FAN
 from tests.test_cli import last
@@ -76,7 +81,61 @@ def test_a_crash_between_row_and_file_is_made_good(ledger, store, thumbnails):
     assert store.size(key) is not None
     assert purge.delete_files(ledger, store, thumbnails, now=NOW) == 1
     assert store.size(key) is None
-    assert ledger.doomed(NOW + 1e6) == []
+    assert ledger.files_to_delete(NOW + 1e6) == []
+
+
+def test_whatever_lies_under_a_purged_stem_goes(ledger, store, thumbnails):
+    entry = ledger.get(keep(ledger, store, 1))
+    stem = entry.media_key.rpartition(".")[0]
+    other = store.put(f"{stem}0", [b"of another message"], extension=lambda _: "jpg", attempt=1)
+    store.put(stem, [b"of an attempt that lost its claim"], extension=lambda _: "bin", attempt=1)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=2)
+    assert store.size(entry.media_key) is store.size(f"{stem}.bin") is None
+    assert store.size(other.key) is not None
+
+
+def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(ledger, tmp_path, monkeypatch):
+    """Else a power cut brings the files back, and nobody knows that they are to go."""
+    store = DiskStore(tmp_path / "media")
+    thumbnails = Thumbnails(f"{tmp_path}/media", store)
+    stem = ledger.get(keep(ledger, store, 1)).media_key.rpartition(".")[0]
+    small = DiskStore(tmp_path / "media-thumbnails")
+    small.put(stem, [b"small"], extension=lambda _: "jpg", attempt=1)
+    ledger.purge(NOW, fan=FAN)
+    sync, synced = os.fsync, []
+    lost = {"media": False, "media-thumbnails": False}
+
+    def unreliable(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        for name in lost:
+            if (tmp_path / name) in path.parents and path.is_dir():
+                synced.append(name)
+                if lost[name]:
+                    raise OSError(errno.EIO, "the disk failed")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", unreliable)
+    for failing in lost:
+        lost[failing] = True
+        with pytest.raises(OSError, match="the disk failed"):
+            purge.delete_files(ledger, store, thumbnails, now=NOW)
+        assert ledger.files_to_delete(NOW) == [stem]
+        lost[failing] = False
+    synced.clear()
+    purge.delete_files(ledger, store, thumbnails, now=NOW)
+    assert set(synced) == {"media", "media-thumbnails"}, "though the files were gone already"
+    assert ledger.files_to_delete(NOW) == []
+
+
+def test_a_thumbnail_that_is_being_made_is_looked_for_again(ledger, database, store, thumbnails):
+    key = ledger.get(keep(ledger, store, 1)).media_key
+    picture = GalleryRows(database, ledger.get(1).appid).claim_picture(NOW, 120)
+    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+    thumbnails.make(picture.media_key)  # and here the process died
+    assert purge.delete_files(ledger, store, thumbnails, now=NOW + 121) == 1
+    assert store.size(key) is None
+    with pytest.raises(FileNotFoundError):
+        thumbnails.open(key)
 
 
 def test_a_download_in_the_middle_leaves_no_file(ledger, store, thumbnails):

@@ -64,9 +64,9 @@ class Thumbnails:
         """The thumbnail of this stored picture, a JPEG. Raises FileNotFoundError."""
         return self._place.open(f"{_stem(media_key)}.jpg")
 
-    def delete(self, stem: str) -> None:
-        """Delete the thumbnail of the picture with this stem, if there is any: for a purge."""
-        self._place.delete_all(stem)
+    def delete(self, *stems: str) -> None:
+        """Delete the thumbnails of the pictures with these stems, if there are any: for a purge."""
+        self._place.delete_all(stems)
 
     def rest(self) -> None:
         """There is nothing to make: ends the decoder when that has been so for a while."""

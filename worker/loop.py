@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import cores
-import purge
+from storage import purge
 from storage.deferred import Works
 from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore

@@ -1,17 +1,25 @@
 """Deletes what is no longer to be kept: rows, their files and thumbnails, in batches, while the rest goes on.
 
-Knows the order: rows first, whose commit keeps the files' names; then the files; then the names. A crash in between
-repeats a deletion and forgets none. Does not know why something is to go, nor SQL.
+Knows the order: first the rows, whose commit keeps what is to be deleted; then the files and thumbnails, until their
+folders are on the disk without them; then what was kept for that. A crash or a power cut in between repeats a deletion
+and forgets none. Does not know why something is to go, nor SQL.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from storage.files import FileStore
 from storage.ledger import Ledger
-from thumbnails.shelf import Thumbnails
+
+
+class Thumbnails(Protocol):
+    """Where the thumbnails lie."""
+
+    def delete(self, *stems: str) -> None:
+        """As FileStore.delete_all."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,12 @@ def purge(
 
 
 def delete_files(ledger: Ledger, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
-    """Deletes the files whose rows are gone; returns how many there were."""
+    """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were."""
     deleted = 0
-    while doomed := ledger.doomed(now):
-        for file in doomed:
-            thumbnails.delete(file.stem)
-            if file.key is None:
-                files.delete_all(file.stem)
-            else:
-                files.delete(file.key)
-                deleted += 1
-        ledger.forget(doomed)
+    while stems := ledger.files_to_delete(now):
+        thumbnails.delete(*stems)
+        deleted += files.delete_all(stems)
+        ledger.mark_deleted(stems)
     return deleted
 
 
