@@ -39,14 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     everything = parts.build(settings)
     app.extensions["parts"] = everything
     app.register_blueprint(
-        callback.callback(
-            everything.receiver,
-            everything.ledger,
-            max_push_bytes=settings.max_push_bytes,
-            upload=settings.echo_via == "upload",
-            wake=everything.worker.wake,
-            deferred=everything.deferred,
-        )
+        callback.callback(everything.receiver, everything.answers, max_push_bytes=settings.max_push_bytes)
     )
     app.register_blueprint(
         ops.ops(everything.database, everything.ledger, everything.files, everything.tokens, everything.token)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from answers.answer import Answers
 from answers.late import DeferredReplies
 from config import Settings
 from storage.database import Database
@@ -49,6 +50,7 @@ class Parts:
     receiver: Receiver
     worker: Worker
     deferred: DeferredReplies
+    answers: Answers
 
     def stop(self) -> None:
         """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""
@@ -111,6 +113,7 @@ def build(
         _receiver(settings),
         worker,
         deferred,
+        Answers(ledger, deferred, echo_via=settings.echo_via, wake=worker.wake),
     )
 
 

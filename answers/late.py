@@ -87,8 +87,9 @@ class DeferredReplies:
         """Waits in one more delivery of a message whose work is not done. Raises as `answer()` does."""
         return self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
 
-    def given(self, message: Message, now: float) -> Recorded | None:
-        """What the fan is still owed for an earlier message, as the answer to this text; None when nothing is."""
+    def hand_over(self, message: Message, now: float) -> Recorded | None:
+        """Answers a new text with the result of an earlier message that is kept for this fan, and records it; None,
+        and nothing is written, when no result is kept."""
         if self._late_reply != "redelivery" or not isinstance(message, TextMessage):
             return None
         return self._works.give(message, now)

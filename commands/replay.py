@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 import handlers
+from answers.answer import rendered
 from commands.common import app_parts, errors_in_one_line, fail
-from web import callback
 from wechat.messages import parse_message
 
 
@@ -30,21 +30,19 @@ def replay(ledger_id: int) -> None:
             outcome = handlers.dispatch(message)
             reply = outcome.work() if isinstance(outcome, handlers.Deferred) else outcome
             # With the time of then, so that nothing differs but what the handlers do differently.
-            xml, send_back = callback.rendered(
-                reply, message, entry.received_at, upload=parts.settings.echo_via == "upload"
-            )
+            answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             fail(
                 f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
                 f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
             )
-    if send_back:
+    if answer.send_back:
         click.echo("ECHO_VIA=upload: the stored copy would be sent later by customer-service message.")
-    if xml != entry.reply:
-        click.echo(f"Recorded then:\n{_answer(entry.reply)}\nToday:")
-    click.echo(_answer(xml))
+    if answer.xml != entry.reply:
+        click.echo(f"Recorded then:\n{_shown(entry.reply)}\nToday:")
+    click.echo(_shown(answer.xml))
 
 
-def _answer(reply: bytes | None) -> str:
+def _shown(reply: bytes | None) -> str:
     return "success" if reply is None else reply.decode()

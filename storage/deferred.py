@@ -200,23 +200,28 @@ class Works:
         return bytes(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
 
     def give(self, message: Message, now: float) -> Recorded | None:
-        """The fan's next text: record it with the oldest result that he is owed as its reply; None if there is none."""
+        """The fan's next text: record it with the oldest result that is kept for the fan as its reply.
+
+        None, and nothing is written, when there is none.
+        """
+        oldest = (
+            select(messages.c.id, works.c.result)
+            .join_from(messages, works, works.c.id == messages.c.id)
+            .where(
+                messages.c.appid == self._appid,
+                messages.c.sender == message.from_user_name,
+                messages.c.send_state == OWED,
+                works.c.state == "done",
+            )
+            .order_by(messages.c.id)
+            .limit(1)
+        )
+        if self._database.run(lambda connection: connection.execute(oldest).first()) is None:
+            return None
 
         def pass_on(connection: Connection) -> Recorded | None:
-            row = connection.execute(
-                select(messages.c.id, works.c.result)
-                .join_from(messages, works, works.c.id == messages.c.id)
-                .where(
-                    messages.c.appid == self._appid,
-                    messages.c.sender == message.from_user_name,
-                    messages.c.send_state == OWED,
-                    works.c.state == "done",
-                )
-                .order_by(messages.c.id)
-                .limit(1)
-                .with_for_update()
-            ).one_or_none()
-            if row is None:
+            row = connection.execute(oldest.with_for_update()).one_or_none()
+            if row is None:  # another text of this fan took it since we looked
                 return None
             recorded, new = self._ledger.record_given(connection, message, row.result, now)
             if new:  # else another delivery of this text came at the same instant, and has got one

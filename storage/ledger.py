@@ -97,6 +97,8 @@ class Recorded:
     reply: bytes | None = field(repr=False)
     working: bool = False
     """Not answered yet: its deferred reply is being worked on, see storage.deferred."""
+    repeated: bool = field(default=False, compare=False)
+    """The message was there before this delivery of it."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,7 @@ class Ledger:
             for key in keys:
                 values = (key, message.from_user_name, self._appid)
                 for row in driver_of(connection).execute(self._find, values).fetchall():
-                    return Recorded(row[0], row[1], bool(row[2]))
+                    return Recorded(row[0], row[1], bool(row[2]), repeated=True)
             return None
 
         return self._database.run(look, wait=wait)
@@ -390,7 +392,7 @@ class Ledger:
                 self.ids.given(row[0])
                 return Recorded(row[0], values[9], values[14] == "working"), True
             for row in driver.execute(self._find, values[:3]).fetchall():
-                return Recorded(row[0], row[1], bool(row[2])), False
+                return Recorded(row[0], row[1], bool(row[2]), repeated=True), False
             # Purged between the two statements: then it is new again.
 
     def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:

@@ -3,15 +3,19 @@
 import itertools
 import selectors
 import socket
+import sqlite3
 import statistics
 import time
+from contextlib import closing
 
 import psutil
 import pytest
 import requests
 
 import parts
+from storage.database import connect
 from storage.deferred import Works
+from storage.ledger import Ledger
 from tests import pushing
 from tests.conftest import FAN, eventually
 from tests.databases import APPID
@@ -122,6 +126,14 @@ def test_work_given_back_is_due_at_once(works):
     assert works.give_back(work)
     (again,) = works.claim(NOW, LEASE, 10)
     assert again.attempt == 1
+
+
+def test_a_text_writes_nothing_when_no_result_is_kept_for_its_fan(tmp_path):
+    database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
+    works = Works(database, Ledger(database, APPID), APPID)
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as somebody:
+        somebody.execute("BEGIN IMMEDIATE")  # whoever wants to write waits, and gets an error
+        assert works.give(text(), NOW) is None
 
 
 @pytest.mark.parametrize("decided", ["later", "owed", None])

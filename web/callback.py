@@ -1,7 +1,7 @@
 """GET and POST /wechat: what the platform calls. Converts a request, calls, converts the answer back.
 
-Knows the order of an answer: open, parse, look up, handle, record, seal. Does not know cryptography, XML or SQL. A
-refusal is told to our log in one line and to the caller by its status alone.
+The view opens the push, parses it, asks `answers` and seals the reply. Does not know cryptography, XML, SQL, or what
+the bot says. A refusal is told to our log in one line and to the caller by its status alone.
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
@@ -15,16 +15,13 @@ from collections.abc import Callable, Mapping
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-import handlers
-from answers.late import DeferredReplies, HeldError
-from handlers import Deferred
+from answers.answer import Answers
+from answers.late import HeldError
 from storage.errors import DatabaseUnavailableError
-from storage.ledger import Ledger, Recorded
 from web import metrics
 from wechat.errors import PushError, UnreadablePushError
-from wechat.messages import Message, UnknownMessage, parse_message
+from wechat.messages import UnknownMessage, parse_message
 from wechat.receiver import Receiver
-from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +33,12 @@ DEADLINE_SECONDS = 5.0  # then the platform drops the connection and repeats the
 
 def callback(
     receiver: Receiver,
-    ledger: Ledger,
+    answers: Answers,
     *,
     max_push_bytes: int,
-    upload: bool,
-    wake: Callable[[], None],
-    deferred: DeferredReplies,
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """The two views. `upload`: what a handler gives back of the fan's own is sent later from the stored copy.
-    `wake` is called when a download was recorded."""
+    """The two views. `clock` gives unix seconds."""
     blueprint = Blueprint("callback", __name__)
 
     @blueprint.get("/wechat", provide_automatic_options=False)
@@ -60,13 +53,9 @@ def callback(
         message = parse_message(push.xml)
         known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
         metrics.deliveries(known).inc()
-        recorded = ledger.find(message)
-        if recorded is None:
-            recorded = deferred.given(message, now) or answer(message, now, arrived)
-        else:
+        recorded = answers.answer(message, now, arrived)
+        if recorded.repeated:
             metrics.DUPLICATES.inc()
-            if recorded.working:
-                recorded = deferred.answer_again(recorded, arrived)
         if recorded.reply is None:
             response = Response(b"success", mimetype="text/plain")
         else:
@@ -78,29 +67,6 @@ def callback(
         if seconds > DEADLINE_SECONDS:
             metrics.DEADLINE_MISSES.inc()
         return response
-
-    def answer(message: Message, now: float, arrived: float) -> Recorded:
-        fault: Exception | None = None
-        xml, send_back = None, False
-        try:
-            outcome = handlers.dispatch(message)
-            if isinstance(outcome, Deferred):
-                return deferred.answer(message, outcome, now, arrived)
-            xml, send_back = rendered(outcome, message, now, upload=upload)
-        except (DatabaseUnavailableError, HeldError):
-            raise
-        except Exception as error:  # a handler's fault must not become the fan's
-            fault = error
-        recorded = ledger.record(message, xml, now, send_back=send_back)
-        if fault is not None:
-            log.error(
-                "a handler failed; the fan was answered success",
-                exc_info=fault,
-                extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
-            )
-        if message.media_id is not None:
-            wake()
-        return recorded
 
     @blueprint.errorhandler(PushError)
     def refused(refusal: PushError) -> Response:
@@ -158,17 +124,6 @@ def read_body(limit: int) -> bytes:
     if len(body) > limit:
         raise RequestEntityTooLarge
     return body
-
-
-def rendered(reply: Reply | None, message: Message, now: float, *, upload: bool) -> tuple[bytes | None, bool]:
-    """What a push is answered: plain XML, None for `success`; and whether the stored copy is sent back later.
-
-    `now` (unix seconds) is the reply's CreateTime, `upload` says ECHO_VIA=upload. Raises ReplyError.
-    """
-    own = isinstance(reply, ImageReply | VoiceReply | VideoReply) and reply.media_id == message.media_id
-    if reply is None or (upload and own):
-        return None, reply is not None
-    return render_reply(reply, message, int(now)), False
 
 
 def query() -> Mapping[str, str]:

@@ -1,0 +1,98 @@
+"""What a message is answered: now, when it is repeated, and, with `answers.late`, when its reply takes time.
+
+Knows the order: look the message up, ask its handler, record message and reply in one commit; and what ECHO_VIA means
+for a reply. Does not know HTTP, signatures or SQL. A fault of a handler does not become the fan's: it is logged with
+the ledger id, and the message is answered `success`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import handlers
+from answers.late import DeferredReplies
+from handlers import Deferred
+from storage.ledger import Ledger, Recorded
+from wechat.messages import Message
+from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a handler's reply becomes: plain XML, or None for `success`.
+
+    `send_back`: the fan's own file is sent back later from the stored copy (ECHO_VIA=upload).
+    """
+
+    xml: bytes | None = field(repr=False)
+    send_back: bool = False
+
+
+class Answers:
+    """One process's answers to the messages of one account."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        late: DeferredReplies,
+        *,
+        echo_via: Literal["passive", "upload"],
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake` is called when a download was recorded."""
+        self._ledger, self._late, self._echo_via, self._wake = ledger, late, echo_via, wake
+
+    def answer(self, message: Message, now: float, arrived: float) -> Recorded:
+        """What to answer this delivery of `message`; it is in the ledger when this returns.
+
+        `now` is in unix seconds, `arrived` (when the request came in) in those of `time.monotonic()`. Raises
+        `DatabaseUnavailableError`, and `answers.late.HeldError` for a delivery that gets no answer.
+        """
+        recorded = self._ledger.find(message)
+        if recorded is None:
+            recorded = self._late.hand_over(message, now)
+        if recorded is None:
+            recorded = self._answer_first(message, now, arrived)
+        elif recorded.working:
+            recorded = self._late.answer_again(recorded, arrived)
+        return recorded
+
+    def _answer_first(self, message: Message, now: float, arrived: float) -> Recorded:
+        outcome: Reply | Deferred | None = None
+        answer, fault = Answer(None), None
+        try:
+            outcome = handlers.dispatch(message)
+            if not isinstance(outcome, Deferred):
+                answer = rendered(outcome, message, now, echo_via=self._echo_via)
+        except Exception as error:
+            fault = error
+        if isinstance(outcome, Deferred):
+            return self._late.answer(message, outcome, now, arrived)
+        recorded = self._ledger.record(message, answer.xml, now, send_back=answer.send_back)
+        if fault is not None:
+            log.error(
+                "a handler failed; the fan was answered success",
+                exc_info=fault,
+                extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
+            )
+        if message.media_id is not None:
+            self._wake()
+        return recorded
+
+
+def rendered(
+    reply: Reply | None, message: Message, now: float, *, echo_via: Literal["passive", "upload"]
+) -> Answer:
+    """The answer that a handler's `reply` to `message` becomes. `now` (unix seconds) is its CreateTime.
+
+    Raises `ReplyError` for a reply that cannot be.
+    """
+    own = isinstance(reply, ImageReply | VoiceReply | VideoReply) and reply.media_id == message.media_id
+    if reply is None or (own and echo_via == "upload"):
+        return Answer(None, send_back=reply is not None)
+    return Answer(render_reply(reply, message, int(now)))
