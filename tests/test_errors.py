@@ -144,13 +144,46 @@ def test_an_api_error_says_all():
 @pytest.mark.parametrize(
     ("errcode", "code"),
     [("40001", 40001), (" -1 ", -1), (45009, 45009), (99999, 99999)]
-    + [(odd, -2) for odd in ("", "many", None, [], 1.5, "9" * 5000)],
+    + [(40001.0, 40001), (2**31 - 1, 2**31 - 1), (-(2**31), -(2**31))]
+    + [(odd, -2) for odd in ("", "many", None, [], {}, 1.5, "9" * 5000, "1_0", "٣", True, False)]
+    + [(odd, -2) for odd in (1e26, 1e300, float("inf"), float("nan"), 2**31, -(2**31) - 1, 10**40, [40001])],
 )
-def test_errcode_may_come_as_text(errcode, code):
+def test_errcode_may_be_anything(errcode, code):
     error = api_error(errcode, "", "/p")
     assert error.code == code
     assert error.kind is explain(code).kind
     assert error.rid is None
+
+
+@pytest.mark.parametrize(
+    ("errmsg", "shown"),
+    [
+        ("a\ud800b", "a b"),
+        ("a\0b\x1b[31m\r\nc", "a b [31m c"),
+        ("a\u202eb\u2028c", "a b c"),
+        ("系统繁忙", "系统繁忙"),
+        ("word " * 500_000, None),
+        ("\0" * 1_000_000, ""),
+        (None, ""),
+        (5, ""),
+        (["x"], ""),
+    ],
+)
+def test_errmsg_is_clamped_and_printable(errmsg, shown):
+    error = api_error(1, errmsg, "/p")
+    assert len(error.errmsg) <= 300
+    assert error.errmsg == shown or (shown is None and error.errmsg.endswith("…"))
+    for text in (error.errmsg, str(error), repr(error)):
+        assert text.isprintable()
+        text.encode()
+
+
+def test_a_rid_is_found_at_the_end_and_clamped():
+    rid = "64f4444a-5f19e663-62c00404"
+    assert api_error(1, "x " * 5000 + f"rid: {rid}", "/p").rid == rid
+    assert api_error(1, "rid: " + "ab-" * 100_000, "/p").rid is None
+    assert len(api_error(1, "rid: " + "ab-" * 500, "/p").rid) < 100
+    assert api_error(1, "rid: " + "a" * 100_000, "/p").rid is None
 
 
 SECRETS = [
@@ -232,7 +265,7 @@ def test_every_refusal_has_a_status_and_a_word():
         "envelope": 403,
         "appid": 403,
         "doctype": 400,
-        "xml": 400,
+        "xml": 200,
     }
 
 

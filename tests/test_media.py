@@ -120,16 +120,9 @@ def test_headers_do_not_decide_what_a_file_is(platform, client, content_type, he
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"{", b'{"a":1}', b"{" * 200_000, b'{"errcode":0}', b'{"video_url":"http://x/"}', b" \n[1]", b"<svg/>"],
+    "body", [b"{" + bytes(100_000), b"<\x00\x01", b"[\xff", b"\x02#!SILK_V3\x00", b"{\x01\x02\x03"]
 )
-def test_a_file_that_begins_like_json_is_a_file_if_the_headers_name_one(platform, client, body):
-    platform.on(GET, reply(body, content_type="application/octet-stream", headers=FILE_HEADERS))
-    assert fetch(client) == body
-
-
-def test_big_json_like_bytes_without_a_name_are_a_file(platform, client):
-    body = b"{" + bytes(100_000)
+def test_unknown_bytes_are_a_file(platform, client, body):
     platform.on(GET, reply(body, content_type="image/jpeg"))
     assert fetch(client) == body
 
@@ -202,6 +195,88 @@ def test_an_errcode_is_an_error_under_any_headers(platform, client, content_type
     with pytest.raises(ApiError) as caught:
         fetch(client)
     assert (caught.value.code, caught.value.path) == (40007, GET)
+
+
+INVALID = '{"errcode":40007,"errmsg":"无效的 media_id"}'
+# Error bodies that are not perfect JSON, and say their code.
+READABLE = {
+    "a control character": INVALID.replace("无", "\x08\x1d\n").encode(),
+    "GBK": INVALID.encode("gbk"),
+    "UTF-16": INVALID.encode("utf-16"),
+    "UTF-16 without a mark": INVALID.encode("utf-16-le"),
+    "UTF-16, the other way": b"\xfe\xff" + INVALID.encode("utf-16-be"),
+    "a byte order mark": INVALID.encode("utf-8-sig"),
+    "cut inside a character": INVALID.replace("无", "\udce6\udc97").encode("utf-8", "surrogateescape"),
+    "JSON and then HTML": INVALID.encode() + b"\n<html><body>502</body></html>",
+    "a code as text": b'{"errcode":"40007","errmsg":"x"}',
+}
+# Bodies that say nothing usable, and what the reason quotes of them.
+UNREADABLE = {
+    "cut JSON": (b'{"errcode":40007,"errmsg":"inva', '{"errcode":40007,"errmsg":"inva'),
+    "an array": (b'[{"errcode":40007}]', '[{"errcode":40007}]'),
+    "JSONP": (b'callback({"errcode":40007})', 'callback({"errcode":40007})'),
+    "deep JSON": (b'{"a":' * 10_000, '{"a":{"a":'),
+    "a page": (b"<html><head>\r\n<title>502\x1b[31m Bad Gateway", "<html><head> <title>502 [31m Bad Gateway"),
+    "a document": (b"<?xml version='1.0'?><xml/>", "<?xml version="),
+    "an object without a code": (b'{"errcode":0,"errmsg":"ok"}', '{"errcode":0,"errmsg":"ok"}'),
+    "no address": (b'{"video_url":null,"down_url":5}', '{"video_url":null'),
+    "a token": (b'{"url":"/cgi-bin/media/get?access_token=%b"}' % TOKEN.encode(), "access_token=***"),
+    "much": (b'{"a":"' + b"x " * 40_000, '{"a":"x x x'),
+}
+TYPES = ["application/json", "text/plain", "image/jpeg", None]
+
+
+@pytest.mark.parametrize("case", READABLE)
+@pytest.mark.parametrize("content_type", TYPES)
+@pytest.mark.parametrize("headers", [{}, FILE_HEADERS])
+def test_an_error_is_read_in_any_shape(platform, client, case, content_type, headers):
+    platform.on(GET, reply(READABLE[case], content_type=content_type, headers=headers))
+    with pytest.raises(ApiError) as caught:
+        fetch(client)
+    assert caught.value.code == 40007
+    if case in ("GBK", "UTF-16"):
+        assert caught.value.errmsg == "无效的 media_id"
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+@pytest.mark.parametrize("content_type", TYPES)
+@pytest.mark.parametrize("headers", [{}, FILE_HEADERS])
+def test_what_begins_like_text_is_never_a_file(platform, client, case, content_type, headers):
+    body, quoted = UNREADABLE[case]
+    platform.on(GET, reply(body, content_type=content_type, headers=headers))
+    with pytest.raises(TransportError) as caught:
+        fetch(client)
+    said = str(caught.value)
+    assert quoted in said
+    assert said.isprintable()
+    assert len(said) < 200
+    assert TOKEN[:20] not in said
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json; charset=utf-8", "text/html"])
+@pytest.mark.parametrize("body", ["system busy", "系统繁忙"])
+def test_words_that_are_called_text_are_never_a_file(platform, client, content_type, body):
+    for encoded in (body.encode(), body.encode("gbk")):
+        platform.on(GET, reply(encoded, content_type=content_type, headers=FILE_HEADERS))
+        with pytest.raises(TransportError, match=body):
+            fetch(client)
+
+
+def test_an_empty_body_is_no_file(platform, client):
+    for content_type in TYPES:
+        platform.on(GET, reply(b"", content_type=content_type))
+        with pytest.raises(TruncatedMediaError):
+            fetch(client)
+
+
+@pytest.mark.parametrize("name", ["video_url", "down_url"])
+@pytest.mark.parametrize("headers", [{}, FILE_HEADERS])
+def test_an_address_beside_a_file_name_is_followed(platform, client, name, headers):
+    platform.on(
+        GET, reply(json.dumps({name: platform.url + "/v"}), content_type="text/plain", headers=headers)
+    )
+    platform.on("/v", reply(MP4, content_type="video/mp4"))
+    assert fetch(client) == MP4
 
 
 @pytest.mark.parametrize(

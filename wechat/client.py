@@ -33,7 +33,15 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.connection import create_connection
 from urllib3.util.timeout import Timeout
 
-from wechat.errors import ApiError, InvalidTokenError, TransportError, UnsafeMediaUrlError, api_error
+from wechat.errors import (
+    ApiError,
+    InvalidTokenError,
+    TransportError,
+    UnsafeMediaUrlError,
+    api_error,
+    printable,
+    whole_code,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -385,19 +393,41 @@ class Answer:
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
-    """The JSON object in `body`, or None if it holds anything else."""
+    """The JSON object that `body` begins with, or None if it begins with anything else, or ends too early.
+
+    Read leniently, as the platform's answers want it: control characters inside texts, GBK, UTF-16, a byte order
+    mark, undecodable bytes (U+FFFD), a page after the object. A number of more than 20 digits is a float.
+    """
     try:
-        value = jsonlib.loads(body)
+        value, _ = _JSON.raw_decode(decoded(body).lstrip("\ufeff \t\r\n"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
+_LONGEST_NUMBER = 20  # digits; Python refuses to read some thousands of them
+_JSON = jsonlib.JSONDecoder(
+    strict=False, parse_int=lambda text: int(text) if len(text) <= _LONGEST_NUMBER else float(text)
+)
+
+
+def decoded(body: bytes) -> str:
+    """The text of an answer that names no encoding one can believe: UTF-8, UTF-16, else GBK where that fits."""
+    encoding = jsonlib.detect_encoding(body)
+    if encoding.startswith("utf-8"):
+        for each in (encoding, "gb18030"):
+            try:
+                return body.decode(each)
+            except UnicodeDecodeError:
+                continue
+    return body.decode(encoding, "replace")
+
+
 def raise_errcode(answer: Mapping[str, Any], path: str) -> None:
-    """Raise ApiError unless errcode is absent or 0 (some APIs send it as text)."""
+    """Raise ApiError unless errcode is absent, empty or 0 (some APIs send it as text)."""
     code = answer.get("errcode")
-    if code is not None and str(code).strip() not in {"0", ""}:
-        raise api_error(code, str(answer.get("errmsg", "")), path)
+    if code is not None and code != "" and whole_code(code) != 0:
+        raise api_error(code, answer.get("errmsg"), path)
 
 
 def _judge(answer: Answer, read: Callable[[Answer], Result]) -> Result:
@@ -417,9 +447,24 @@ def _read_json(answer: Answer) -> dict[str, Any]:
     answer.close()
     value = json_object(body) if complete else None
     if value is None:
-        raise TransportError(answer.path, sent=True, status=200, detail=f"{answer.host} sent no JSON object")
+        raise TransportError(
+            answer.path,
+            sent=True,
+            status=200,
+            detail=f"{answer.host} sent no JSON object, but {beginning(body)}",
+        )
     raise_errcode(value, answer.path)
     return value
+
+
+def beginning(body: bytes) -> str:
+    """What an answer begins with, for the reason of an error: printable, short, and without secrets."""
+    start = body[:_SHOWN_BYTES]
+    return repr(printable(decoded(start), _SHOWN_CHARACTERS)) if start else "nothing"
+
+
+_SHOWN_BYTES = 512
+_SHOWN_CHARACTERS = 80
 
 
 class _JsonBody:

@@ -176,8 +176,8 @@ class ApiError(WeChatError):
     def __init__(self, code: int, errmsg: str, path: str) -> None:
         known = explain(code)
         self.code = code
-        self.errmsg = _without_secrets(errmsg)
-        rid = _RID.search(errmsg)
+        self.errmsg = printable(errmsg, _ERRMSG_CHARACTERS)
+        rid = _RID.search(errmsg[-_RID_CHARACTERS:])
         self.rid = rid[1] if rid else None
         self.path = path.partition("?")[0]
         self.kind = known.kind
@@ -192,7 +192,7 @@ class InvalidTokenError(ApiError):
 
 class TransportError(WeChatError):
     """No usable answer came. `sent` is True if the request may have reached the platform, so that a repeat
-    could act twice; `status` is the HTTP status where there was one. The body is never kept."""
+    could act twice; `status` is the HTTP status where there was one. Of a body no more than its beginning is kept."""
 
     def __init__(
         self, path: str, *, sent: bool, status: int | None = None, detail: str = "no answer"
@@ -263,23 +263,41 @@ _NO_NUMBER: Final = -2
 _INVALID_TOKEN: Final = frozenset({40001, 40014, 42001, 41001})
 
 
-def api_error(code: object, errmsg: str, path: str) -> ApiError:
+def api_error(code: object, errmsg: object, path: str) -> ApiError:
     """The error for an answer of the platform. Never fails.
 
-    `code` is the answer's errcode as it came out of the JSON (some APIs send it as text; what is no whole
-    number counts as the unknown code -2), `errmsg` its errmsg, `path` the API's path.
+    `code` and `errmsg` are the answer's as they came out of the JSON, of any type and size; `path` is the API's path.
     """
-    try:
-        number = int(str(code))
-    except ValueError:
-        number = _NO_NUMBER
+    number = whole_code(code)
+    text = errmsg if isinstance(errmsg, str) else ""
     if number in _INVALID_TOKEN:
-        return InvalidTokenError(number, errmsg, path)
-    return ApiError(number, errmsg, path)
+        return InvalidTokenError(number, text, path)
+    return ApiError(number, text, path)
+
+
+def whole_code(code: object) -> int:
+    """An errcode as a whole number of 32 bits; what is none counts as the unknown code -2. Some APIs send text."""
+    is_text = isinstance(code, str) and re.fullmatch(r"\s*-?[0-9]{1,10}\s*", code)
+    if is_text or (isinstance(code, float) and code.is_integer()):
+        code = int(code)  # type: ignore[call-overload]
+    if isinstance(code, int) and not isinstance(code, bool) and -(2**31) <= code < 2**31:
+        return code
+    return _NO_NUMBER
+
+
+def printable(text: str, limit: int) -> str:
+    """At most `limit` characters of a stranger's text on one line: printable ones alone, and without secrets."""
+    text = _without_secrets(text[: 4 * limit])
+    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_ERRMSG_CHARACTERS = 300
 
 
 # The platform appends " rid: 5f3ded7d-22929d02-4ba1f5f6" to most errmsg: the ticket number for its support.
-_RID: Final = re.compile(r"\brid:\s*([0-9a-f]+(?:-[0-9a-f]+)+)", re.IGNORECASE)
+_RID: Final = re.compile(r"\brid:\s*([0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){1,4})", re.IGNORECASE)
+_RID_CHARACTERS = 2000
 
 # A named secret, or 32 and more characters of the alphabet of AppSecret, AES key, access_token. The IP that
 # 40164 names, a rid and an OpenID are shorter or have other characters, and stay.

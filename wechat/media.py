@@ -7,6 +7,7 @@ https://developers.weixin.qq.com/doc/service/api/material/temporary/api_getmedia
 """
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -18,7 +19,17 @@ from urllib.parse import urljoin
 
 import filetype
 
-from wechat.client import CHUNK_BYTES, Answer, ApiClient, ApiHosts, Timeouts, json_object, raise_errcode
+from wechat.client import (
+    CHUNK_BYTES,
+    Answer,
+    ApiClient,
+    ApiHosts,
+    Timeouts,
+    beginning,
+    decoded,
+    json_object,
+    raise_errcode,
+)
 from wechat.errors import (
     MediaRefusedError,
     MediaTooLargeError,
@@ -180,35 +191,43 @@ def _is_mp3_frame(head: bytes) -> bool:
 
 
 def _file_or_url(answer: Answer) -> Answer | str:
-    """The answer if it is a file, or the video_url it names. Raises ApiError, TransportError.
+    """The answer if it is a file, or the address it names. Raises ApiError, TransportError.
 
-    Neither the content type nor a Content-disposition proves a file: small JSON with an errcode is an error
-    under any headers (fans cannot send such a file). Other JSON, and pages, are files only with a
-    Content-disposition.
+    The content decides: no header proves a file, and none proves an error. What is none of our media, and begins like
+    JSON or a page or is called text, is read as JSON; what is no such answer either may be better at another attempt.
     """
-    named = bool(answer.header("Content-Disposition"))
     head, complete = answer.peek(0)
-    value = None
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if extension(head[:HEAD_BYTES]) != "bin" or not head:
+        return answer
+    if not _begins_like_text(head, answer.header("Content-Type")):
+        return answer
+    if not complete:
         head, complete = answer.peek(_SMALL_JSON_BYTES)
-        value = json_object(head) if complete else None
-    if value is not None:
-        raise_errcode(value, answer.path)
-        url = value.get("video_url")
-        if not named and isinstance(url, str):
+    value = (json_object(head) if complete else None) or {}
+    raise_errcode(value, answer.path)
+    for name in ("video_url", "down_url"):
+        url = value.get(name)
+        if isinstance(url, str):
             answer.close()
             return url
-    if not named:
-        content_type = answer.header("Content-Type").lower()
-        if (
-            value is not None
-            or content_type.startswith(("text/html", "application/json"))
-            or head[:1] == b"<"
-        ):
-            raise TransportError(
-                answer.path, sent=True, status=200, detail=f"{answer.host} sent a page instead of a file"
-            )
-    return answer
+    raise TransportError(
+        answer.path, sent=True, status=200, detail=f"{answer.host} sent no file, but {beginning(head)}"
+    )
+
+
+# An object, an array, a page; or a call with one of them inside (JSONP).
+_TEXT = re.compile(r'[\ufeff\s]*(?:[\w.$]+\(\s*)?(?:\{\s*(?:["}]|$)|\[\s*(?:[\["{\]\d]|$)|<[!?/a-zA-Z])')
+_TEXT_TYPE = re.compile(
+    r"\s*(?:text/|application/(?:[\w.+-]*json|[\w.+-]*xml|[\w-]*javascript))", re.IGNORECASE
+)
+
+
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+
+
+def _begins_like_text(head: bytes, content_type: str) -> bool:
+    head = head[:HEAD_BYTES]
+    return bool(_TEXT.match(decoded(head)) or (_TEXT_TYPE.match(content_type) and not _NO_TEXT.search(head)))
 
 
 def _follow(hosts: ApiHosts, url: str) -> Answer:
