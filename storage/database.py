@@ -56,6 +56,7 @@ _CHECKPOINT_WRITES = 1000
 _CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
 _FILE_TIME_SECONDS = 0.1
 _CONNECT_SECONDS = 3
+_SILENCE_SECONDS = 2  # how much longer than an operation may wait one statement of it may take, on PostgreSQL
 _LOCK_SECONDS = 5
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
 
@@ -120,6 +121,13 @@ class Database:
             hide_parameters=True,
             connect_args=_SQLITE_OPTIONS if self.is_sqlite else _POSTGRESQL_OPTIONS,
         )
+
+        if not self.is_sqlite:
+            from storage.postgresql import Connection as Answering
+
+            @event.listens_for(self._engine, "do_connect")
+            def connect_to_postgresql(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
+                return Answering.connect(*given, **options)
 
         @event.listens_for(self._engine, "connect")
         def set_up(driver: Any, _record: object) -> None:
@@ -218,6 +226,8 @@ class Database:
             connection = None
             try:
                 connection = self._take()
+                if not self.is_sqlite:
+                    driver_of(connection).patience = wait + _SILENCE_SECONDS
                 result = operation(connection)
             except BaseException as error:
                 if connection is not None:
@@ -508,6 +518,7 @@ def _revision(connection: Connection) -> str | None:
 def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     if connection.dialect.name == "postgresql":
         # A migration may take as long as it takes, and the others wait for it.
+        driver_of(connection).patience = None
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     revision = _revision(connection)

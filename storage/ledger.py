@@ -50,6 +50,7 @@ from storage.models import (
     UNKNOWN,
     WAITING,
     files_to_delete,
+    last_claims,
     lease_over,
     messages,
     purge_index,
@@ -69,6 +70,9 @@ __all__ = [
     "Status",
     "Unsubscribed",
 ]
+
+CLAIMS_NOTED_SECONDS = 10.0
+"""How often each process notes at most that it could claim."""
 
 _BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
 
@@ -316,6 +320,7 @@ class Ledger:
         self._record = _RECORD.replace("?", database.placeholder)
         self._claim_due = {name: database.prepared(lane.claim_due) for name, lane in _LANES.items()}
         self._mark_stored = database.prepared(_mark_stored())
+        self._claim_noted_at = 0.0
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
@@ -431,6 +436,12 @@ class Ledger:
             )
             for row in rows
         ]
+
+    def last_claim_at(self) -> float | None:
+        """When any process last asked for work and was answered, to CLAIMS_NOTED_SECONDS; None when none ever did."""
+        statement = select(last_claims.c.at).where(last_claims.c.appid == self._appid)
+        at: float | None = self._database.run(lambda connection: connection.execute(statement).scalar())
+        return at
 
     def bring_back(self, now: float) -> int:
         """What a clock that ran ahead has put off by more than AHEAD_SECONDS is due now; returns how much it was."""
@@ -685,6 +696,14 @@ class Ledger:
         }
         claim_due = self._claim_due[name]
         rows = self._database.write(lambda connection: claim_due(connection, **values).fetchall())
+        if abs(now - self._claim_noted_at) >= CLAIMS_NOTED_SECONDS:
+            self._claim_noted_at = now
+            note = (
+                self._database.insert(last_claims)
+                .values(appid=self._appid, at=now)
+                .on_conflict_do_update(index_elements=[last_claims.c.appid], set_={"at": now})
+            )
+            self._database.write(lambda connection: connection.execute(note))
         return claim, sorted(map(_Claimed._make, rows), key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:

@@ -136,6 +136,14 @@ files_to_delete = Table(
 # With LEDGER_SYNC=normal: the highest id of a message that may be given now. One row. See storage.ids.
 id_reserve = Table("id_reserve", metadata, Column("upto", BigInteger, nullable=False))
 
+# When any process last asked for work and was answered, whether there was some or not.
+last_claims = Table(
+    "last_claims",
+    metadata,
+    Column("appid", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+)
+
 # Whose messages are how old, for a purge. Indexes on `messages` would cost every push, that on the sender a page
 # somewhere in the middle of a large tree; this is filled when a purge asks, up to `purge_index_upto.id`.
 purge_index = Table(

@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -11,8 +12,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import sqlalchemy
@@ -457,3 +459,73 @@ def test_ids_are_left_out_by_no_process_that_joins_others(tmp_path):
     assert Ledger(second, "wx1").record(message, None, 1.0).id == 2
     first.close()
     second.close()
+
+
+class Proxy:
+    """Stands before a PostgreSQL server, and stops to forward anything while its connections stay."""
+
+    def __init__(self, url):
+        folder = parse_qs(urlsplit(url).query)["host"][0]
+        self._server = next(str(path) for path in Path(folder).glob(".s.PGSQL.*") if path.suffix != ".lock")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.partition("?")[0].replace("@/", f"@127.0.0.1:{self._listener.getsockname()[1]}/")
+        self.silent, self.silent_from_now_on = set(), False
+        self._pairs = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self, *, new_ones=False):
+        self.silent.update(self._pairs)
+        self.silent_from_now_on = new_ones
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._server)
+                pair = client, server
+                self._pairs.append(pair)
+                if self.silent_from_now_on:
+                    self.silent.add(pair)
+                for ends in (pair, pair[::-1]):
+                    threading.Thread(target=self._forward, args=(pair, *ends), daemon=True).start()
+
+    def _forward(self, pair, source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if pair not in self.silent:
+                    target.sendall(data)
+
+    def close(self):
+        self._listener.close()
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+
+
+@pytest.fixture
+def silent_proxy(postgresql):
+    proxy = Proxy(postgresql.new_migrated())
+    yield proxy
+    proxy.close()
+
+
+def test_a_connection_that_says_nothing_is_given_up_for_another(silent_proxy, opened):
+    database = opened(silent_proxy.url)
+    for operation in (database.run, database.write, database.transact):
+        database.check()
+        silent_proxy.fall_silent()
+        started = time.monotonic()
+        assert operation(lambda c: c.exec_driver_sql("SELECT 1").scalar(), wait=0.2) == 1
+        assert 0.2 < time.monotonic() - started < 6
+
+
+def test_a_server_that_says_nothing_is_waited_for_no_longer_than_that(silent_proxy, opened):
+    database = opened(silent_proxy.url)
+    silent_proxy.fall_silent(new_ones=True)
+    started = time.monotonic()
+    with pytest.raises(DatabaseUnavailableError, match="PostgreSQL"):
+        database.check(wait=0.2)
+    assert time.monotonic() - started < 12
+    silent_proxy.silent_from_now_on = False
+    database.check()

@@ -498,6 +498,14 @@ class TestStatus:
         assert ledger.status(T0).oldest_pending_seconds == 0.0
 
 
+def test_the_last_claim_is_noted_now_and_then(ledger):
+    """By whichever process, and whether there was work or not: it tells that somebody can ask."""
+    assert ledger.last_claim_at() is None
+    for now, noted in ((T0, T0), (T0 + 5, T0), (T0 + 10, T0 + 10), (T0 - DAY, T0 - DAY)):
+        ledger.claim_downloads(now, 15)
+        assert ledger.last_claim_at() == noted
+
+
 class TestPurge:
     def test_by_age_in_batches_with_the_files(self, ledger):
         jobs = []

@@ -40,7 +40,8 @@ def ops(
         away = checks["database"] != "ok"
         checks["token"] = "not known: it is in the database" if away else _token(token)
         ready = checks["database"] == checks["media"] == "ok"
-        return jsonify(ready=ready, checks=checks), 200 if ready else 503
+        seconds = None if away else _last_claim_seconds(ledger)
+        return jsonify(ready=ready, checks=checks, last_claim_seconds=seconds), 200 if ready else 503
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
@@ -84,6 +85,15 @@ def _token(token: AccessToken) -> str:
     return "ok" if row.value is not None else "not fetched yet: nobody has asked for it"
 
 
+def _last_claim_seconds(ledger: Ledger) -> float | None:
+    """How long ago a worker last asked for work and was answered; None when none ever was, or nobody knows."""
+    try:
+        at = ledger.last_claim_at()
+    except DatabaseUnavailableError:
+        return None
+    return None if at is None else round(max(time.time() - at, 0.0), 1)
+
+
 class _DatabaseFigures(Collector):
     def __init__(self, ledger: Ledger, tokens: SqlTokenStore) -> None:
         self._ledger, self._tokens = ledger, tokens
@@ -104,6 +114,10 @@ class _DatabaseFigures(Collector):
         yield GaugeMetricFamily(
             "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
         )
+        if (seconds := _last_claim_seconds(self._ledger)) is not None:
+            yield GaugeMetricFamily(
+                "wechat_last_claim_seconds", "Since a worker last asked for work and was answered", seconds
+            )
         if row.value is not None:
             yield GaugeMetricFamily(
                 "wechat_token_age_seconds", "Seconds since the access_token was fetched", now - row.fetched_at
