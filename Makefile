@@ -5,6 +5,7 @@
 # make test-all  the suite on each Python 3.11, 3.12, 3.13 that is found
 # make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
+# make try-deploy  docs/deploy.md run for real in a small Debian of its own: at most 10 minutes, needs root
 # make faults the long runs, killing processes and databases: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-all coverage faults fuzz bench bench-scale check release format freeze clean
+.PHONY: run test test-all coverage faults fuzz bench bench-scale try-deploy check release format freeze clean
 
 run: $(VENV)/.run
 	@$(BIN)/python run.py
@@ -35,6 +36,10 @@ bench: $(VENV)/.bench
 
 bench-scale: $(VENV)/.bench
 	@timeout 1800 $(BIN)/python -m bench.scale $(ARGS)
+
+# Root, systemd-nspawn and mmdebstrap; it says what is missing.
+try-deploy: $(VENV)/.dev
+	@$(BIN)/python scripts/try_deploy.py
 
 test-all:
 	@bash scripts/test-all.sh

@@ -136,7 +136,6 @@ class Receiver:
         """With an AES key, a request without msg_signature or without an Encrypt element."""
         self._verify(query, "signature")
         self._check_time(query, now)
-        refuse_doctype(body)
         if is_json(body):
             raise EnvelopeError(JSON_PUSH)
         if not self._accept_plaintext:
@@ -144,6 +143,7 @@ class Receiver:
                 "WECHAT_AES_KEY is set, but the push is not encrypted: choose safe mode (安全模式) in the console, "
                 "or set WECHAT_ACCEPT_PLAINTEXT=1 for the change-over"
             )
+        refuse_doctype(body)
         if _encrypt(body) is not None:
             raise SignatureError("an encrypted push without msg_signature")
         return Push(body)

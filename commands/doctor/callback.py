@@ -77,7 +77,8 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
     signed = {"signature": sign(token, timestamp, nonce), "timestamp": timestamp, "nonce": nonce}
     wrong = {**signed, "signature": sign(secrets.token_hex(16), timestamp, nonce)}
     message = "<MsgType><![CDATA[doctor]]></MsgType>"
-    plain = f"<xml>{message}</xml>".encode()
+    # A DOCTYPE is refused once the signature was found right: nothing is handled and nothing recorded.
+    plain = f"<!DOCTYPE xml><xml>{message}</xml>".encode()
     echo = {"echostr": str(secrets.randbelow(9 * 10**18) + 10**18)}
     probes = [
         _Probe("GET", "GET", signed | echo, None, 200),
@@ -85,7 +86,7 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
         _Probe("push with a wrong signature", "POST", wrong, plain, 403),
     ]
     if settings.wechat_aes_key is None:
-        compat = f"<xml>{message}<Encrypt>?</Encrypt></xml>".encode()
+        compat = f"<!DOCTYPE xml><xml>{message}<Encrypt>?</Encrypt></xml>".encode()
         return [
             *probes,
             _Probe("plain", "POST", signed, plain, 400),
@@ -102,7 +103,9 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
         *probes,
         _Probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
         _Probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
-        _Probe("plain", "POST", signed, plain, 400 if settings.wechat_accept_plaintext else 403),
+        _Probe("plain", "POST", signed, plain, 400)
+        if settings.wechat_accept_plaintext
+        else _Probe("plain", "POST", signed, f"<xml>{message}</xml>".encode(), 403),
     ]
 
 
