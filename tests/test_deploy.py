@@ -1,6 +1,7 @@
 """deploy/, scripts/ and what else surrounds the project: as far as it can be checked without the tools themselves."""
 
 import configparser
+import fnmatch
 import os
 import re
 import shutil
@@ -92,9 +93,12 @@ def test_the_units_give_work_in_hand_its_time():
 # -- containers --
 
 
-def copied():
-    lines = re.findall(r"^COPY (.*)$", read("deploy/Containerfile"), re.M)
-    return {name for line in lines for name in line.split()[:-1]}
+def in_the_image():
+    """What lies at the top of the tree and is not left out by .dockerignore, whose names here are plain patterns."""
+    left_out = [line for line in read(".dockerignore").splitlines() if line and not line.startswith("#")]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {name.partition("/")[0] for name in tracked.splitlines()}
+    return {name for name in top if not any(fnmatch.fnmatch(name, pattern) for pattern in left_out)}
 
 
 def test_the_image_has_all_that_runs_and_no_more():
@@ -106,8 +110,7 @@ def test_the_image_has_all_that_runs_and_no_more():
         for path in [file] if file.exists() else (ROOT / part).rglob("*.py"):
             rest |= {name for name, _ in imports(path) if name in ALLOWED} - needed
     names = {f"{part}.py" if (ROOT / f"{part}.py").exists() else part for part in needed}
-    assert copied() == names | {"requirements.txt"}
-    assert not [name for name in copied() if not (ROOT / name).exists()]
+    assert in_the_image() == names | {"requirements.txt"}
 
 
 def test_the_image_runs_what_the_procfile_runs():
