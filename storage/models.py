@@ -171,6 +171,8 @@ tokens = Table(
     Column("failures", Integer, nullable=False),
     Column("reason", Text),
     Column("code", Integer),
+    Column("checked_at", Double, nullable=False, server_default=text("0")),
+    Column("checks", Double, nullable=False, server_default=text("0")),
     Column("forced_at", Double, nullable=False),
     Column("forced_day", Integer, nullable=False),
     Column("forced_count", Integer, nullable=False),

@@ -700,6 +700,91 @@ def test_twenty_calls_after_a_revocation_succeed_with_one_fetch(platform, make):
     assert platform.fetches == 2
 
 
+# -- what others report -------------------------------------------------------------------------------------
+
+
+def test_a_reported_token_that_is_dead_is_replaced(platform, make):
+    token = make()
+    dead = token.get()
+    platform.kill()
+    assert token.replace_if_dead(dead) == platform.value != dead
+    assert token.replace_if_dead(dead) == token.get() == platform.value
+    assert (platform.fetches, len(platform.calls(CHECK))) == (2, 1)
+
+
+def test_a_stuck_token_that_is_reported_is_forced(platform, make):
+    token = make()
+    dead = token.get()
+    platform.kill(stuck=True)
+    assert token.replace_if_dead(dead) == platform.value != dead
+    assert [call.json["force_refresh"] for call in platform.calls(STABLE)] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", [StableTokenFetcher, ClassicTokenFetcher])
+def test_wrong_repeated_and_made_up_reports_cost_no_fetch(platform, make, clock, kind):
+    token, other_process = make(kind), make(kind)
+    alive = token.get()
+    for number in range(200):
+        process = (token, other_process)[number % 2]
+        assert process.replace_if_dead(alive) == process.replace_if_dead(f"made up {number}") == alive
+        assert process.get_checked() == alive
+    assert platform.fetches == 1
+    assert len(platform.calls(CHECK)) == 5
+    for _ in range(600):
+        clock.now += 1
+        token.replace_if_dead(alive)
+    assert len(platform.calls(CHECK)) == 5 + 600 / 20
+    assert platform.fetches == 1
+
+
+def test_a_new_token_may_be_checked_at_once(platform, make):
+    token = make()
+    for _ in range(10):
+        token.get_checked()
+    platform.kill()
+    platform.until = 0
+    assert token.renew(token.get()) == platform.value
+    platform.kill()
+    assert token.get_checked() == platform.value
+
+
+def test_a_token_that_was_just_fetched_is_not_checked(platform, make):
+    assert make().get_checked() == platform.value
+    assert platform.calls(CHECK) == []
+
+
+@pytest.mark.parametrize(
+    "answer", [reply(status=502), {"errcode": 45009, "errmsg": "reach max api daily quota limit"}]
+)
+def test_a_check_that_fails_says_nothing_about_the_token(platform, make, answer):
+    token = make()
+    alive = token.get()
+    platform.on(CHECK, answer)
+    assert token.replace_if_dead(alive) == alive
+    assert (platform.fetches, token.row().failures) == (1, 0)
+
+
+def test_a_token_known_to_be_dead_is_not_handed_out_again(platform, make, clock):
+    token = make()
+    dead = token.get()
+    platform.kill()
+    platform.on(STABLE, {"errcode": 40164, "errmsg": "invalid ip 203.0.113.7, not in whitelist"})
+    for ask in (lambda: token.replace_if_dead(dead), token.get, token.get_checked):
+        with pytest.raises(TokenUnavailableError, match=r"203\.0\.113\.7"):
+            ask()
+    assert platform.fetches == 2
+
+
+def test_while_no_new_token_can_be_fetched_the_old_one_is_not_checked(platform, make, clock):
+    token = make()
+    alive = token.get()
+    platform.on(STABLE, reply(status=502))
+    clock.now = START + 7200 - 240
+    token.keep_fresh()
+    assert token.replace_if_dead(alive) == alive
+    assert platform.calls(CHECK) == []
+
+
 # -- refresh ------------------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ def test_the_platforms_face(sandbox, central):
     classic = central.get("/cgi-bin/token", query_string=query).json
     stable = central.post("/cgi-bin/stable_token", json=query | {"force_refresh": True}).json
     assert classic["access_token"] == stable["access_token"]
-    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}, "a client's force_refresh is ignored"
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}, "a token that lives is not given up"
     assert central.get("/cgi-bin/token", query_string=query | {"appid": "wxother"}).json["errcode"] == 40013
     before = refused_keys()
     assert central.get("/cgi-bin/token", query_string=query | {"secret": "x"}).json["errcode"] == 40125
@@ -156,7 +156,8 @@ def test_a_client_of_the_central_server_never_fetches_itself(sandbox, make_app):
         second = branch.token.get()
         assert second != first
         assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
-        assert calls(sandbox, "/cgi-bin/getcallbackip") == {"42001": 1, "ok": 1}
+        # The branch's own call, the central server's look whether the report is true, and the repeated call.
+        assert calls(sandbox, "/cgi-bin/getcallbackip") == {"42001": 2, "ok": 1}
     assert branch.token.get() == second, "the server's absence does no harm while the token lives"
     branch.client.call("GET", "/cgi-bin/getcallbackip", repeatable=True)
 
@@ -170,15 +171,14 @@ def test_a_client_with_a_wrong_key_is_told_which_setting(sandbox, make_app):
     assert "WECHAT_TOKEN_SOURCE_KEY" in answer.json["error"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_wechatpys_client_takes_the_central_token_and_uses_it(sandbox, make_app):
+@pytest.fixture
+def wechatpy_client(sandbox, make_app):
+    """wechatpy as it is, but for the hosts: the token from the central server, the rest from the platform."""
     from wechatpy import WeChatClient
 
     with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
 
         class Client(WeChatClient):
-            """wechatpy as it is, but for the hosts: the token from the central server, the rest from the platform."""
-
             API_BASE_URL = f"{sandbox.url}/cgi-bin/"
 
             def fetch_access_token(self):
@@ -188,10 +188,40 @@ def test_wechatpys_client_takes_the_central_token_and_uses_it(sandbox, make_app)
                 )
 
         client = Client(ACCOUNT["WECHAT_APPID"], KEY)
-        central = requests.get(f"{url}/token", headers=BEARER, timeout=5).json()["access_token"]
-        assert client.access_token == central
-        assert client.misc.get_wechat_ips() == ["127.0.0.1"]
+        client.central = lambda: requests.get(f"{url}/token", headers=BEARER, timeout=5).json()
+        yield client
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wechatpys_client_takes_the_central_token_and_uses_it(sandbox, wechatpy_client):
+    assert wechatpy_client.access_token == wechatpy_client.central()["access_token"]
+    assert wechatpy_client.misc.get_wechat_ips() == ["127.0.0.1"]
     assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("stuck", [False, True])
+def test_wechatpys_client_goes_on_after_a_revocation(sandbox, wechatpy_client, stuck):
+    assert wechatpy_client.misc.get_wechat_ips() == ["127.0.0.1"]
+    for _ in range(3):
+        wechatpy_client.central()
+    control(sandbox, "token/expire", {"stuck": stuck}, "POST")
+    assert wechatpy_client.misc.get_wechat_ips() == ["127.0.0.1"]
+    # Refused: the client's own call and the look whether the token lives (a second look at the same one again).
+    asked = {"ok": 2, "40001": 3} if stuck else {"ok": 2, "42001": 2}
+    assert calls(sandbox, "/cgi-bin/getcallbackip") == asked
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 3 if stuck else 2}
+
+
+def test_an_sdk_that_asks_for_ever_costs_a_few_cheap_calls(sandbox, central):
+    query = {"grant_type": "client_credential", "appid": ACCOUNT["WECHAT_APPID"], "secret": KEY}
+    given = {central.get("/cgi-bin/token", query_string=query).json["access_token"] for _ in range(100)} | {
+        central.post("/cgi-bin/stable_token", json=query | {"force_refresh": True}).json["access_token"]
+        for _ in range(100)
+    }
+    assert len(given) == 1
+    assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
+    assert calls(sandbox, "/cgi-bin/getcallbackip")["ok"] <= 6
 
 
 def test_eight_cold_processes_make_one_classic_fetch(sandbox, make_bot):  # a stable one: tests/test_many.py

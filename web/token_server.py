@@ -1,8 +1,9 @@
 """The central token server (中控服务器): hands the one access_token to those who hold TOKEN_SERVER_KEY.
 
 Knows two faces of the same token: our own (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`,
-`/cgi-bin/stable_token`), so that an SDK whose API host can be set needs no change. A client's wish to force a refresh
-is not obeyed: a token that failed is reported to `/token/refresh`, and N reports cost one fetch. Does not fetch itself.
+`/cgi-bin/stable_token`), so that an SDK whose API host can be set needs no change. Such an SDK asks anew when its token
+was refused, and cannot say which one that was: the platform is asked whether ours lives, as often as is allowed.
+A report to `/token/refresh` is checked in the same way, so that no client can use up the account's fetches.
 https://developers.weixin.qq.com/doc/service/en/Basic_Information/Get_access_token.html
 """
 
@@ -41,7 +42,7 @@ def token_server(
             if not _holds_key():
                 return _no_key()
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
-        return _own_face(lambda: token.renew(stale))
+        return _own_face(lambda: token.replace_if_dead(stale))
 
     @blueprint.get("/cgi-bin/token")
     def platform_token() -> Response:
@@ -77,7 +78,7 @@ def token_server(
                 errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
             )
         try:
-            return jsonify(_handed_out(token.get))
+            return jsonify(_handed_out(token.get_checked))
         except TokenUnavailableError as error:
             return jsonify(errcode=error.code or -1, errmsg=error.reason)
         except DatabaseUnavailableError as error:

@@ -60,6 +60,8 @@ _LONGEST_BACKOFF: Final = 60.0
 _WAIT_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = 30.0
+_CHECKS: Final = 5  # of one token, at once
+_CHECKS_APART: Final = 20.0  # in the long run
 _FORCED_APART: Final = 30.0
 _FORCED_PER_DAY: Final = 20
 _DAY: Final = 86400
@@ -71,8 +73,9 @@ class TokenRow:
     """What all processes share about the token. All times are unix seconds, wall clock; 0 is never.
 
     `expires_at` 0 beside a value means that the platform refuses this value. `retry_at`, `failures`,
-    `reason` and `code` describe the failed fetches since the last good one. `forced_*` count the
-    force_refresh calls, `forced_day` in days since 1970 by Beijing's clock.
+    `reason` and `code` describe the failed fetches since the last good one. `checked_at` says when the source was last
+    asked whether this value lives, `checks` how often it was of late. `forced_*` count the force_refresh calls,
+    `forced_day` in days since 1970 by Beijing's clock.
     """
 
     value: str | None = field(default=None, repr=False)
@@ -82,6 +85,8 @@ class TokenRow:
     failures: int = 0
     reason: str | None = None
     code: int | None = None
+    checked_at: float = 0.0
+    checks: float = 0.0
     forced_at: float = 0.0
     forced_day: int = 0
     forced_count: int = 0
@@ -299,7 +304,7 @@ class AccessToken:
         Raises TokenUnavailableError: at once during the pause after a failed fetch, else after that fetch, or
         when another process has not brought a token within 20 s.
         """
-        return self._usable(self._store.load()) or self._alone(self._usable, stale=None)
+        return self._usable(self._store.load()) or self._alone(self._usable, self._replace)
 
     def renew(self, stale: str) -> str:
         """The token after `stale`, which the platform refused. Many reports of one token cost one fetch.
@@ -312,14 +317,41 @@ class AccessToken:
         def newer(row: TokenRow) -> str | None:
             return None if row.value == stale else self._usable(row)
 
-        return newer(self._store.load()) or self._alone(newer, stale=stale)
+        return newer(self._store.load()) or self._alone(newer, lambda holder: self._replace(holder, stale))
+
+    def replace_if_dead(self, suspect: str) -> str:
+        """The token, after the source was asked whether `suspect` lives; a new one if it does not.
+
+        For what others report, which may be wrong, repeated or made up: nothing is asked about a value that is not
+        the current token. About that one the source is asked by all processes together at most five times at once,
+        and once in 20 s in the long run; else it is returned as it is, and so it is when the source cannot be asked.
+        Raises TokenUnavailableError.
+        """
+        began = self._clock()
+
+        def settled(row: TokenRow) -> str | None:
+            now = self._clock()
+            checked_since = began < row.checked_at <= now
+            if row.value == suspect and not checked_since and _may_check(row, now):
+                return None
+            return self._usable(row)
+
+        return settled(self._store.load()) or self._alone(
+            settled, lambda holder: self._replace_if_dead(holder, suspect)
+        )
+
+    def get_checked(self) -> str:
+        """The token, one that lives as far as the source may be asked: as `replace_if_dead`."""
+        began = self._clock()
+        value = self.get()
+        return value if self._store.load().fetched_at >= began else self.replace_if_dead(value)
 
     def refresh(self) -> str:
         """The token after a fetch now, whatever the back-off says: the operator has mended something.
 
         stable_token gives the same token again while it is young. Raises TokenUnavailableError.
         """
-        return self._alone(lambda row: None, stale=None, patient=False)
+        return self._alone(lambda row: None, self._replace, patient=False)
 
     def keep_fresh(self) -> float:
         """Renew the token if it is due; the seconds until the next look. For a loop in each process.
@@ -366,16 +398,16 @@ class AccessToken:
             return
         try:
             if self._until_due() <= 0:
-                self._replace(holder, stale=None)
+                self._replace(holder)
         except (TokenUnavailableError, _LeaseLostError):
             pass  # it is in the row and in the log; another look comes
         finally:
             self._store.release(holder)
 
     def _alone(
-        self, found: Callable[[TokenRow], str | None], *, stale: str | None, patient: bool = True
+        self, found: Callable[[TokenRow], str | None], act: Callable[[str], str], *, patient: bool = True
     ) -> str:
-        """What is `found` in the row, or else a renewal, by one thread of one process at a time."""
+        """What is `found` in the row, or else what `act` brings, by one thread of one process at a time."""
 
         def look() -> str | None:
             row = self._store.load()
@@ -393,7 +425,7 @@ class AccessToken:
                         return value
                     if self._store.lease(holder, self._clock(), LEASE_SECONDS):
                         try:
-                            return look() or self._replace(holder, stale)
+                            return look() or act(holder)
                         except _LeaseLostError:
                             pass  # whoever has it now brings the token
                         finally:
@@ -406,7 +438,26 @@ class AccessToken:
             f"其他进程正在获取 token，请稍后重试"
         )
 
-    def _replace(self, holder: str, stale: str | None) -> str:
+    def _replace_if_dead(self, holder: str, suspect: str) -> str:
+        row = self._store.load()
+        if row.value == suspect and self._usable(row):
+            now = self._clock()
+            row = replace(row, checked_at=now, checks=_checks_of_late(row, now) + 1)
+            self._save(holder, row)  # before the call: one that is cut off counts too
+            try:
+                dead = self._is_dead(holder, suspect)
+            except WeChatError as error:
+                log.warning("access_token not checked: %s", error)
+                dead = False
+            if not dead:
+                return suspect
+            if (
+                self._fetcher.force_is_limited
+            ):  # it is the platform that was asked: nobody is to get this one again
+                self._save(holder, replace(row, expires_at=0.0))
+        return self._replace(holder, suspect)
+
+    def _replace(self, holder: str, stale: str | None = None) -> str:
         """One renewal under the lease. A failure goes into the row, beside the old token."""
         failure: WeChatError
         try:
@@ -445,6 +496,8 @@ class AccessToken:
             value=grant.value,
             expires_at=asked_at + grant.life,
             fetched_at=asked_at,
+            checked_at=row.checked_at if grant.value == row.value else 0.0,
+            checks=row.checks if grant.value == row.value else 0.0,
             forced_at=row.forced_at,
             forced_day=row.forced_day,
             forced_count=row.forced_count,
@@ -503,6 +556,17 @@ def _back_off_left(row: TokenRow, now: float) -> float:
     """Seconds until the next fetch may be tried; a moment that only a changed clock explains is void."""
     left = row.retry_at - now
     return left if left <= _LONGEST_BACKOFF + _CLOCK_ERROR else 0.0
+
+
+def _checks_of_late(row: TokenRow, now: float) -> float:
+    """How many checks of the current token count: one is forgotten every 20 s, all when the clock was set back."""
+    since = now - row.checked_at
+    return max(row.checks - max(since, 0.0) / _CHECKS_APART, 0.0) if since > -_CLOCK_ERROR else 0.0
+
+
+def _may_check(row: TokenRow, now: float) -> bool:
+    """Whether the source may be asked now if the current token lives. Not while no new one could be fetched."""
+    return _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
 
 
 def _is_refused(hosts: ApiHosts, token: str) -> bool:
