@@ -107,9 +107,54 @@ def test_many_reports_of_one_dead_token_cost_one_fetch(sandbox, central):
     assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
 
 
-@pytest.mark.parametrize("body", [None, b"", b"[]", b"{}", b'{"access_token": 5}', b'{"access_token": ""}'])
-def test_a_report_without_a_token_is_a_bad_request(central, body):
-    assert central.post("/token/refresh", headers=BEARER, data=body).status_code == 400
+ODD_BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"5",
+    b'"access_token"',
+    b"[" * 60_000,
+    b'{"a":' * 10_000,
+    b'{"access_token": ' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+    b"\xff\xfe{\x00",
+    b"\x80{}",
+    b"\x00" * 100,
+    b"1" * 5000,
+    b'{"access_token": "cut',
+]
+
+
+@pytest.mark.parametrize("path", ["/token/refresh", "/cgi-bin/stable_token"])
+@pytest.mark.parametrize("body", ODD_BODIES, ids=range(len(ODD_BODIES)))
+def test_a_body_that_is_no_json_object_is_a_bad_request(sandbox, central, path, body):
+    answer = central.post(path, headers=BEARER, data=body)
+    assert answer.status_code == 400
+    assert answer.json.get("errcode") == (47001 if path == "/cgi-bin/stable_token" else None)
+    assert calls(sandbox, "/cgi-bin/stable_token") == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["{}", '{"access_token": 5}', '{"access_token": ""}', '{"access_token": [1]}']
+)
+def test_a_report_without_a_token_is_a_bad_request(central, value):
+    assert central.post("/token/refresh", headers=BEARER, data=value).status_code == 400
+    assert central.post("/token/refresh", data=value).status_code == 401, "before the body is looked at"
+
+
+@pytest.mark.parametrize("value", [r'"\ud800"', r'"\u0000"', "1e999", "NaN", "true", "{}", "[]", "null"])
+def test_odd_values_are_no_key_and_no_appid(central, value):
+    right = json.dumps(ACCOUNT["WECHAT_APPID"])
+    for body, code in (
+        (f'{{"appid": {value}, "secret": "{KEY}"}}', 40013),
+        (f'{{"appid": {right}, "secret": {value}}}', 40125),
+    ):
+        assert central.post("/cgi-bin/stable_token", data=body).json["errcode"] == code
+    assert central.post(
+        "/token/refresh", headers=BEARER, data=f'{{"access_token": {value}}}'
+    ).status_code in (
+        200,
+        400,
+    )
 
 
 def test_the_platforms_face(sandbox, central):
@@ -121,7 +166,6 @@ def test_the_platforms_face(sandbox, central):
     assert central.get("/cgi-bin/token", query_string=query | {"appid": "wxother"}).json["errcode"] == 40013
     before = refused_keys()
     assert central.get("/cgi-bin/token", query_string=query | {"secret": "x"}).json["errcode"] == 40125
-    assert central.post("/cgi-bin/stable_token", data=b"{").json["errcode"] == 40013
     assert central.post("/cgi-bin/stable_token", json=query | {"secret": None}).json["errcode"] == 40125
     assert refused_keys() == before + 2
 

@@ -10,6 +10,7 @@ https://developers.weixin.qq.com/doc/service/en/Basic_Information/Get_access_tok
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -32,26 +33,28 @@ def token_server(
 
     @blueprint.get("/token")
     def hand_out() -> tuple[Response, int]:
+        if not _holds_key():
+            return _no_key()
         return _own_face(token.get)
 
     @blueprint.post("/token/refresh")
     def refresh() -> tuple[Response, int]:
-        body = request.get_json(silent=True)
-        stale = body.get("access_token") if isinstance(body, dict) else None
+        if not _holds_key():
+            return _no_key()
+        stale = (_json_body() or {}).get("access_token")
         if not isinstance(stale, str) or not stale:
-            if not _holds_key():
-                return _no_key()
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
         return _own_face(lambda: token.replace_if_dead(stale))
 
     @blueprint.get("/cgi-bin/token")
-    def platform_token() -> Response:
+    def platform_token() -> tuple[Response, int]:
         return _platform_face(request.args.get("appid"), request.args.get("secret"))
 
     @blueprint.post("/cgi-bin/stable_token")
-    def platform_stable_token() -> Response:
-        body = request.get_json(silent=True, force=True)
-        asked: dict[str, Any] = body if isinstance(body, dict) else {}
+    def platform_stable_token() -> tuple[Response, int]:
+        asked = _json_body()
+        if asked is None:
+            return jsonify(errcode=47001, errmsg="the body is no JSON object"), 400
         return _platform_face(asked.get("appid"), asked.get("secret"))
 
     @blueprint.after_request
@@ -60,8 +63,6 @@ def token_server(
         return response
 
     def _own_face(get: Callable[[], str]) -> tuple[Response, int]:
-        if not _holds_key():
-            return _no_key()
         try:
             return jsonify(_handed_out(get)), 200
         except TokenUnavailableError as error:
@@ -69,20 +70,20 @@ def token_server(
         except DatabaseUnavailableError as error:
             return jsonify(error=str(error)), 503
 
-    def _platform_face(asked_appid: object, secret: object) -> Response:
+    def _platform_face(asked_appid: object, secret: object) -> tuple[Response, int]:
         if asked_appid != appid:
-            return jsonify(errcode=40013, errmsg="invalid appid")
+            return jsonify(errcode=40013, errmsg="invalid appid"), 200
         if not _same(secret, key):
             _refused()
             return jsonify(
                 errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
-            )
+            ), 200
         try:
-            return jsonify(_handed_out(token.get_checked))
+            return jsonify(_handed_out(token.get_checked)), 200
         except TokenUnavailableError as error:
-            return jsonify(errcode=error.code or -1, errmsg=error.reason)
+            return jsonify(errcode=error.code or -1, errmsg=error.reason), 200
         except DatabaseUnavailableError as error:
-            return jsonify(errcode=-1, errmsg=str(error))
+            return jsonify(errcode=-1, errmsg=str(error)), 200
 
     def _handed_out(get: Callable[[], str]) -> dict[str, Any]:
         value = get()
@@ -105,6 +106,15 @@ def token_server(
         return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
 
     return blueprint
+
+
+def _json_body() -> dict[str, Any] | None:
+    """The request's JSON object; None for a body that is none, whatever it is."""
+    try:
+        body = json.loads(request.get_data())
+    except (ValueError, RecursionError):  # the parser gives up at some depth
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _same(given: object, key: str) -> bool:
