@@ -77,12 +77,18 @@ $(VENV)/bin/python:
 	  echo "Python's venv and pip are needed. On Debian or Ubuntu: apt-get install python3-venv python3-pip" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: requirements.txt | $(VENV)/bin/python
+# Flask's command line would read .flaskenv and .env of every folder above this one, and run the program named there.
+$(VENV)/.no-dotenv: | $(VENV)/bin/python
+	@echo "import os; os.environ.setdefault('FLASK_SKIP_DOTENV', '1')" \
+	  > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/flask_skip_dotenv.pth"
+	@touch $@
+
+$(VENV)/.run: requirements.txt | $(VENV)/.no-dotenv
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/.no-dotenv
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt -r requirements-dev.txt
 	@touch $@ $(VENV)/.run

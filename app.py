@@ -13,10 +13,10 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import MethodNotAllowed
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import commands
 import logs
 import parts
-from commands import COMMANDS
-from config import Settings, SettingsError
+from config import Settings, SettingsError, settings_of_commands, settings_of_libraries
 from web import callback, gallery, ops, token_server
 
 
@@ -24,15 +24,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
-    for command in COMMANDS:
-        app.cli.add_command(command)
+    commands.add_to(app)
     if settings is None:
+        on_command_line = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
+        for name, value in settings_of_libraries().items():
+            os.environ.setdefault(name, value)
         try:
-            settings = Settings.from_env(os.environ)
+            settings = Settings.from_env(settings_of_commands(os.environ) if on_command_line else os.environ)
         except SettingsError as error:
-            if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+            if not on_command_line:
                 raise
-            app.extensions["settings_error"] = error
+            commands.use_without_settings(app, error)
             return app
     logs.configure(settings.log_format, settings.log_level)
     app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own

@@ -7,6 +7,7 @@ Secrets are `SecretStr`, so that neither a log line nor a `repr` can show one.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import re
@@ -28,6 +29,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 FOLDER = Path(__file__).resolve().parent
+SANDBOX_SETTINGS = Path("data/sandbox/settings.env")
+"""In the project's folder: what `make run` without an account runs with. Locked (shared) while it runs."""
+OF_LIBRARIES = re.compile(r"AWS_\w+|(?:HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE", re.IGNORECASE)
+"""Names in .env that are not the bot's settings, but those of the libraries that it uses."""
 
 
 class Fault(NamedTuple):
@@ -264,6 +269,31 @@ class Settings(BaseModel):
         if faults:
             raise SettingsError(faults)
         return settings
+
+
+def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
+    """What a command goes by: `environ`, and while `make run` runs there without an account, the settings of that."""
+    path = folder / SANDBOX_SETTINGS
+    if "WECHAT_APPID" in Settings.given(environ, folder) or not _locked(path):
+        return environ
+    return _filled(dotenv_values(path, encoding="utf-8")) | _filled(environ)
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
+    """What `folder`/.env says to the libraries, which look in the environment: boto3's AWS_*, and the proxies."""
+    said = _filled(dotenv_values(folder / ".env", encoding="utf-8-sig"))
+    return {name: value for name, value in said.items() if OF_LIBRARIES.fullmatch(name)}
 
 
 def _missing(values: Mapping[str, str]) -> Iterator[Fault]:

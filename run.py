@@ -1,28 +1,32 @@
 """`make run`: the bot until Ctrl-C; without an account also the sandbox, with one real photo sent through.
 
-Knows processes, ports and what to print. Without WECHAT_APPID the bot serves the sandbox's throw-away account with its
-data in data/sandbox/, and an echo that fails ends everything with exit code 1.
+Knows processes, ports and what to print. Without WECHAT_APPID the bot serves an account that is made up at the first
+start and kept, like all its data, in data/sandbox/. The photo is sent once; an echo that fails ends everything with
+exit code 1. With RELOAD=1 the web processes start anew when a file changes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
 import signal
 import socket
+import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import requests
+from dotenv import dotenv_values
 
 import parts
-from config import FOLDER, Settings, SettingsError
-from sandbox import THROWAWAY
+from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -31,6 +35,10 @@ START_SECONDS, ECHO_SECONDS = 30.0, 30.0
 GUNICORN = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
 
 T = TypeVar("T")
+
+_here = requests.Session()
+_here.trust_env = False  # nobody else's proxy leads to this machine
+_here.headers["Connection"] = "close"
 
 
 class Failed(Exception):
@@ -78,9 +86,8 @@ def main() -> int:
         given = Settings.given(environ)
         if "WECHAT_APPID" in given:
             _run_bot(processes, environ, Settings.from_env(environ))
-        else:
-            _run_with_sandbox(processes, environ, given)
-        processes.wait()
+            processes.wait()
+        _run_with_sandbox(processes, environ, given)
     except KeyboardInterrupt:
         return 0
     except SettingsError as error:
@@ -100,57 +107,102 @@ def _interrupt(*_: object) -> NoReturn:
 def _run_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
     _claim_port(settings.port, "PORT")
     _start_bot(processes, environ, settings)
-    print(f"The callback (URL, 服务器地址): {settings.public_url or 'https://YOUR-HOST'}/wechat", flush=True)
-    print(f"   on this machine: http://127.0.0.1:{settings.port}/wechat", flush=True)
+    address = settings.public_url or "https://YOUR-HOST"
+    gallery = (
+        f"{address}/gallery" if settings.admin_password else "set ADMIN_PASSWORD to have it (设置后启用)"
+    )
+    print(f"The callback (URL, 服务器地址): {address}/wechat")
+    print(f"   on this machine (本机): http://127.0.0.1:{settings.port}/wechat")
+    print(f"   the gallery (图库): {gallery}")
+    print("   what may be wrong with it (检查): .venv/bin/flask doctor", flush=True)
 
 
-def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict[str, str]) -> None:
+def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict[str, str]) -> NoReturn:
+    path = FOLDER / SANDBOX_SETTINGS
+    log = path.with_name("sandbox.log")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     environ |= {
-        "WECHAT_APPID": THROWAWAY.appid,
-        "WECHAT_APPSECRET": THROWAWAY.appsecret,
-        "WECHAT_TOKEN": THROWAWAY.token,
-        "WECHAT_AES_KEY": THROWAWAY.aes_key or "",
+        **_account(path),
         "WECHAT_ACCEPT_PLAINTEXT": "1",
         "WECHAT_TOKEN_SOURCE": "stable",
         "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///data/sandbox/bot.db",
         "MEDIA_STORE": environ.get("MEDIA_STORE") or "data/sandbox/media",
-        "ADMIN_PASSWORD": given.get("ADMIN_PASSWORD") or secrets.token_urlsafe(9),
     }
+    if "ADMIN_PASSWORD" in given:
+        environ["ADMIN_PASSWORD"] = given["ADMIN_PASSWORD"]
     port = Settings.from_env(environ).port
     environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{port + 1}"
     settings = Settings.from_env(environ)
     bot, sandbox = f"http://127.0.0.1:{port}", environ["WECHAT_API_BASE"]
     _claim_port(port, "PORT")
     _claim_port(port + 1, "PORT + 1 (the sandbox)")
-    log = FOLDER / "data" / "sandbox" / "sandbox.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        "sandbox",
-        "--port",
-        str(port + 1),
-        "--callback",
-        f"{bot}/wechat",
-        "--data",
-        str(log.parent / "platform"),
-    ]
-    processes.start("sandbox", command, environ, log)
-    _start_bot(processes, environ, settings)
-    _until(
-        lambda: _answers(f"{sandbox}/sandbox/calls"), START_SECONDS, "the sandbox did not start", processes
-    )
-    print(
-        "\n图尚往来 is running. No account is set, so the sandbox plays WeChat (未配置账号，由沙箱模拟微信平台)."
-    )
-    print(f"   the bot      {bot}/wechat")
-    print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
-    print(f"   the gallery  {bot}/gallery")
-    print(f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n", flush=True)
-    _echo_one_photo(sandbox, settings, processes)
-    print("\nCtrl-C ends it. For a real account copy .env.example to .env.", flush=True)
+    with _shown_to_commands(path, environ):
+        seen = str(path.with_name("platform"))
+        command = ["sandbox", "--port", str(port + 1), "--callback", f"{bot}/wechat", "--data", seen]
+        processes.start("sandbox", command, environ, log)
+        _start_bot(processes, environ, settings)
+        _until(
+            lambda: _answers(f"{sandbox}/sandbox/calls"),
+            START_SECONDS,
+            "the sandbox did not start",
+            processes,
+        )
+        print(
+            "\n图尚往来 is running. No account is set, so the sandbox plays WeChat (未配置账号，由沙箱模拟微信平台)."
+        )
+        print(f"   the bot      {bot}/wechat")
+        print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
+        print(f"   the gallery  {bot}/gallery")
+        print(
+            f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n",
+            flush=True,
+        )
+        if parts.build(settings).ledger.status(time.time()).stored:
+            print("The photo went through at the first start; what came in since then is in the gallery.")
+        else:
+            _echo_one_photo(sandbox, settings, processes)
+        print("\nCtrl-C ends it. For a real account copy .env.example to .env.", flush=True)
+        processes.wait()
+
+
+def _account(path: Path) -> dict[str, str]:
+    """The account and the password of an earlier start, or others, made up."""
+
+    def random(characters: str, length: int) -> str:
+        return "".join(secrets.choice(characters) for _ in range(length))
+
+    made_up = {
+        "WECHAT_APPID": f"wx{secrets.token_hex(8)}",
+        "WECHAT_APPSECRET": secrets.token_hex(16),
+        "WECHAT_TOKEN": random(string.ascii_letters + string.digits, 24),
+        "WECHAT_AES_KEY": random(string.ascii_letters + string.digits, 43),
+        "ADMIN_PASSWORD": random(string.ascii_letters + string.digits, 12),
+    }
+    kept = dotenv_values(path, encoding="utf-8")
+    return {name: kept.get(name) or value for name, value in made_up.items()}
+
+
+@contextmanager
+def _shown_to_commands(path: Path, environ: dict[str, str]) -> Iterator[None]:
+    """Keeps the settings in a file of the owner's. As long as it is locked, commands without an account read it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(partial, "w", encoding="utf-8", opener=_private) as file:
+        for name, value in Settings.given(environ).items():
+            quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+            file.write(f"{name}='{quoted}'\n")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        file.flush()
+        os.replace(partial, path)
+        yield
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
-    processes.start("bot", GUNICORN, environ)
+    reload = ["--reload"] if environ.get("RELOAD", "") not in ("", "0") else []
+    processes.start("bot", [*GUNICORN, *reload], environ)
     if settings.worker == "external":
         processes.start("worker", ["flask", "worker"], environ)
     bot = f"http://127.0.0.1:{settings.port}/healthz"
@@ -160,7 +212,7 @@ def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings
 def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> None:
     sent = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
     with PHOTO.open("rb") as file:
-        answer = requests.post(
+        answer = _here.post(
             f"{sandbox}/sandbox/fans/{FAN}/messages",
             data={"type": "image"},
             files={"file": (PHOTO.name, file, "image/jpeg")},
@@ -183,7 +235,7 @@ def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> N
         return next((entry for entry in found if entry.media_state in ("stored", "failed")), None)
 
     def shown() -> dict[str, Any] | None:
-        chat = requests.get(f"{sandbox}/sandbox/fans/{FAN}/messages", timeout=5).json()
+        chat = _here.get(f"{sandbox}/sandbox/fans/{FAN}/messages", timeout=5).json()
         return next(
             (one for one in reversed(chat) if one["from"] == "account" and one["type"] == "image"), None
         )
@@ -209,7 +261,7 @@ def _where(settings: Settings, key: str) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=2).status_code == 200
+        return _here.get(url, timeout=2).status_code == 200
     except requests.RequestException:
         return False
 

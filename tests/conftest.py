@@ -99,12 +99,12 @@ def _is_free(port):
 class Process:
     """One process with its own group, ended by pid; what it prints goes to a file."""
 
-    def __init__(self, command, environ, output):
+    def __init__(self, command, environ, output, folder=ROOT):
         self._file = output.open("ab")
         self.output = output
         self.popen = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environ,
             stdout=self._file,
             stderr=subprocess.STDOUT,

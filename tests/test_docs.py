@@ -8,7 +8,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +21,8 @@ import requests
 from app import create_app
 from commands import COMMANDS
 from config import Settings
-from sandbox import THROWAWAY
 from tests.conftest import ACCOUNT, ROOT, clean_environ, eventually, free_port
+from tests.project import copy, sandbox_settings
 from tests.test_layers import ALLOWED
 from tests.test_ops import METRICS
 from web.metrics import REFUSALS
@@ -320,21 +319,7 @@ class Project:
     """A copy of the project in which `make run` runs, and what the documents show is done."""
 
     def __init__(self, folder):
-        self.folder = folder
-        ignored = shutil.ignore_patterns(
-            ".git",
-            ".venv",
-            "data",
-            "__pycache__",
-            ".*_cache",
-            ".hypothesis",
-            ".coverage*",
-            "tests",
-            "bench",
-            ".env",
-        )
-        shutil.copytree(ROOT, folder, ignore=ignored)
-        (folder / ".venv").symlink_to(sys.prefix)
+        self.folder = copy(folder)
         self.port = free_port(neighbours=1)
         self.output = folder / "run.log"
         self.settings = {
@@ -367,14 +352,7 @@ class Project:
             return "Ctrl-C ends it" in read(self.output)
 
         eventually(said, 60, "make run")
-        account = ACCOUNT | {
-            "WECHAT_AES_KEY": THROWAWAY.aes_key,
-            "WECHAT_ACCEPT_PLAINTEXT": "1",
-            "WECHAT_API_BASE": f"http://127.0.0.1:{self.port + 1}",
-        }
-        (self.folder / ".env").write_text(
-            "".join(f"{name}={value}\n" for name, value in (self.settings | account).items())
-        )
+        self.appid = sandbox_settings(self.folder)["WECHAT_APPID"]
         return read(self.output)
 
     def stop(self):
@@ -394,11 +372,9 @@ class Project:
 
     def sh(self, text):
         """What a ```sh block does; of `make` only whether the target is there."""
-        environ = self.environ() | {
-            "TOKEN_SERVER_KEY": self.settings["TOKEN_SERVER_KEY"],
-            "WECHAT_APPID": THROWAWAY.appid,
-        }
+        environ = self.environ() | {"TOKEN_SERVER_KEY": self.settings["TOKEN_SERVER_KEY"]}
         script = re.sub(r"^make ", "make --dry-run --silent ", self.local(text), flags=re.M)
+        script = f"WECHAT_APPID={self.appid}\n{script}"
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
@@ -470,6 +446,7 @@ def another(tmp_path):
 def masked(text):
     text = re.sub(r"(?<=ADMIN_PASSWORD=)\S+", "*", text)
     text = re.sub(r"(?<=image )\S+|\b[0-9a-f]{64}\b|\b[0-9a-f]{4}\.\.\.", "*", text)
+    text = re.sub(r"\bwx[0-9a-f]{16}\b", "wx*", text)
     text = re.sub(r"data/\S*?(?=sandbox\.log|/?wx)", "data/", text)
     return re.sub(r"\d+", "0", text)
 
@@ -496,10 +473,10 @@ def test_every_command_shown_runs(path, project):
 @pytest.mark.xdist_group("docs")
 def test_the_sandbox_command_of_the_readme_runs(project):
     port = free_port()
-    (command,) = re.findall(r"`(python -m sandbox [^`]+)`", read(ENGLISH))
+    (command,) = re.findall(r"`(\.venv/bin/python -m sandbox [^`]+)`", read(ENGLISH))
     assert command in read(CHINESE)
     process = subprocess.Popen(
-        command.replace("8001", str(port)).split(),
+        command.replace("8002", str(port)).split(),
         cwd=project.folder,
         env=project.environ(),
         stdout=subprocess.PIPE,
@@ -555,7 +532,7 @@ def test_the_client_for_wechatpy_works(project):
     space = {}
     exec(compile(source, "central.py", "exec"), space)
     client = space["CentralClient"](
-        THROWAWAY.appid, f"http://127.0.0.1:{project.port}", project.settings["TOKEN_SERVER_KEY"]
+        project.appid, f"http://127.0.0.1:{project.port}", project.settings["TOKEN_SERVER_KEY"]
     )
     platform = f"http://127.0.0.1:{project.port + 1}"
     client.API_BASE_URL = f"{platform}/cgi-bin/"

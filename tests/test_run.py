@@ -1,6 +1,8 @@
 """`make run`: what a newcomer sees, and how it ends."""
 
 import hashlib
+import json
+import re
 import signal
 import socket
 import sqlite3
@@ -11,24 +13,27 @@ import psutil
 import pytest
 import requests
 
+from sandbox import THROWAWAY
 from tests.conftest import ACCOUNT, Process, clean_environ, eventually, free_port
+from tests.project import copy, flask, sandbox_settings
 from tests.test_flow import PHOTO
 
 
 @pytest.fixture
-def make_run(tmp_path):
-    """make_run(SETTING=value, ...) -> the process of run.py, on two free ports of its own."""
-    started = []
+def project(tmp_path):
+    return copy(tmp_path / "project")
+
+
+@pytest.fixture
+def make_run(project, tmp_path):
+    """make_run(SETTING=value, ...) -> the process of run.py in a copy of the project, on two free ports."""
+    started, port = [], free_port(neighbours=1)
 
     def make(**environ):
-        port = free_port(neighbours=1)
-        given = {
-            "PORT": str(port),
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
-            "MEDIA_STORE": f"{tmp_path}/media",
-        }
-        process = Process([sys.executable, "run.py"], clean_environ() | given | environ, tmp_path / "run.log")
-        process.port = int((given | environ)["PORT"])
+        environ = {"PORT": str(port)} | environ
+        log = tmp_path / f"run-{len(started)}.log"
+        process = Process([sys.executable, "run.py"], clean_environ() | environ, log, folder=project)
+        process.port = int(environ["PORT"])
         started.append(process)
         return process
 
@@ -46,8 +51,11 @@ def said(process, words, seconds=60):
     return process.text()
 
 
-@pytest.mark.parametrize("environ", [{}, {"ECHO_VIA": "upload", "WORKER": "external"}])
-def test_a_newcomer_sees_a_photo_come_back(make_run, tmp_path, environ):
+PROXIES = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("environ", [{}, {"ECHO_VIA": "upload", "WORKER": "external", **PROXIES}])
+def test_a_newcomer_sees_a_photo_come_back(make_run, project, environ):
     process = make_run(**environ)
     shown = said(process, "Ctrl-C ends it")
     digest = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
@@ -55,11 +63,11 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, tmp_path, environ):
     assert f"http://127.0.0.1:{process.port}/wechat" in shown
     assert f"http://127.0.0.1:{process.port + 1}/" in shown
     assert "ADMIN_PASSWORD=" in shown
-    (stored,) = (path for path in (tmp_path / "media").rglob("*.jpg"))
-    assert str(stored) in shown
+    (stored,) = (path for path in (project / "data/sandbox/media").rglob("*.jpg"))
+    assert str(stored.relative_to(project)) in shown
     assert stored.read_bytes() == PHOTO.read_bytes()
     assert requests.get(f"http://127.0.0.1:{process.port}/readyz", timeout=5).json()["ready"]
-    with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
+    with closing(sqlite3.connect(project / "data/sandbox/bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
     children = psutil.Process(process.pid).children(recursive=True)
     process.popen.send_signal(signal.SIGINT)
@@ -85,8 +93,9 @@ def test_a_port_in_use_is_said_plainly(make_run):
 
 def test_with_an_account_the_bot_runs_alone(make_run):
     process = make_run(**ACCOUNT, WECHAT_API_BASE="http://127.0.0.1:9", PUBLIC_URL="https://bot.example")
-    shown = said(process, "/wechat\n")
+    shown = said(process, "flask doctor\n")
     assert "https://bot.example/wechat" in shown
+    assert "set ADMIN_PASSWORD" in shown
     assert "sandbox" not in shown
     assert process.stop() == 0
 
@@ -97,3 +106,49 @@ def test_faulty_settings_are_named_and_exit_2(make_run):
     for name in ("WECHAT_APPSECRET", "WECHAT_TOKEN", "LEASE_SECONDS"):
         assert name in process.text()
     assert "Traceback" not in process.text()
+
+
+def test_commands_beside_it_and_what_a_restart_keeps(make_run, project):
+    first = make_run()
+    shown = said(first, "Ctrl-C ends it")
+    (password,) = re.findall(r"ADMIN_PASSWORD=(\S+)", shown)
+
+    assert json.loads(flask(project, "ledger", "status").stdout)["stored"] == 1
+    replayed = flask(project, "replay", "1")
+    assert replayed.returncode == 0, replayed.stderr
+    assert replayed.stdout.startswith("<xml>")
+    assert "access_token" in flask(project, "token", "show").stdout
+    doctor = flask(project, "doctor")
+    assert doctor.returncode == 0, doctor.stdout
+    kept = sandbox_settings(project)
+    assert kept["WECHAT_APPID"] != THROWAWAY.appid, "it is this folder's own"
+    assert (project / "data/sandbox/settings.env").stat().st_mode & 0o077 == 0
+    assert first.stop() == 0
+
+    alone = flask(project, "ledger", "status")
+    assert alone.returncode == 2, "the sandbox's account is nobody's once it has ended"
+    assert "WECHAT_APPID: is required" in alone.stderr
+
+    shown = said(make_run(), "Ctrl-C ends it")
+    assert f"ADMIN_PASSWORD={password} " in shown
+    assert "sends" not in shown, "the photo is sent once"
+    assert sandbox_settings(project) == kept
+    assert json.loads(flask(project, "ledger", "status").stdout)["stored"] == 1
+
+
+def test_an_edited_handler_answers_at_once(make_run, project):
+    process = make_run(RELOAD="1")
+    said(process, "Ctrl-C ends it")
+    port = int(sandbox_settings(project)["PORT"])
+
+    def answer():
+        url = f"http://127.0.0.1:{port + 1}/sandbox/fans/oReload-AbCdEfGhIjKlMnOpQrS/messages"
+        pushed = requests.post(url, json={"type": "text", "content": "hello"}, timeout=30).json()
+        return [each["content"] for each in pushed["shown"]]
+
+    assert answer() != ["new words"]
+    handler = project / "handlers" / "text.py"
+    handler.write_text(
+        re.sub(r'HINT = ".*"', 'HINT = "new words"', handler.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    eventually(lambda: answer() == ["new words"], what="the new handler's answer")

@@ -68,7 +68,8 @@ def main() -> None:
     # Who started this process ends it by closing its input, when the picture in hand is done.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(10)
+    with contextlib.suppress(OSError):  # a container may forbid it
+        os.nice(10)
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     while (picture := read_picture(sys.stdin.buffer)) is not None:

@@ -106,7 +106,11 @@ class _Decoder:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(  # noqa: S603
-            self._command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            self._command,
+            cwd=PROJECT,
+            env={},  # what a stranger's picture could take over must find no secret there
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         return self._process
 
