@@ -7,12 +7,16 @@ import pty
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 import requests
+from flask import Flask, request
 
 import parts
-from tests.conftest import FAN, ROOT, clean_environ, eventually
+from tests.conftest import ACCOUNT, FAN, ROOT, clean_environ, eventually
+from tests.project import copy, flask
+from tests.serving import serving
 from tests.test_flow import PHOTO, calls, control, send, stored
 
 
@@ -174,3 +178,66 @@ def test_commands_reach_what_the_bot_wrote(sandbox, bot):
         "media": "ok",
         "token": "ok",
     }
+
+
+def test_what_lies_in_a_folder_above_is_neither_run_nor_read(tmp_path):
+    """Flask's command line would look for .flaskenv and .env there, and import the program that they name."""
+    project = copy(tmp_path / "project")
+    (tmp_path / "others.py").write_text("open('others-was-run', 'w')\n")
+    (tmp_path / ".flaskenv").write_text(f"FLASK_APP={tmp_path}/others.py\nPYTHONPATH={tmp_path}\n")
+    account = "".join(f"{name}={value}\n" for name, value in ACCOUNT.items())
+    (tmp_path / ".env").write_text(f"FLASK_APP={tmp_path}/others.py\n{account}")
+    for name in (".flaskenv", ".env"):
+        (project / name).write_text("PORT=http\n")
+    for start in ([sys.executable, "-m", "flask"], [Path(sys.executable).with_name("flask")]):
+        done = subprocess.run(
+            [*start, "ledger", "status"],
+            cwd=project,
+            env=clean_environ(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        trouble = failed(done, 2)
+        assert "WECHAT_APPID: is required" in trouble
+        assert "PORT: must be a whole number" in trouble, "the project's own .env is read"
+    assert not list(tmp_path.rglob("others-was-run"))
+
+
+def test_what_env_says_to_libraries_reaches_them(tmp_path):
+    asked, store = [], Flask("store", static_folder=None)
+
+    @store.route("/<path:path>", methods=["GET", "PUT"])
+    def refuse(path):
+        asked.append((path, request.headers["Authorization"]))
+        return "", 403
+
+    project = copy(tmp_path / "project")
+    with serving(store) as url:
+        lines = {
+            **ACCOUNT,
+            "DATABASE_URL": "mysql://the-media-store-alone-is-looked-at",
+            "WECHAT_API_BASE": "http://127.0.0.1:9",
+            "MEDIA_STORE": "s3://bucket/prefix",
+            "AWS_ENDPOINT_URL_S3": url,
+            "AWS_REGION": "nowhere-1",
+            "AWS_ACCESS_KEY_ID": "key-of-this-test",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        (project / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        flask(project, "doctor")
+    assert asked
+    assert all(path.startswith("bucket/prefix/") for path, _ in asked)
+    assert all("key-of-this-test" in key for _, key in asked)
+
+
+def test_help_begins_with_our_commands(bot):
+    listed = bot.flask("--help").stdout.partition("Commands:\n")[2]
+    names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert names == ["doctor", "ledger", "media", "replay", "token", "worker"]
+
+
+def test_flasks_own_server_says_that_settings_are_missing(bot):
+    bot.environ["WECHAT_APPID"] = ""
+    for command in ("run", "routes"):
+        assert "WECHAT_APPID: is required" in failed(bot.flask(command), 2)

@@ -286,6 +286,13 @@ class TestShelf:
         with pytest.raises(NoThumbnail, match="MEDIA_STORE"):
             shelf()[0].make(f"{APPID}/2023/11/14/9.jpg")
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+    def test_the_process_knows_no_secret(self, shelf, monkeypatch):
+        monkeypatch.setenv("WECHAT_APPSECRET", "a-secret-of-this-test")
+        thumbs, files = shelf()
+        thumbs.make(put(files, PHOTO))
+        assert Path(f"/proc/{pid(thumbs)}/environ").read_bytes() == b""
+
     def test_one_process_serves_many_and_goes_when_idle(self, shelf, monkeypatch):
         thumbs, files = shelf()
         key = put(files, PHOTO)
@@ -570,7 +577,7 @@ class TestWorker:
 
     @pytest.mark.parametrize("fault", [OSError("no room"), RuntimeError("?")])
     def test_faults_are_waited_out(self, run, monkeypatch, caplog, fault):
-        monkeypatch.setattr("worker.THUMBNAIL_FAULT_SECONDS", 0.01)
+        monkeypatch.setattr("worker.loop.THUMBNAIL_FAULT_SECONDS", 0.01)
         maker = Steps(fault)
         run(maker)
         eventually(lambda: maker.steps > 1, what="another step")
