@@ -191,7 +191,19 @@ def test_what_is_left_of_a_life_must_be_worth_something(platform, make, clock):
 
 @pytest.mark.parametrize(
     ("expires_in", "life"),
-    [(7200, 7200), ("7200", 7200), (345.5, 345.5), (8000, 7200), (10**30, 7200), (1, 1)],
+    [
+        (7200, 7200),
+        ("7200", 7200),
+        (345.5, 345.5),
+        (8000, 7200),
+        (10**30, 7200),
+        (1e300, 7200),
+        (float("inf"), 7200),
+    ]
+    + [
+        (odd, 70)
+        for odd in (69, 1, 0, -1, -(10**30), "soon", "", None, True, [], {}, float("nan"), "9" * 5000 + "x")
+    ],
 )
 def test_how_long_a_token_lives(platform, make, expires_in, life):
     platform.on(STABLE, {"access_token": "t", "expires_in": expires_in})
@@ -203,10 +215,9 @@ def test_how_long_a_token_lives(platform, make, expires_in, life):
 @pytest.mark.parametrize(
     "answer",
     [
-        *({"access_token": "t", "expires_in": odd} for odd in (0, -1, "soon", None, True, [], float("nan"))),
-        {"access_token": "t"},
         {"access_token": "", "expires_in": 7200},
         {"access_token": 5, "expires_in": 7200},
+        *({"access_token": odd, "expires_in": 7200} for odd in ("a\0", "é", "x" * 100_000)),
         {"expires_in": 7200},
     ],
 )
@@ -393,15 +404,26 @@ def test_the_early_renewal_of_several_processes_costs_one_fetch(platform, make, 
 
 
 def test_a_short_life_is_renewed_at_half_of_it(platform, make, clock):
-    platform.on(STABLE, {"access_token": "t", "expires_in": 40})
+    platform.on(STABLE, {"access_token": "t", "expires_in": 140})
     token = make()
     token.get()
-    clock.now += 19
+    clock.now += 69
     assert token.keep_fresh() == 1
     assert platform.fetches == 1
     clock.now += 1
-    assert token.keep_fresh() == 20
+    assert token.keep_fresh() == 30
     assert platform.fetches == 2
+
+
+@pytest.mark.parametrize("expires_in", [1, 0, -5, None, "soon", 30])
+def test_no_life_is_so_short_that_it_costs_more_than_a_fetch_a_minute(platform, make, clock, expires_in):
+    platform.on(STABLE, {"access_token": "t", "expires_in": expires_in})
+    token = make()
+    for _ in range(600):  # ten minutes, in which everybody looks each second
+        assert token.get() == "t"
+        token.keep_fresh()
+        clock.now += 1
+    assert 9 <= platform.fetches <= 11
 
 
 def test_the_same_token_again_is_true_to_its_remaining_life(platform, make, clock):

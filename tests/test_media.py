@@ -849,7 +849,17 @@ def test_the_id_of_an_upload(answer, media_id):
     assert uploaded_media_id(answer) == media_id
 
 
-@pytest.mark.parametrize("answer", [{}, {"media_id": ""}, {"media_id": 5}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"media_id": ""},
+        {"media_id": 5},
+        {"media_id": "a\0"},
+        {"media_id": "\ud800"},
+        {"media_id": "x" * 10_000},
+    ],
+)
 def test_an_upload_without_an_id_is_no_usable_answer(answer):
     with pytest.raises(TransportError):
         uploaded_media_id(answer)

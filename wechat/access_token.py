@@ -51,6 +51,8 @@ LEASE_SECONDS: Final = 15.0
 
 _MARGIN_SECONDS: Final = 10.0  # what is left of a life must be enough for the call it is taken for
 _LONGEST_LIFE: Final = 7200.0
+_FETCHES_APART: Final = 60.0  # whatever life a token is said to have
+_SHORTEST_LIFE: Final = _FETCHES_APART + _MARGIN_SECONDS
 _EARLIEST_RENEWAL: Final = 300.0  # before that stable_token gives the same token again
 _LATEST_RENEWAL: Final = 240.0
 _SHORT_LIFE: Final = 600.0
@@ -145,7 +147,7 @@ class MemoryTokenStore:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token as it was handed out, and the seconds it lives from then on (0 < life <= 7200)."""
+    """A token as it was handed out, and the seconds it is taken to live from then on (70 <= life <= 7200)."""
 
     value: str = field(repr=False)
     life: float
@@ -387,7 +389,7 @@ class AccessToken:
         if now < row.fetched_at - _CLOCK_ERROR:
             due = now  # the clock was set back, and what it says of this token is worth nothing
         elif life < _SHORT_LIFE:
-            due = row.fetched_at + life / 2
+            due = row.fetched_at + max(life / 2, _FETCHES_APART)
         else:
             due = row.expires_at - _LATEST_RENEWAL - (_EARLIEST_RENEWAL - _LATEST_RENEWAL) * self._jitter[1]
         return max(due - now, _back_off_left(row, now))
@@ -584,17 +586,19 @@ def _is_refused(hosts: ApiHosts, token: str) -> bool:
     return False
 
 
+_TOKEN = re.compile(r"[ -~]{1,2048}")  # it travels in query strings and headers
+
+
 def _grant(answer: dict[str, Any]) -> Grant:
-    value = answer.get("access_token")
+    value, expires_in = answer.get("access_token"), answer.get("expires_in")
     try:
-        life = float(str(answer.get("expires_in")))
+        life = float(expires_in) if isinstance(expires_in, int | float | str) else 0.0
     except ValueError:
         life = 0.0
-    if not isinstance(value, str) or not value or not life > 0:
-        raise TokenUnavailableError(
-            "the answer holds no usable access_token and expires_in / 返回中没有可用的 token"
-        )
-    return Grant(value, min(life, _LONGEST_LIFE))
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
+    # Also for what is no number of seconds: the token is there, and will show what it is worth.
+    return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)
 
 
 _CALLER_IP: Final = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")

@@ -117,13 +117,16 @@ def upload(
         )
 
 
+_MEDIA_ID = re.compile(r"[!-~]{1,512}")
+
+
 def uploaded_media_id(answer: Mapping[str, Any]) -> str:
     """The id in an upload's answer; for a thumbnail it is called thumb_media_id.
 
     Raises TransportError if there is none.
     """
     media_id = answer.get("media_id") or answer.get("thumb_media_id")
-    if not isinstance(media_id, str):
+    if not isinstance(media_id, str) or not _MEDIA_ID.fullmatch(media_id):
         raise TransportError(_UPLOAD_PATH, sent=True, status=200, detail="the answer holds no media_id")
     return media_id
 
