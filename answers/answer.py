@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import handlers
-from answers.late import DeferredReplies
+from answers.late import DeferredReplies, tell_of_cut
 from handlers import Deferred
 from storage.ledger import Ledger, Recorded
 from wechat.messages import Message
@@ -80,6 +80,8 @@ class Answers:
                 exc_info=fault,
                 extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
             )
+        elif answer.xml is not None:
+            tell_of_cut(outcome, recorded.id)
         if message.media_id is not None:
             self._wake()
         return recorded

@@ -21,7 +21,7 @@ from storage.deferred import Work, Works
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
 from wechat.messages import Message, TextMessage, parse_message
-from wechat.replies import TextReply, render_reply
+from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,17 @@ STILL_WORKING = (
     "Still working on it. Send any text in a moment to get the answer.\n"
     "还在处理中，请稍后发送任意文字获取回复。"
 )
+
+
+def tell_of_cut(reply: Reply | None, ledger_id: int) -> None:
+    """One line in the log where a text was too long for the platform."""
+    if isinstance(reply, TextReply) and reply.cut_from is not None:
+        log.warning(
+            "a reply was cut to %d bytes, from %d",
+            MAX_TEXT_BYTES,
+            reply.cut_from,
+            extra={"ledger_id": ledger_id},
+        )
 
 
 class HeldError(Exception):
@@ -150,6 +161,7 @@ class DeferredReplies:
             result, reason = None, None
             try:
                 reply = deferred.work()
+                tell_of_cut(reply, work.id)
                 if reply is not None:
                     result = render_reply(reply, message, int(self._clock()))
             except Exception as fault:

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 import handlers
 from app import create_app
 from config import Settings
+from handlers import Deferred
 from sandbox import THROWAWAY
 from sandbox.cipher import Envelope
 from tests import pushing
@@ -248,6 +249,22 @@ def test_a_crash_of_a_handler_is_answered_success_and_logged_with_the_ledger_id(
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_text_that_is_cut_is_told_once_with_the_ledger_id(plain_app, monkeypatch, caplog, slow):
+    long = TextReply("好" * 700)
+    monkeypatch.setattr(
+        handlers, "HANDLERS", {TextMessage: lambda message: Deferred(lambda: long) if slow else long}
+    )
+    push = pushing.plain(pushing.text(9))
+    reply = reply_of(post(plain_app, push))
+    assert reply["Content"] == "好" * 682
+    post(plain_app, push)
+    (entry,) = rows(plain_app)
+    (record,) = [record for record in caplog.records if "was cut" in record.message]
+    assert record.levelno == logging.WARNING
+    assert (record.message, record.ledger_id) == ("a reply was cut to 2047 bytes, from 2100", entry.id)
+
+
 def refusals(reason):
     return REGISTRY.get_sample_value("wechat_refusals_total", {"reason": reason}) or 0.0
 
@@ -441,4 +458,4 @@ def test_whatever_a_fan_writes_the_echo_is_one_reply(make_app, content):
     assert tags == ["ToUserName", "FromUserName", "CreateTime", "MsgType", "Content"]
     shown = root.findtext("Content")
     assert sent.startswith(shown)
-    assert shown == sent or 2048 - 4 < len(shown.encode()) <= 2048
+    assert shown == sent or 2047 - 4 < len(shown.encode()) <= 2047

@@ -7,7 +7,7 @@ passes the one escaping function. It must not know handlers, encryption or HTTP.
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from wechat.elements import cdata, legal, parse
@@ -30,17 +30,21 @@ __all__ = [
     "render_reply",
 ]
 
-#: Bytes of UTF-8. The platform's page names no limit; what others send without loss is this.
-MAX_TEXT_BYTES: Final = 2048
+#: Bytes of UTF-8. The platform's page says 2048; one byte less is what arrives whole.
+MAX_TEXT_BYTES: Final = 2047
 _MAX_ARTICLES_AFTER_EVENT: Final = 8
 _MAX_ARTICLES_AFTER_MESSAGE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TextReply:
-    """Text. `content` becomes what XML can carry (line ends as \\n) and at most 2048 bytes, cut on a character."""
+    """Text. `content` becomes what XML can carry (line ends as \\n) and at most 2047 bytes, cut on a character.
+
+    `cut_from` is how many bytes it had, where it was cut: tell whoever wrote it.
+    """
 
     content: str
+    cut_from: int | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
         _need(self.content, "a text reply needs content: answer None to say nothing")
@@ -48,6 +52,7 @@ class TextReply:
         data = content.encode()
         if len(data) > MAX_TEXT_BYTES:
             content = data[:MAX_TEXT_BYTES].decode(errors="ignore")
+            object.__setattr__(self, "cut_from", len(data))
         object.__setattr__(self, "content", content)
 
     def _xml(self) -> str:
@@ -101,23 +106,24 @@ class VideoReply:
 
 @dataclass(frozen=True, slots=True)
 class MusicReply:
-    """A piece of music. `thumb_media_id` is the picture shown, `hq_music_url` is used on Wi-Fi."""
+    """A piece of music. `thumb_media_id` is the picture shown, if any; `hq_music_url` is used on Wi-Fi."""
 
-    thumb_media_id: str
+    thumb_media_id: str | None = None
     title: str | None = None
     description: str | None = None
     music_url: str | None = None
     hq_music_url: str | None = None
 
     def __post_init__(self) -> None:
-        _need(self.thumb_media_id, "a music reply needs a thumb_media_id")
+        if self.thumb_media_id is not None:  # the platform refuses an empty one
+            _need(self.thumb_media_id, "an empty thumb_media_id cannot be sent: leave it out")
 
     def _xml(self) -> str:
         return (
             "<MsgType><![CDATA[music]]></MsgType>"
             f"<Music>{_optional('Title', self.title)}{_optional('Description', self.description)}"
             f"{_optional('MusicUrl', self.music_url)}{_optional('HQMusicUrl', self.hq_music_url)}"
-            f"<ThumbMediaId>{cdata(self.thumb_media_id)}</ThumbMediaId></Music>"
+            f"{_optional('ThumbMediaId', self.thumb_media_id)}</Music>"
         )
 
 
@@ -227,7 +233,7 @@ def parse_reply(xml: bytes) -> Reply:
             return VideoReply(text("Video/MediaId") or "", text("Video/Title"), text("Video/Description"))
         case "music":
             return MusicReply(
-                text("Music/ThumbMediaId") or "",
+                text("Music/ThumbMediaId"),
                 text("Music/Title"),
                 text("Music/Description"),
                 text("Music/MusicUrl"),
