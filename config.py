@@ -247,6 +247,7 @@ class Settings(BaseModel):
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     proxy_hops: int = Field(0, ge=0)
     port: int = Field(8000, ge=1, le=65535)
+    pin_cores: bool = True
     web_concurrency: int = Field(default_factory=lambda: min(usable_cores(), 4), ge=1)
     log_format: Literal["text", "json"] = "text"
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"

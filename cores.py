@@ -1,4 +1,4 @@
-"""On which core of the machine a thread runs.
+"""On which core of the machine a thread runs, and how many files a process may open.
 
 Python runs one thread of a process at a time. Let loose they go from core to core, where nothing that they need is in
 the cache: that costs a quarter of an answer, and a third of a download. Knows the system's scheduler; does not know who
@@ -7,6 +7,8 @@ https://man7.org/linux/man-pages/man7/sched.7.html
 """
 
 import os
+import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +30,11 @@ _CORES = _usable()
 _place = 0
 
 
+def leave_alone() -> None:
+    """From now on this process's threads run where the system likes."""
+    _CORES.clear()
+
+
 def choose(place: int) -> None:
     """This process is the `place`th of several that were forked from one: each has another core, as far as there are
     enough. To be called before `stay_on_one()`."""
@@ -41,7 +48,6 @@ def stay_on_one() -> None:
     with suppress(OSError):
         if _CORES:
             os.sched_setaffinity(0, {_CORES[_place % len(_CORES)]})
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def roam() -> None:
@@ -49,4 +55,12 @@ def roam() -> None:
     with suppress(OSError):
         if _CORES:
             os.sched_setaffinity(0, _CORES)
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def raise_file_limit() -> int:
+    """As many open files as the system allows this process; returns how many. Each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard if hard != resource.RLIM_INFINITY else sys.maxsize
+    return soft

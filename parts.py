@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cores
 from answers.answer import Answers
 from answers.late import DeferredReplies
 from config import Settings
@@ -52,12 +53,16 @@ class Parts:
     deferred: DeferredReplies
     answers: Answers
 
+    def ask_to_stop(self) -> None:
+        """From now on nothing more is claimed; returns at once."""
+        self.worker.ask_to_stop()
+
     def stop(self) -> None:
         """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""
-        self.worker.ask_to_stop()  # before the wait for deferred work, so that nothing more is claimed meanwhile
+        self.ask_to_stop()
         self.deferred.stop()
         self.worker.stop()
-        # The last one to close a SQLite file takes its log in. The collector would not: what it has frozen it leaves.
+        # The last one to close a SQLite file takes its log in. The collector would not.
         self.database.close()
 
 
@@ -68,6 +73,8 @@ def build(
     jitter: Callable[[], float] = random.random,
 ) -> Parts:
     """All parts of one process. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's."""
+    if not settings.pin_cores:
+        cores.leave_alone()
     database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)

@@ -2,8 +2,8 @@
 
 A text "slow SECONDS WORDS" is answered with the words after so long, "wait - WORDS" when the file RUNS.go is there;
 "crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time; "cores" and, without
-work, "core" tell on how many they may run, and by which policy. Each run of the work is noted in the file that RUNS
-names, and its process in RUNS.pids.
+work, "core" tell on how many they may run. Each run of the work is noted in the file that RUNS names, and its process
+in RUNS.pids.
 """
 
 import os
@@ -29,7 +29,7 @@ def runs():
 
 
 def where():
-    return f"{len(os.sched_getaffinity(0))} {os.sched_getscheduler(0)}"
+    return str(len(os.sched_getaffinity(0)))
 
 
 def slow(message):

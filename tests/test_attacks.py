@@ -255,13 +255,13 @@ def test_a_doctype_is_refused_at_once(make_app, refused, case, sealed):
 BROKEN = {
     "an unknown entity": ("", "<A>&nobody;</A>"),
     "a stylesheet": ('<?xml-stylesheet href="http://127.0.0.1:9/x.xsl"?>', "<A>"),
-    "50,000 levels": ("", "<a>" * 50_000 + "</a>" * 50_000),
-    "50,000 elements, not closed": ("", "<a/>" * 50_000 + "<b>"),
-    "20,000 attributes": ("", "<a " + " ".join(f"a{n}='1'" for n in range(20_000)) + "/><b>"),
-    "a long prolog": ("<!-- -->" * 30_000, "<b>"),
-    "a comment without end": ("<!--" + "-<" * 100_000, ""),
-    "closing tags": ("", "<a>" + "]]></b>" * 30_000),
-    "openings": ("", "<![CDATA[<a><![CDATA[" * 10_000),
+    "25,000 levels": ("", "<a>" * 25_000 + "</a>" * 25_000),
+    "40,000 elements, not closed": ("", "<a/>" * 40_000 + "<b>"),
+    "15,000 attributes": ("", "<a " + " ".join(f"a{n}='1'" for n in range(15_000)) + "/><b>"),
+    "a long prolog": ("<!-- -->" * 20_000, "<b>"),
+    "a comment without end": ("<!--" + "-<" * 80_000, ""),
+    "closing tags": ("", "<a>" + "]]></b>" * 25_000),
+    "openings": ("", "<![CDATA[<a><![CDATA[" * 8_000),
 }
 
 
@@ -279,7 +279,7 @@ def test_what_is_no_xml_is_answered_at_once_and_without_a_fault(make_app, case, 
 def test_strange_elements_are_kept_and_answered(make_app):
     app = make_app()
     for inside in (
-        "<a/>" * 100_000,
+        "<a/>" * 60_000,
         "<xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='/etc/hostname'/>",
     ):
         assert post(app, pushing.plain(wrapped(inside))).status_code == 200

@@ -18,12 +18,12 @@ ALLOWED = {
     "answers": {"cores", "wechat", "storage", "handlers"},
     "thumbnails": {"storage"},
     "worker": {"cores", "wechat", "storage", "thumbnails"},
-    "web": {"wechat", "storage", "answers", "thumbnails"},
-    "parts": {"wechat", "storage", "worker", "answers", "config", "thumbnails"},
+    "web": {"cores", "wechat", "storage", "answers", "thumbnails"},
+    "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
     "commands": {"answers", "handlers", "wechat", "storage", "config", "parts", "worker"},
     "app": {"commands", "config", "logs", "parts", "web"},
     "run": {"config", "parts", "sandbox", "storage"},
-    "gunicorn.conf": {"config", "cores", "logs"},
+    "gunicorn.conf": {"config", "cores", "logs", "web"},
 }
 OURS = set(ALLOWED)
 FLASK_IN = {"app", "commands", "web", "sandbox"}

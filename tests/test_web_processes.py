@@ -1,142 +1,123 @@
-"""How gunicorn.conf.py runs the web processes: who takes a connection, where a thread runs, how an answer is sent."""
+"""The web processes as gunicorn.conf.py and web/server.py run them: connections, cores, and how they end."""
 
 import contextlib
-import importlib.util
 import os
+import re
+import signal
 import socket
+import time
 
 import psutil
 import pytest
 import requests
-from gunicorn.config import Config
-from gunicorn.glogging import Logger
 
 import cores
-from tests.conftest import ACCOUNT, ROOT, eventually
+from tests import pushing
+from tests.conftest import eventually
 from tests.test_deferred import Slow, verdicts
+from tests.test_flow import send
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: bot\r\n\r\n"
 
 
-# -- who takes a connection ---------------------------------------------------------------------------------------
+def connect(bot):
+    return socket.create_connection(("127.0.0.1", bot.settings.port), timeout=20)
 
 
 @pytest.fixture
-def workers(tmp_path, monkeypatch):
-    """Two web processes' workers, not forked: each notes the connections that it took."""
-    for name, value in {**ACCOUNT, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    spec = importlib.util.spec_from_file_location("gunicorn_conf", ROOT / "gunicorn.conf.py")
-    conf = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conf)
-    config = Config()
-    made = [conf.PushWorker(age, os.getpid(), [], None, 30, config, Logger(config)) for age in (1, 2)]
-    for worker in made:
-        worker.taken = []
-        worker.enqueue_req = worker.taken.append
-    yield made
-    for worker in made:
-        worker.tmp.close()
-        for connection in worker.taken:
-            connection.close()
-
-
-@pytest.fixture
-def listener():
-    """A listening socket where somebody waits to be accepted."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
-        with socket.create_connection(server.getsockname(), timeout=10):
-            yield server
-
-
-@pytest.mark.parametrize("more", [3, 4, 500])
-def test_a_process_with_more_connections_leaves_a_new_one_to_one_with_fewer(
-    workers, listener, monkeypatch, more
-):
-    busy, idle = workers
-    busy.nr_conns = more
-    pauses = []
-
-    def meanwhile(seconds):
-        pauses.append(seconds)
-        idle.accept(listener)
-
-    monkeypatch.setattr("time.sleep", meanwhile)
-    busy.accept(listener)
-    assert (len(busy.taken), len(idle.taken)) == (0, 1)
-    assert (busy.nr_conns, idle.nr_conns) == (more, 1)
-    assert len(pauses) == 1
-    assert 0 < pauses[0] <= 0.005
-
-
-def test_a_connection_that_nobody_else_takes_is_taken(workers, listener, monkeypatch):
-    busy, _ = workers
-    busy.nr_conns = 100
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    busy.accept(listener)
-    assert (len(busy.taken), busy.nr_conns) == (1, 101)
-
-
-@pytest.mark.parametrize("counts", [(0, 0), (7, 5), (5, 7), (0, 100)])
-def test_among_equals_the_first_takes_it_at_once(workers, listener, monkeypatch, counts):
-    for worker, count in zip(workers, counts, strict=True):
-        worker.nr_conns = count
-    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waited"))
-    workers[0].accept(listener)
-    assert len(workers[0].taken) == 1
-
-
-def test_a_process_that_ended_has_no_say(workers, listener, monkeypatch):
-    busy, gone = workers
-    busy.nr_conns = 100
-    gone.leave()
-    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waited"))
-    busy.accept(listener)
-    assert len(busy.taken) == 1
-
-
-def test_all_of_many_connections_at_once_are_taken_by_some_process_and_by_each_its_share(sandbox, make_bot):
-    bot = make_bot(sandbox, WEB_CONCURRENCY="2")
-    master = psutil.Process(bot.web().pid)
-    # A busy machine may leave one process no time to take its half: but not each time.
-    eventually(lambda: min(spread(bot, master)) >= 15, what="a share for each of two processes")
-
-
-def spread(bot, master):
-    """How many of 40 connections that are opened at once each process takes. None is left over from before."""
-    address = ("127.0.0.1", bot.settings.port)
-
-    def taken():
-        return [
-            len([one for one in process.net_connections("tcp") if one.raddr and one.laddr.port == address[1]])
-            for process in master.children()
-        ]
-
-    eventually(lambda: not any(taken()), what="the end of the connections before")
+def kept():
+    """kept(bot, count): so many connections that were answered once and stay open, as a proxy keeps them."""
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(40)]
-        for connection in kept:
-            connection.sendall(HEALTH)
-        for connection in kept:
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-        counts = taken()
-    assert sum(counts) == 40
-    return [*counts, 0] if len(counts) < 2 else counts
+
+        def opened(bot, count, say=HEALTH):
+            found = [stack.enter_context(connect(bot)) for _ in range(count)]
+            for connection in found:
+                connection.sendall(say)
+            if say == HEALTH:
+                assert all(connection.recv(1000).startswith(b"HTTP/1.1 200") for connection in found)
+            return found
+
+        yield opened
+
+
+# -- connections --------------------------------------------------------------------------------------------------
+
+
+def test_one_that_does_not_hang_up_holds_nobody_up(sandbox, make_bot, kept):
+    """gunicorn waits up to 2 s for the other side to hang up: not where connections are accepted."""
+    bot = make_bot(sandbox)
+    bot.web()
+    ending = b"GET /healthz HTTP/1.1\r\nHost: bot\r\nConnection: close\r\n\r\n"
+    for connection in kept(bot, 40, ending):
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    started = time.monotonic()
+    assert requests.get(f"{bot.url}/healthz", timeout=10).ok
+    assert time.monotonic() - started < 1
+
+
+def test_each_connection_is_counted_once(sandbox, make_bot, kept):
+    """A process that counts an end twice, or never, takes too many connections, or none, after a while."""
+    bot = make_bot(sandbox)
+    web = bot.web()
+    for say in (HEALTH, b"no http\r\n\r\n", b"GET /healthz HTTP/1.0\r\n\r\n"):
+        for connection in kept(bot, 5, say):
+            connection.close()
+    # Asked to end it waits for those that it counts: with one too many for 25 s.
+    started = time.monotonic()
+    assert web.stop() == 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_request_that_comes_in_pieces_is_answered(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    path, body = pushing.safe(pushing.text(1))
+    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with connect(bot) as connection:
+        for piece in (request[:10], request[10:-20], request[-20:] + request):
+            connection.sendall(piece)
+            time.sleep(0.1)  # longer than a thread stays with its connection
+        received = b""
+        while received.count(b"</xml>") < 2:
+            received += connection.recv(10_000)
+
+
+# -- with another gunicorn ----------------------------------------------------------------------------------------
+
+
+def test_with_a_gunicorn_that_lacks_a_name_the_plain_worker_runs_and_it_is_said_once(sandbox, make_bot):
+    bot = make_bot(sandbox, WEB_CONCURRENCY="2")
+    other = bot.folder / "other"
+    other.mkdir()
+    (other / "sitecustomize.py").write_text(
+        "from gunicorn.workers import gthread\n"
+        "gthread._DEFERRED = gthread.__dict__.pop('_DEFER')\n"
+        "gthread.ThreadWorker.finish_request.__globals__['_DEFER'] = gthread._DEFERRED\n"
+        "gthread.__class__ = type('Module', (type(gthread),), {'__dir__': lambda self: []})\n"
+    )
+    bot.environ["PYTHONPATH"] = str(other)
+    web = bot.web()
+    assert send(sandbox)["attempts"][0]["verdict"] == "reply"
+    assert web.stop() == 0
+    (line,) = re.findall(r".*plain worker.*", web.text())
+    assert "WARNING" in line
+    assert "gthread._DEFER" in line
+    assert "Using worker: gthread" in web.text()
 
 
 # -- where threads run --------------------------------------------------------------------------------------------
 
 
-def test_the_threads_that_answer_stay_on_one_core_and_all_else_goes_where_it_likes(sandbox, make_bot):
-    slow = Slow(make_bot(sandbox), sandbox)
-    all_cores = len(os.sched_getaffinity(0))
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_threads_that_answer_stay_on_one_core_and_all_else_goes_where_it_likes(sandbox, make_bot, pinned):
+    slow = Slow(make_bot(sandbox, PIN_CORES=str(int(pinned))), sandbox)
+    all_cores = str(len(os.sched_getaffinity(0)))
     slow.bot.web()
     for content in ("core", "cores"):
         assert verdicts(slow.push(content)) == ["reply"]
-    answering, working = (words.split() for _, words in slow.said())
-    assert answering == ["1", str(os.SCHED_BATCH)]
-    assert working == [str(all_cores), str(os.SCHED_OTHER)]
+    answering, working = (words for _, words in slow.said())
+    assert answering == ("1" if pinned else all_cores)
+    assert working == all_cores
 
 
 def test_each_process_of_the_worker_downloads_on_a_core_of_its_own(sandbox, make_bot):
@@ -156,6 +137,22 @@ def test_each_process_of_the_worker_downloads_on_a_core_of_its_own(sandbox, make
     assert len(set.union(*each)) == processes
 
 
+def test_each_web_process_has_a_core_of_its_own_also_after_one_died(sandbox, make_bot):
+    if (count := len(os.sched_getaffinity(0))) < 2:
+        pytest.skip("one core")
+    bot = make_bot(sandbox, WEB_CONCURRENCY="2")
+    master = psutil.Process(bot.web().pid)
+
+    def apart():
+        held = [os.sched_getaffinity(process.pid) for process in master.children()]
+        return len(held) == 2 and all(len(each) == 1 for each in held) and held[0] != held[1]
+
+    for _ in range(count):
+        eventually(apart, what="two processes on two cores")
+        master.children()[0].kill()
+    eventually(apart, what="two processes on two cores")
+
+
 def test_where_the_system_forbids_it_threads_run_as_they_like(monkeypatch):
     def forbidden(*arguments):
         raise PermissionError
@@ -165,21 +162,23 @@ def test_where_the_system_forbids_it_threads_run_as_they_like(monkeypatch):
     cores.roam()
 
 
-# -- how an answer is sent ----------------------------------------------------------------------------------------
-
-
-def test_an_answer_is_sent_in_one_piece(sandbox, make_bot):
-    bot = make_bot(sandbox)
-    bot.web()
-    with socket.create_connection(("127.0.0.1", bot.settings.port), timeout=10) as connection:
-        for _ in range(5):
-            connection.sendall(HEALTH)
-            head, _, body = connection.recv(10_000).partition(b"\r\n\r\n")
-            assert f"content-length: {len(body)}".encode() in head.lower()
-            assert body
-
-
 # -- how one ends -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle_connections_do_not_hold_up_the_end(sandbox, make_bot, kept, number):
+    """Kept ones, as nginx has 32 of; one that has said nothing yet, or half a request; and an answered push."""
+    bot = make_bot(sandbox, WEB_CONCURRENCY="2")
+    web = bot.web()
+    assert send(sandbox)["attempts"][0]["verdict"] == "reply"
+    kept(bot, 32)
+    kept(bot, 3, b"")
+    kept(bot, 3, b"POST /wechat HTTP/1.1\r\nHos")
+    started = time.monotonic()
+    web.popen.send_signal(number)
+    assert web.popen.wait(20) == 0
+    assert time.monotonic() - started < 2
+    assert "Traceback" not in web.text()
 
 
 def test_a_process_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_bot):
@@ -188,4 +187,4 @@ def test_a_process_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_b
     assert requests.get(f"{bot.url}/readyz", timeout=10).ok
     assert (bot.folder / "bot.db-wal").exists()
     assert web.stop() == 0
-    assert [path.name for path in bot.folder.glob("bot.db*")] == ["bot.db"]
+    assert not (bot.folder / "bot.db-wal").exists()

@@ -1,0 +1,197 @@
+"""The one seam to gunicorn: how a web process takes connections, sends answers, and ends.
+
+Knows gunicorn 27's threaded worker, of which it changes a few methods, and looks at import whether they are all there:
+with another gunicorn the plain worker runs instead, and `MISSING` says why. Must not know what is answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
+
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
+from gunicorn.workers import gthread  # type: ignore[import-untyped]
+
+import cores
+
+WORK_SECONDS = 20.0  # for work in hand, after the signal
+# What a client may already be sending on a kept connection is still answered for so long after the signal.
+LINGER_SECONDS = 0.3
+# So long a thread waits for the next request before it gives the connection back to the process's one poller.
+STAY_MILLISECONDS = 20
+PAUSE_SECONDS = 0.5
+LOG_AGAIN_SECONDS = 60.0
+_USED_UP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_NEEDED = {
+    "": ("_DEFER", "TConn", "ThreadWorker"),
+    "TConn": ("close",),
+    "TConn.__init__": ("sock", "parser", "initialized", "data_ready"),
+    "ThreadWorker": (
+        "accept",
+        "enqueue_req",
+        "finish_request",
+        "handle",
+        "handle_exit",
+        "handle_quit",
+        "handle_request",
+        "run",
+        "set_accept_enabled",
+        "wait_for_and_dispatch_events",
+    ),
+    "ThreadWorker.__init__": ("nr_conns",),
+}
+
+
+def _missing() -> list[str]:
+    """The names of gunicorn's that are needed here and are not there."""
+    missing = []
+    for path, names in _NEEDED.items():
+        found: Any = gthread
+        for part in path.split(".") if path else ():
+            found = getattr(found, part, None)
+        code = getattr(found, "__code__", None)
+        there = set(code.co_names) if code else set(dir(found))
+        missing += [f"gthread.{path}.{name}".replace("..", ".") for name in names if name not in there]
+    return missing
+
+
+MISSING = _missing()
+
+
+def worker_class() -> Any:
+    """What gunicorn's `worker_class` is to be: ours, or the plain one where names are `MISSING`."""
+    return "gthread" if MISSING else PushWorker
+
+
+class QuietLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own, without its access lines: given a logconfig_dict it makes one for each request, wanted or not."""
+
+    access_log_enabled = False
+
+
+class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threaded worker, for few connections that carry many pushes, as a proxy keeps them.
+
+    `place` counts the processes of this server, from 0; `when_stopping` is called once when the process is told to end.
+    """
+
+    place = 0
+    when_stopping: Callable[[], None] | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._connections: WeakSet[Any] = WeakSet()
+        self._stopping_since: float | None = None
+        self._accept_again_at = 0.0
+        self._told_at = -LOG_AGAIN_SECONDS
+
+    def run(self) -> None:
+        cores.choose(self.place)
+        cores.stay_on_one()  # and so do the threads that answer: they begin here; those in the background have begun
+        super().run()
+
+    # -- taking connections --------------------------------------------------------------------------------------------
+
+    def accept(self, listener: Any) -> None:
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in _USED_UP:
+                raise
+            self._pause(error)
+
+    def _pause(self, error: OSError) -> None:
+        """No new connections for a moment: those that are there go on, and some of them end."""
+        now = time.monotonic()
+        self._accept_again_at = now + PAUSE_SECONDS
+        self.set_accept_enabled(False)
+        if now - self._told_at >= LOG_AGAIN_SECONDS:
+            self._told_at = now
+            self.log.error("no new connection can be taken for a moment: %s", error.strerror)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        if not enabled or time.monotonic() >= self._accept_again_at:
+            super().set_accept_enabled(enabled)
+
+    def enqueue_req(self, conn: Any) -> None:
+        self._connections.add(conn)
+        super().enqueue_req(conn)
+
+    # -- answering -----------------------------------------------------------------------------------------------------
+
+    def handle(self, conn: Any) -> Any:
+        """In a thread: one request, and those that follow at once. Otherwise gunicorn hands the connection back to the
+        process's one poller after each of them, and from there to another thread."""
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        if not (conn.initialized or conn.data_ready):
+            if not poll.poll(STAY_MILLISECONDS):
+                return gthread._DEFER  # it holds no thread until it says something
+            conn.data_ready = True
+        while (kept := super().handle(conn)) is True and self.alive:
+            if not conn.parser.unreader.buf.getvalue() and not poll.poll(STAY_MILLISECONDS):
+                break
+        if not kept:
+            # gunicorn would do it where connections are accepted, and there wait 2 s for a peer that does not hang up.
+            with suppress(OSError):
+                conn.close(graceful=True)
+        return kept
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        if conn.sock.fileno() < 0:
+            self.nr_conns -= 1  # closed by handle(); here it would be counted twice
+        else:
+            super().finish_request(conn, fs)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        req.body.reader = _Reader(req.body.reader)
+        return super().handle_request(req, conn)
+
+    # -- ending --------------------------------------------------------------------------------------------------------
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        if not self.alive:
+            timeout = min(timeout, 0.1)
+            now = time.monotonic()
+            if self._stopping_since is None:
+                self._stopping_since = now
+                if self.when_stopping is not None:
+                    self.when_stopping()
+            if now - self._stopping_since >= WORK_SECONDS:
+                self._hang_up(socket.SHUT_RDWR)
+            elif now - self._stopping_since >= LINGER_SECONDS:
+                self._hang_up(socket.SHUT_RD)
+        super().wait_for_and_dispatch_events(timeout)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Ctrl-C ends it as SIGTERM does. gunicorn would wait for a lock that the interrupted thread may hold."""
+        self.handle_exit(sig, frame)
+
+    def _hang_up(self, how: int) -> None:
+        """With SHUT_RD nothing more is read, but answers are still sent: a thread or a poller that waits for a request
+        sees the end of its connection."""
+        for conn in list(self._connections):
+            with suppress(OSError):
+                conn.sock.shutdown(how)
+
+
+class _Reader:
+    """A body's reader to which bad chunks and trailers are a broken connection, as they are to the application."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def read(self, size: int) -> bytes:
+        try:
+            data: bytes = self._reader.read(size)
+        except ParseException as error:
+            raise BrokenPipeError(errno.EPIPE, f"the body is malformed: {type(error).__name__}") from None
+        return data
