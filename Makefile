@@ -6,7 +6,7 @@
 # make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
 # make try-deploy  docs/deploy.md run for real in a small Debian of its own: at most 10 minutes, needs root
-# make faults the long runs, killing processes and databases: at most 20 minutes
+# make faults the long runs, killing processes and databases, and cutting the power: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ coverage: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders. Its table of figures comes last."
-	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_faults.py tests/test_many.py tests/test_deferred.py
+	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_power.py tests/test_faults.py tests/test_many.py tests/test_deferred.py
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -m fuzz $(ARGS)

@@ -71,11 +71,14 @@ def eventually(look, seconds=20.0, what="it"):
         time.sleep(0.02)  # for what nothing announces
 
 
+NOT_TRIED = "not tried here: "  # begins the reason of a skip that the end of the run tells
+
+
 def missing(what):
     """Skips for want of a program that is not Python's: and says so. Where CI=true is set, it fails."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
-    pytest.skip(what)
+    pytest.skip(f"{NOT_TRIED}{what}")
 
 
 def free_port(neighbours=0):
@@ -275,6 +278,11 @@ def counted(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
+    for reason in sorted(reasons):
+        if reason.startswith(NOT_TRIED):
+            terminalreporter.write_line(reason)
     lines = config.stash.get(COUNTED, [])
     if lines and config.getoption("--full"):
         terminalreporter.section("what was counted")
