@@ -7,17 +7,13 @@ may be repeated after a commit whose answer was lost.
 Make one Database per process, after a fork: connections do not survive one.
 """
 
-import fcntl
 import logging
-import os
 import sqlite3
-import stat
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar, cast
@@ -30,8 +26,8 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from storage.errors import DatabaseUnavailableError, SchemaError
-from storage.folders import make_folder, sync_folder, sync_parents
 from storage.ids import skip_reserved
+from storage.sqlite import SqliteFile, checkpoint
 from storage.together import Together
 
 log = logging.getLogger(__name__)
@@ -53,8 +49,6 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
 _CHECKPOINT_WRITES = 1000
-_CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
-_FILE_TIME_SECONDS = 0.1
 _CONNECT_SECONDS = 3
 _SILENCE_SECONDS = 2  # how much longer than an operation may wait one statement of it may take, on PostgreSQL
 _LOCK_SECONDS = 5
@@ -65,14 +59,13 @@ _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every p
 _SQLITE_UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "another process holds the write lock",
     sqlite3.SQLITE_LOCKED: "another process holds the write lock",
-    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
     sqlite3.SQLITE_IOERR: "look at the disk",
     sqlite3.SQLITE_CORRUPT: "stop all processes and restore the file from a backup",
     sqlite3.SQLITE_FULL: "free some disk space",
-    sqlite3.SQLITE_CANTOPEN: "make the file and its folder writable",
     sqlite3.SQLITE_PROTOCOL: "another process holds the write lock",
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: name another one",
 }
+_SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}  # to this process
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
 # connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
 _POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
@@ -102,15 +95,11 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._together = Together(self._write_all)
-        self._path = Path(str(self._address.database))  # of the SQLite file
+        self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
         self._sync_is_due = False
-        self._synced: tuple[int, int] | None = (
-            None  # the log as it was then: its size, and when it was written
-        )
-        self._open: int | None = None  # the file that says that a process has the database open
-        self._folder: int | None = None  # the SQLite file's, open
+        self._trouble = "the database is still being prepared"  # or why it cannot be
         self._written = 0  # since this process last brought the log into the file
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
@@ -119,20 +108,22 @@ class Database:
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
-            connect_args=_SQLITE_OPTIONS if self.is_sqlite else _POSTGRESQL_OPTIONS,
+            connect_args={} if self.is_sqlite else _POSTGRESQL_OPTIONS,
         )
 
+        @event.listens_for(self._engine, "do_connect")
+        def connect(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
+            if self._file is not None:
+                return self._file.connect()
+            from storage.postgresql import Connection as PostgresqlConnection
+
+            return PostgresqlConnection.connect(*given, **options)
+
         if not self.is_sqlite:
-            from storage.postgresql import Connection as Answering
 
-            @event.listens_for(self._engine, "do_connect")
-            def connect_to_postgresql(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
-                return Answering.connect(*given, **options)
-
-        @event.listens_for(self._engine, "connect")
-        def set_up(driver: Any, _record: object) -> None:
-            for statement in _sqlite_setup(sync) if self.is_sqlite else _POSTGRESQL_SETUP:
-                driver.execute(statement)
+            @event.listens_for(self._engine, "connect")
+            def set_up(driver: Any, _record: object) -> None:
+                driver.execute(_POSTGRESQL_SETUP)
 
     def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run an operation that reads, and return its result.
@@ -158,7 +149,7 @@ class Database:
         """`alone` is how the operation is run when no other comes along."""
         if not self._ready:
             self.prepare(wait=wait)
-        if not self.is_sqlite:  # PostgreSQL has many writers, and lets them share a commit by itself
+        if self._file is None:  # PostgreSQL has many writers, and lets them share a commit by itself
             return self._admitted(alone, wait)
         try:
             result: T = self._together((operation, alone), wait)
@@ -169,16 +160,19 @@ class Database:
     def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
         """One as it is alone, several in one transaction."""
 
+        assert self._file is not None
+        turn = self._file.turn
+
         def write(connection: Connection) -> Sequence[Any]:
-            with self._turn_to_write():
+            with turn():
                 now = writes()
                 if len(now) == 1:
                     return [now[0][1](connection)]
                 return self._transaction(lambda connection: [each(connection) for each, _ in now])(connection)
 
-        def checkpoint(connection: Connection) -> None:
-            with self._turn_to_write():
-                _checkpoint(connection)
+        def bring_log_into_file(connection: Connection) -> None:
+            with turn():
+                checkpoint(driver_of(connection))
 
         results = self._admitted(write, wait)
         if self.loses_newest and not self._sync_is_due:
@@ -190,19 +184,8 @@ class Database:
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0
             with suppress(DatabaseUnavailableError):  # the rows are safe where they are
-                self._admitted(checkpoint, 0.0)
+                self._admitted(bring_log_into_file, 0.0)
         return results
-
-    @contextmanager
-    def _turn_to_write(self) -> Iterator[None]:
-        """One process after the other writes to a SQLite file. Its own lock stays what protects it, but that has no
-        queue: who waits for it has to look again and again. Waits for as long as another process's commit takes."""
-        assert self._folder is not None
-        fcntl.flock(self._folder, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._folder, fcntl.LOCK_UN)
 
     def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
         try:
@@ -226,7 +209,9 @@ class Database:
             connection = None
             try:
                 connection = self._take()
-                if not self.is_sqlite:
+                if self._file is not None:
+                    self._file.look()
+                else:
                     driver_of(connection).patience = wait + _SILENCE_SECONDS
                 result = operation(connection)
             except BaseException as error:
@@ -235,6 +220,7 @@ class Database:
                 reason = self._unavailable(error)
                 if reason is None:
                     raise
+                self._trouble = reason
             else:
                 self._idle.append(connection)
                 return result
@@ -277,7 +263,7 @@ class Database:
         `wait` seconds.
         """
         if not self._preparing.acquire(timeout=wait):
-            raise DatabaseUnavailableError(f"the database is still being prepared (waited {wait:g} s)")
+            raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:g} s)")
         try:
             if not self._ready:
                 self._prepare(wait)
@@ -286,59 +272,40 @@ class Database:
             self._preparing.release()
 
     def _prepare(self, wait: float) -> None:
-        if self.is_sqlite:
-            _prepare_file(self._path)
-            if self._folder is None:
-                self._folder = os.open(self._path.parent, os.O_RDONLY)
-                weakref.finalize(self, os.close, self._folder)
+        if self._file is None:
+            self._bring_up_to_date(wait)
+            return
+        try:
+            self._file.make()
+            with self._file.alone(wait):
+                self._bring_up_to_date(wait)
+                if self._file.is_opened_first():  # it may be that the power was cut
+                    self._run(self._transaction(skip_reserved), wait=wait)
+        except DatabaseUnavailableError as error:
+            self._trouble = str(error)
+            raise
+        # The process that made the file, its folder or the schema may have died before it came to this.
+        self.sync()
+        self._file.sync_folders()
+
+    def _bring_up_to_date(self, wait: float) -> None:
         versions = (self._migrations / "versions").glob("[0-9]*.py")
         newest = max(version.name.partition("_")[0] for version in versions)
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.
-        if not self._run(lambda connection: _revision(connection) == newest, wait=wait):
-            with _folder_lock(self._path.parent) if self.is_sqlite else nullcontext():
-                if self.is_sqlite:
-                    wal = "PRAGMA journal_mode = WAL"
-                    self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
-                migrate = self._transaction(lambda connection: _migrate(connection, self._migrations, newest))
-                self._run(migrate, wait=wait)
+        if self._run(lambda connection: _revision(connection) == newest, wait=wait):
+            return
         if self.is_sqlite:
-            self._after_a_power_cut(wait)
-
-    def _after_a_power_cut(self, wait: float) -> None:
-        """The first process to open a SQLite database cannot tell whether there was one, and acts as if."""
-        with _folder_lock(self._path.parent):
-            if self._open is None:
-                self._open = os.open(f"{self._path}-open", os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                fcntl.flock(self._open, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # another process has it open
-            else:
-                self._run(self._transaction(skip_reserved), wait=wait)
-            fcntl.flock(self._open, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # The process that made the file, its folder or the schema may have died before it came to this.
-        self.sync()
-        sync_parents(self._path)
+            wal = "PRAGMA journal_mode = WAL"
+            self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
+        self._run(self._transaction(lambda one: _migrate(one, self._migrations, newest)), wait=wait)
 
     def sync(self) -> None:
         """Return when all that was committed would survive a power cut. Raises DatabaseUnavailableError.
 
         Unless the database `loses_newest` each commit sees to that by itself.
         """
-        if not self.loses_newest:
-            return
-        try:
-            # What is not in the log any more was brought into the file, which SQLite syncs.
-            with suppress(FileNotFoundError), open(f"{self._path}-wal", "rb") as wal:
-                state = os.fstat(wal.fileno())
-                written = state.st_size, state.st_mtime_ns
-                if written != self._synced:
-                    os.fsync(wal.fileno())
-                    sync_folder(self._path.parent)
-                    # A file's time moves on in steps: within one, a change would not show.
-                    self._synced = written if time.time() - state.st_mtime > _FILE_TIME_SECONDS else None
-        except OSError as error:
-            raise DatabaseUnavailableError(f"SQLite: {error}: look at the disk (DATABASE_URL)") from None
+        if self._file is not None and self.loses_newest:
+            self._file.sync()
 
     def _sync_in_time(self) -> None:
         self._sync_is_due = False
@@ -359,9 +326,8 @@ class Database:
             self._sync_in_time()
         self._ready = False
         self._close_idle()
-        if self._open is not None:
-            os.close(self._open)
-            self._open = None
+        if self._file is not None:
+            self._file.close()
 
     def _close_idle(self) -> None:
         while True:
@@ -382,7 +348,10 @@ class Database:
         driver_error = getattr(error, "orig", error)  # what SQLAlchemy wrapped
         if isinstance(driver_error, sqlite3.Error):
             # The lowest byte is the kind, the rest says more about it.
-            hint = _SQLITE_UNAVAILABLE.get(getattr(driver_error, "sqlite_errorcode", 0) & 0xFF)
+            code = getattr(driver_error, "sqlite_errorcode", 0) & 0xFF
+            if code in _SQLITE_CLOSED and self._file is not None:
+                return self._file.explain(f"SQLite: {driver_error}")
+            hint = _SQLITE_UNAVAILABLE.get(code)
             return hint and f"SQLite: {driver_error}: {hint} (DATABASE_URL)"
         dbapi: Any = self._engine.dialect.dbapi
         if not isinstance(driver_error, dbapi.Error):
@@ -411,12 +380,6 @@ class Prepared:
         return driver_of(connection).execute(self._sql, values if by_place is None else by_place)
 
 
-_SQLITE_OPTIONS: dict[str, Any] = {
-    "isolation_level": None,
-    "check_same_thread": False,  # one thread at a time, but not always the same
-    "timeout": 0,  # Database.run waits
-}
-
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "connect_timeout": _CONNECT_SECONDS,
     # A server that vanished without a word is noticed in seconds, not after the system's two hours.
@@ -425,18 +388,7 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": _LOCK_SECONDS * 1000,
 }
-_POSTGRESQL_SETUP = (f"SET lock_timeout = '{_LOCK_SECONDS}s'",)
-
-
-def _sqlite_setup(sync: str) -> tuple[str, ...]:
-    return (
-        f"PRAGMA synchronous = {sync}",
-        "PRAGMA foreign_keys = ON",
-        # 64 MB, for large transactions: else _checkpoint comes first.
-        "PRAGMA wal_autocheckpoint = 16384",
-        # After a burst the log beside the database shrinks again.
-        "PRAGMA journal_size_limit = 67108864",
-    )
+_POSTGRESQL_SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'"
 
 
 def connect(
@@ -470,36 +422,6 @@ def _address(url: str) -> URL:
             f"SQLite 3.35 or newer is needed, this Python has {sqlite3.sqlite_version}: use a newer one"
         )
     return address.set(drivername="sqlite")
-
-
-def _prepare_file(path: Path) -> None:
-    """Make the file before SQLite does, with the mode that SQLite then also gives the files beside it."""
-    try:
-        make_folder(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        # Never opened here: closing it would drop the locks of connections that this process already has.
-        for name in (path, *(Path(f"{path}-{end}") for end in ("wal", "shm", "open"))):
-            if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
-                name.chmod(0o600)
-    except OSError as error:
-        raise DatabaseUnavailableError(
-            f"SQLite: {error}: make the file and its folder writable (DATABASE_URL)"
-        ) from None
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time, and given back by the system however the process ends.
-
-    SQLite's own locks do not do: the switch to WAL needs the file to itself and does not wait for it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -545,19 +467,6 @@ def _no_turn(wait: float) -> DatabaseUnavailableError:
 def driver_of(connection: Connection) -> Any:
     """The driver's own connection, for what must cost little: sqlite3's and psycopg's both have `execute`."""
     return connection.connection.dbapi_connection
-
-
-def _checkpoint(connection: Connection) -> None:
-    """Brings the log into the file, and lets it begin anew.
-
-    SQLite by itself lets others read and write meanwhile. Under load the log then never begins anew, and once it is
-    long enough each single commit ends in a checkpoint.
-    """
-    driver = driver_of(connection)
-    driver.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MILLISECONDS}")
-    # What somebody reads for longer stays for the next one.
-    driver.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-    driver.execute("PRAGMA busy_timeout = 0")
 
 
 def _drop(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from storage.folders import make_folder, sync_folder, sync_parents
+from storage.folders import make_folder, refuse_root, sync_folder, sync_parents
 from storage.together import Together
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class DiskStore:
         self._unfinished = os.path.join(self._folder, ".tmp")
         self._sync = Together(_sync_folders)
         self._lasting: set[str] = set()
+        self._is_ours = False
 
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
@@ -146,6 +147,9 @@ class DiskStore:
         return StoredFile(key, size, digest)
 
     def _begun(self, unfinished: str) -> BinaryIO:
+        if not self._is_ours:
+            refuse_root(Path(self._folder))
+            self._is_ours = True
         try:
             return open(unfinished, "xb", opener=_private)
         except FileNotFoundError:  # the first file of all
@@ -192,6 +196,7 @@ class DiskStore:
         return shutil.disk_usage(self._folder).free
 
     def check(self) -> None:
+        refuse_root(Path(self._folder))
         self._make_unfinished()
         with tempfile.TemporaryFile(dir=self._unfinished) as file:
             file.write(b"?")

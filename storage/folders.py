@@ -6,7 +6,9 @@ the folder that holds it. Knows the file system. Must not know what lies in the 
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
 from pathlib import Path
 
 
@@ -34,3 +36,37 @@ def sync_parents(folder: str | Path) -> None:
             sync_folder(parent)
         except OSError:  # closed to us, or on a medium that is only read: none of us made what is in it
             return
+
+
+def belongs_to_another(path: Path) -> str | None:
+    """What to do when this file or folder belongs to another user than this process; else None."""
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return None
+    if os.geteuid() in (0, owner):
+        return None
+    mine, folder = _user(os.geteuid()), path.absolute() if path.is_dir() else path.absolute().parent
+    return f"it belongs to {_user(owner)}, and this process runs as {mine}: chown -R {mine} {folder}"
+
+
+def refuse_root(folder: Path) -> None:
+    """Raise PermissionError when this is root and the folder another user's: it could not open what root makes."""
+    try:
+        owner = folder.stat().st_uid
+    except OSError:
+        return
+    if os.geteuid() == 0 and owner != 0:
+        user = _user(owner)
+        raise PermissionError(
+            errno.EPERM,
+            f"{folder.absolute()} belongs to {user}, who could not open what root writes there: run the same as "
+            f"{user}, with runuser -u {user} -- flask ...",
+        )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -19,8 +20,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import sqlalchemy
 
-from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, connect
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect
 from storage.errors import DatabaseUnavailableError, SchemaError
+from storage.files import DiskStore
 from storage.ledger import Ledger
 from storage.models import metadata
 from tests import pushing
@@ -184,7 +186,7 @@ class TestSqliteFile:
             folders = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")}
         finally:
             os.umask(old)
-        assert set(modes) == {"bot.db", "bot.db-wal", "bot.db-shm", "bot.db-open"}
+        assert set(modes) == {"bot.db", "bot.db-wal", "bot.db-shm", "bot.db-open", "bot.db-lock"}
         assert set(modes.values()) == {0o600}
         assert folders == {0o700}
 
@@ -288,7 +290,7 @@ class TestRun:
                 execute(other, INSERT, wait=0.0)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("storage.database._POSTGRESQL_SETUP", ("SET lock_timeout = '50ms'",))
+            patch.setattr("storage.database._POSTGRESQL_SETUP", "SET lock_timeout = '50ms'")
             one.transact(locked)
 
     def test_other_errors_pass_through_without_the_values(self, database):
@@ -368,23 +370,132 @@ def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
     impatient.close()
 
 
-def test_a_stopped_process_that_has_the_turn_holds_up_one_thread_alone(tmp_path):
+def test_a_stopped_process_that_has_the_turn_holds_up_nobody_for_long(tmp_path):
     database = connect(f"sqlite:///{tmp_path}/bot.db")
-    stopped = os.open(tmp_path, os.O_RDONLY)
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            fcntl.flock(stopped, fcntl.LOCK_EX)
-            held_up = pool.submit(database.check)
-            eventually(lambda: database._together._led, what="a leader")
-            for _ in range(2):
-                with pytest.raises(DatabaseUnavailableError, match="take too long"):
-                    database.check(wait=0.2)
-            assert not held_up.done()
-        finally:
-            os.close(stopped)  # as it is when a process dies
-        held_up.result(10)
-    database.check(wait=5)
+    stopped = os.open(tmp_path / "bot.db-lock", os.O_RDONLY)
+    fcntl.flock(stopped, fcntl.LOCK_EX)
+    started = time.monotonic()
+    database.check()
+    assert time.monotonic() - started < 4
+    with pytest.raises(DatabaseUnavailableError, match=r"another process holds bot\.db-lock"):
+        connect(f"sqlite:///{tmp_path}/bot.db", wait=0.1)
+    os.close(stopped)  # as it is when a process dies
+    connect(f"sqlite:///{tmp_path}/bot.db").close()
     database.close()
+
+
+def test_a_stopped_process_in_the_middle_of_a_commit_is_waited_for_no_longer_than_that(tmp_path):
+    database = connect(f"sqlite:///{tmp_path}/bot.db")
+    stopped = os.open(tmp_path / "bot.db-lock", os.O_RDONLY)
+    fcntl.flock(stopped, fcntl.LOCK_EX)
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as foreign:
+        foreign.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(20) as pool:
+            started = time.monotonic()
+            pushes = [pool.submit(database.check, wait=0.5) for _ in range(20)]
+            for push in pushes:
+                with pytest.raises(DatabaseUnavailableError):
+                    push.result(10)
+            assert time.monotonic() - started < 8
+    os.close(stopped)
+    database.check()
+    database.close()
+
+
+def test_a_lock_on_the_data_folder_is_of_no_use_to_others(tmp_path):
+    folder = tmp_path / "data"
+    connect(f"sqlite:///{folder}/bot.db").close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "else any user of the machine could lock it"
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    connect(f"sqlite:///{folder}/bot.db", wait=0.5).close()
+    os.close(handle)
+
+
+class TestAFileThatIsTakenAway:
+    @pytest.fixture
+    def taken(self, tmp_path, caplog):
+        database = connect(f"sqlite:///{tmp_path}/bot.db")
+        yield database, tmp_path / "bot.db"
+        lines = [line for line in caplog.get_records("call") if line.levelname == "ERROR"]
+        assert [line.message for line in lines] == [
+            "the database file was taken away; nothing is answered any more"
+        ], "one loud line"
+        database.close()
+
+    def noticed(self, database, why):
+        def refused():
+            try:
+                database.check(wait=0.0)
+            except DatabaseUnavailableError as error:
+                return str(error)
+
+        assert re.search(rf"SQLite: the file {why}.*start again \(DATABASE_URL\)", eventually(refused, 3))
+        for operation in (database.run, database.write, database.transact):
+            with pytest.raises(DatabaseUnavailableError, match=why):
+                operation(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+    def test_deleted(self, taken):
+        database, path = taken
+        path.unlink()
+        self.noticed(database, "is gone")
+        assert not path.exists(), "an empty one would hide that all is lost"
+
+    def test_replaced(self, taken, tmp_path):
+        database, path = taken
+        connect(f"sqlite:///{tmp_path}/other.db").close()
+        (tmp_path / "other.db").rename(path)
+        self.noticed(database, "is another one than at the start")
+
+    def test_and_put_back(self, taken, tmp_path, caplog):
+        database, path = taken
+        database.write(lambda connection: connection.exec_driver_sql(INSERT))
+        path.rename(tmp_path / "away.db")
+        self.noticed(database, "is gone")
+        (tmp_path / "away.db").rename(path)
+        database.check(wait=0.0)
+        assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
+        assert "the database file is back" in caplog.messages
+
+
+class TestFilesOfAnotherUser:
+    def test_restored_by_root(self, tmp_path, opened):
+        if os.geteuid() == 0:
+            tmp_path.chmod(0o755)
+            for parent in tmp_path.parents[:2]:
+                parent.chmod(0o755)
+        url = f"sqlite:///{tmp_path}/data/bot.db"
+        connect(url).close()
+        (tmp_path / "data/bot.db").chmod(0o000)
+        mine = os.geteuid()
+        if mine == 0:
+            (tmp_path / "data").chmod(0o755)
+            os.seteuid(65534)
+        try:
+            database = Database(url)
+            for _ in range(2):  # each push
+                with pytest.raises(DatabaseUnavailableError, match=r"SQLite.*DATABASE_URL") as caught:
+                    database.check(wait=0.0)
+                assert "belongs to root" in str(caught.value) or mine != 0
+                assert "being prepared" not in str(caught.value)
+        finally:
+            os.seteuid(mine)
+
+    @pytest.mark.parametrize("place", ["database", "media", "a picture"])
+    def test_root_makes_no_files_where_another_user_works(self, tmp_path, monkeypatch, place):
+        folder = tmp_path / "data"
+        folder.mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        write = {
+            "database": Database(f"sqlite:///{folder}/bot.db").check,
+            "media": DiskStore(folder).check,
+            "a picture": lambda: DiskStore(folder).put("a/1", [b"x"], extension=lambda _: "jpg", attempt=1),
+        }[place]
+        with pytest.raises((DatabaseUnavailableError, PermissionError), match=r"runuser -u \w+ -- flask"):
+            write()
+        assert list(folder.iterdir()) == []
 
 
 def written_to_the_disk(monkeypatch):

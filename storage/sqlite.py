@@ -1,0 +1,232 @@
+"""A SQLite database as a file: made, locked, brought to the disk, and watched for being taken away.
+
+Knows the file and those that lie beside it: `-open` says that a process uses the database, `-lock` whose turn it is to
+write. Both are open to their owner alone, so that no other user of the machine can hold them. Knows how SQLite is set
+up. Must not know tables.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from storage.errors import DatabaseUnavailableError
+from storage.folders import belongs_to_another, make_folder, refuse_root, sync_folder, sync_parents
+
+log = logging.getLogger(__name__)
+
+TURN_SECONDS = 1.0
+"""How long a process waits for its turn to write. Then it goes on without: the one that has it may be stopped."""
+
+LOOK_SECONDS = 1.0
+"""Between looks whether the file is still there."""
+
+_TURN_PAUSE = 0.0005  # seconds between two tries to get the turn
+_LOCK_PAUSE = 0.02
+_FILE_TIME_SECONDS = 0.1
+_CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
+
+
+class SqliteFile:
+    """The file of one database, as one process uses it."""
+
+    def __init__(self, path: Path, sync: Literal["full", "normal"]) -> None:
+        self._path, self._sync = path, sync
+        self._lock: int | None = None
+        self._open: int | None = None
+        self._identity: tuple[int, int] | None = None
+        self._next_look = 0.0
+        self._gone = False
+        self._synced: tuple[int, int] | None = (
+            None  # the log as it was then: its size, and when it was written
+        )
+
+    def make(self) -> None:
+        """Make the file before SQLite does, with the mode that SQLite then gives the files beside it too.
+
+        Raises DatabaseUnavailableError that says what to do.
+        """
+        try:
+            refuse_root(self._path.parent)
+            make_folder(self._path.parent)
+            try:
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except FileExistsError:
+                self._close_to_others()
+            if self._lock is None:
+                self._lock = self._open_beside("lock")
+            if self._open is None:
+                self._open = self._open_beside("open")
+            self._identity = self._now_there()
+            self._gone = False
+        except OSError as error:
+            raise DatabaseUnavailableError(self.explain(f"SQLite: {error}")) from None
+
+    def _close_to_others(self) -> None:
+        # The file is never opened here: closing it would drop the locks of connections that this process already has.
+        for name in (self._path, *(Path(f"{self._path}-{end}") for end in ("wal", "shm", "lock", "open"))):
+            if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
+                name.chmod(0o600)
+
+    def _open_beside(self, end: str) -> int:
+        handle = os.open(f"{self._path}-{end}", os.O_CREAT | os.O_RDWR, 0o600)
+        weakref.finalize(self, os.close, handle)
+        return handle
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection in autocommit mode. Raises sqlite3.Error, and what `look` raises."""
+        self._next_look = 0.0
+        self.look()
+        connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?mode=rw",  # never made anew: an empty one would take the place of all
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,  # one thread at a time, but not always the same
+            timeout=0,  # the Database waits
+        )
+        try:
+            for statement in (
+                f"PRAGMA synchronous = {self._sync}",
+                "PRAGMA foreign_keys = ON",
+                # 64 MB, for large transactions: else Database brings the log into the file first.
+                "PRAGMA wal_autocheckpoint = 16384",
+                # After a burst the log beside the database shrinks again.
+                "PRAGMA journal_size_limit = 67108864",
+            ):
+                connection.execute(statement)
+            self._next_look = 0.0
+            self.look()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def look(self) -> None:
+        """Raise DatabaseUnavailableError when the file was deleted, or another one lies in its place.
+
+        Looks once in LOOK_SECONDS. When the very file is back, all is well again. Another file is not taken up by a
+        running process: the log of the old one, which others still write, would be written into it.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        found = self._now_there()
+        if found == self._identity:
+            self._next_look = now + LOOK_SECONDS
+            if self._gone:
+                log.warning("the database file is back")
+            self._gone = False
+            return
+        what = "is gone" if found is None else "is another one than at the start"
+        reason = f"SQLite: the file {what}: stop all processes, put the right one there, start again (DATABASE_URL)"
+        if not self._gone:
+            self._gone = True
+            log.error(
+                "the database file was taken away; nothing is answered any more", extra={"reason": reason}
+            )
+        raise DatabaseUnavailableError(reason)
+
+    def _now_there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One process after the other writes. SQLite's own lock stays what protects the file, but has no queue: a
+        process that waits for it has to look again and again, and to begin anew."""
+        assert self._lock is not None
+        give_up = time.monotonic() + TURN_SECONDS
+        while not (held := _locked(self._lock)) and time.monotonic() < give_up:
+            time.sleep(_TURN_PAUSE)
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    @contextmanager
+    def alone(self, wait: float) -> Iterator[None]:
+        """While one process prepares the database the others wait: SQLite's own locks do not do, the switch to WAL
+        needs the file to itself. Raises DatabaseUnavailableError after `wait` seconds."""
+        assert self._lock is not None
+        give_up = time.monotonic() + wait
+        while not _locked(self._lock):
+            if time.monotonic() >= give_up:
+                raise DatabaseUnavailableError(
+                    f"SQLite: another process holds {self._path.name}-lock (waited {wait:g} s): is it stopped?"
+                )
+            time.sleep(_LOCK_PAUSE)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def is_opened_first(self) -> bool:
+        """Whether no other process has the database open. From now on this one has. Call it while `alone`."""
+        assert self._open is not None
+        first = _locked(self._open)
+        with suppress(BlockingIOError):
+            fcntl.flock(self._open, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return first
+
+    def sync(self) -> None:
+        """Return when all that was committed would survive a power cut. Raises DatabaseUnavailableError."""
+        try:
+            # What is not in the log any more was brought into the file, which SQLite syncs.
+            with suppress(FileNotFoundError), open(f"{self._path}-wal", "rb") as wal:
+                state = os.fstat(wal.fileno())
+                written = state.st_size, state.st_mtime_ns
+                if written != self._synced:
+                    os.fsync(wal.fileno())
+                    sync_folder(self._path.parent)
+                    # A file's time moves on in steps: within one, a change would not show.
+                    self._synced = written if time.time() - state.st_mtime > _FILE_TIME_SECONDS else None
+        except OSError as error:
+            raise DatabaseUnavailableError(self.explain(f"SQLite: {error}: look at the disk")) from None
+
+    def sync_folders(self) -> None:
+        """Return when the file's name would survive a power cut."""
+        sync_parents(self._path)
+
+    def explain(self, error: str) -> str:
+        """The error, and what to do when it is that the file belongs to another user."""
+        whose = belongs_to_another(self._path) or belongs_to_another(self._path.parent)
+        return f"{error}: {whose or 'make the file and its folder writable'} (DATABASE_URL)"
+
+    def close(self) -> None:
+        """This process has the database open no longer, until the next `make`."""
+        if self._open is not None:
+            fcntl.flock(self._open, fcntl.LOCK_UN)
+
+
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Brings the log into the file, and lets it begin anew.
+
+    SQLite by itself lets others read and write meanwhile. Under load the log then never begins anew, and once it is
+    long enough each single commit ends in a checkpoint.
+    """
+    connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MILLISECONDS}")
+    # What somebody reads for longer stays for the next one.
+    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+    connection.execute("PRAGMA busy_timeout = 0")
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
