@@ -62,7 +62,6 @@ def create_app(settings: Settings | None = None) -> Flask:
                 everything.files,
                 everything.thumbnails,
                 password=settings.admin_password.get_secret_value(),
-                pepper=settings.wechat_token.get_secret_value(),
                 wake=everything.worker.wake,
             )
         )

@@ -189,14 +189,28 @@ token_fetches = Table(
     Column("count", BigInteger, nullable=False),
 )
 
-# How often the gallery's password was tried, in all processes together, since `first_at`: by the address that tried it,
-# and by everybody ("*").
+# How often a secret was tried, in all processes together, since `first_at`: "gallery 12ab 192.0.2.1" by that address,
+# "gallery 12ab *" by all from which nobody signed in before.
 sign_in_attempts = Table(
     "sign_in_attempts",
     metadata,
     Column("address", Text, primary_key=True),
     Column("first_at", Double, nullable=False),
     Column("count", Integer, nullable=False),
+)
+# Addresses from which somebody signed in to the gallery, and until when that counts.
+known_addresses = Table(
+    "known_addresses",
+    metadata,
+    Column("address", Text, primary_key=True),
+    Column("until", Double, nullable=False),
+)
+# One row: what the gallery's sessions are signed with, together with ADMIN_PASSWORD.
+gallery_key = Table(
+    "gallery_key",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, nullable=False),
 )
 # Sessions of the gallery that were signed out before their end.
 ended_sessions = Table(

@@ -1,27 +1,32 @@
-"""How often the gallery's password was tried, and which sessions were signed out: one truth for all processes.
+"""How often a secret was tried, which key signs the gallery's sessions, and which of them were signed out.
 
-Knows counters that begin anew when their time is over. Must not know passwords, cookies or who is asking: an address
-is a name to count under.
+One truth for all processes. Knows counters that begin anew when their time is over, and from which addresses the right
+password came before. Must not know passwords, cookies or who is asking: an address is a name to count under.
 """
+
+import secrets
 
 from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, not_, or_, select, update
 
 from storage.database import Database
-from storage.models import ended_sessions, sign_in_attempts
+from storage.models import ended_sessions, gallery_key, known_addresses, sign_in_attempts
 
 WINDOW_SECONDS = 900.0
 PER_ADDRESS, IN_ALL = 10, 100
-"""How many tries one address has within a window, and everybody together."""
+"""How many tries one address has within a window, and all addresses together from which nobody signed in yet."""
 
-_EVERYBODY = "*"
+KNOWN_SECONDS = 90 * 86400.0
+"""How long an address is remembered from which somebody signed in."""
+
 _columns = sign_in_attempts.c
 
 
-class SignIns:
-    """Every method raises DatabaseUnavailableError when the database is away."""
+class Attempts:
+    """Tries of one secret, `what`. Every method raises DatabaseUnavailableError when the database is away."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, what: str) -> None:
         self._database = database
+        self._what = what
         now: ColumnElement[float] = bindparam("now", type_=Double)
         over = _over(now)
         counted = database.insert(sign_in_attempts).values(address=bindparam("who"), first_at=now, count=1)
@@ -32,41 +37,87 @@ class SignIns:
                 "count": case((over, 1), else_=_columns.count + 1),
             },
         ).returning(_columns.count)
-        self._end = database.insert(ended_sessions).on_conflict_do_nothing()
+        seen = database.insert(known_addresses).values(address=bindparam("who"), until=bindparam("until"))
+        self._remember = seen.on_conflict_do_update(
+            index_elements=[known_addresses.c.address], set_={"until": seen.excluded.until}
+        )
 
     def try_one(self, address: str, now: float) -> float:
         """Count a try before it is made. Returns 0 when it may be made, else in how many seconds there is one again.
 
         What is refused is not counted and writes nothing: however often somebody knocks, the database has no work
-        by it, and nobody else is kept out.
+        by it. Strangers together cannot use up the tries of an address from which somebody signed in before.
         """
-        seconds = self._database.run(lambda connection: _wait(connection, address, now))
-        if seconds:
+        if seconds := self._database.run(lambda connection: self._wait(connection, address, now)):
             return seconds
 
         def count(connection: Connection) -> float:
             connection.execute(delete(sign_in_attempts).where(_over(now)))
-            tries = [
-                connection.execute(self._count, {"who": who, "now": now}).scalar_one()
-                for who in (_EVERYBODY, address)  # in this order everywhere, or two could wait for each other
-            ]
+            # Everybody's first everywhere, or two could wait for each other.
+            limits = self._limits(connection, address, now)
+            tries = {
+                who: connection.execute(self._count, {"who": who, "now": now}).scalar_one() for who in limits
+            }
             # Others may have come in between: of those at the border the first ones counted are let through.
-            return 0.0 if tries[0] <= IN_ALL and tries[1] <= PER_ADDRESS else WINDOW_SECONDS
+            return 0.0 if all(tries[who] <= limits[who] for who in limits) else WINDOW_SECONDS
 
         return self._database.transact(count)
 
-    def forgive(self, address: str) -> None:
-        """The password was right: this address begins anew, and the try does not count for the others."""
+    def forgive(self, address: str, now: float) -> None:
+        """The secret was right: this address begins anew and is known, and the try does not count for the others."""
 
         def forget(connection: Connection) -> None:
-            connection.execute(
-                update(sign_in_attempts)
-                .where(_columns.address == _EVERYBODY)
-                .values({_columns.count: _columns.count - 1})
-            )
-            connection.execute(delete(sign_in_attempts).where(_columns.address == address))
+            counted = _columns.address.in_(self._limits(connection, address, now))
+            one_less = {_columns.count: _columns.count - 1}
+            connection.execute(update(sign_in_attempts).where(counted).values(one_less))
+            own = f"{self._what} {address}"
+            connection.execute(delete(sign_in_attempts).where(_columns.address == own))
+            connection.execute(delete(known_addresses).where(known_addresses.c.until <= now))
+            connection.execute(self._remember, {"who": address, "until": now + KNOWN_SECONDS})
 
         self._database.transact(forget)
+
+    def _limits(self, connection: Connection, address: str, now: float) -> dict[str, int]:
+        """Under which names a try of this address is counted, and how many there may be."""
+        known = select(known_addresses.c.until).where(
+            known_addresses.c.address == address, known_addresses.c.until > now
+        )
+        own = {f"{self._what} {address}": PER_ADDRESS}
+        return own if connection.execute(known).first() else {f"{self._what} *": IN_ALL} | own
+
+    def _wait(self, connection: Connection, address: str, now: float) -> float:
+        """In how many seconds there is a try again; 0 for now."""
+        limits = self._limits(connection, address, now)
+        statement = select(_columns.address, _columns.first_at, _columns.count).where(
+            _columns.address.in_(limits), not_(_over(now))
+        )
+        return max(
+            (
+                first_at + WINDOW_SECONDS - now
+                for who, first_at, tries in connection.execute(statement)
+                if tries >= limits[who]
+            ),
+            default=0.0,
+        )
+
+
+class Sessions:
+    """Every method raises DatabaseUnavailableError when the database is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._end = database.insert(ended_sessions).on_conflict_do_nothing()
+
+    def key(self) -> bytes:
+        """32 random bytes, the same ones for all processes, for ever."""
+        made = self._database.insert(gallery_key).on_conflict_do_nothing()
+        values = {"id": 1, "key": secrets.token_bytes(32)}
+
+        def find(connection: Connection) -> bytes:
+            connection.execute(made, values)
+            return bytes(connection.execute(select(gallery_key.c.key)).scalar_one())
+
+        return self._database.transact(find)
 
     def end(self, session: str, until: float, now: float) -> None:
         """This session is signed out; it is remembered until it would have ended by itself."""
@@ -81,18 +132,6 @@ class SignIns:
         """Whether this session was signed out."""
         statement = select(ended_sessions.c.session).where(ended_sessions.c.session == session)
         return self._database.run(lambda connection: connection.execute(statement).first() is not None)
-
-
-def _wait(connection: Connection, address: str, now: float) -> float:
-    """In how many seconds there is a try again; 0 for now."""
-    statement = select(_columns.address, _columns.first_at, _columns.count).where(
-        _columns.address.in_((address, _EVERYBODY)), not_(_over(now))
-    )
-    seconds = 0.0
-    for who, first_at, tries in connection.execute(statement):
-        if tries >= (IN_ALL if who == _EVERYBODY else PER_ADDRESS):
-            seconds = max(seconds, first_at + WINDOW_SECONDS - now)
-    return seconds
 
 
 def _over(now: float | ColumnElement[float]) -> ColumnElement[bool]:

@@ -43,11 +43,6 @@ NOON = 1_763_812_800.0
 HTML = "<script>alert(1)</script>\"'&amp;"
 
 
-def tag(text):
-    """The one form's CSRF token on a page."""
-    return re.search(r'name="csrf" value="([0-9a-f]{64})"', text)[1]
-
-
 class Browser(FlaskClient):
     """Reads each answer to its end and closes it, as servers do."""
 
@@ -67,9 +62,7 @@ class Rig:
         self.number = 0
 
     def sign_in(self, password=PASSWORD, client=None, **options):
-        client = client or self.client
-        csrf = tag(client.get("/gallery/sign-in", **options).text)
-        return client.post("/gallery/sign-in", data={"password": password, "csrf": csrf}, **options)
+        return (client or self.client).post("/gallery/sign-in", data={"password": password}, **options)
 
     def get(self, path="", **options):
         return self.client.get(f"/gallery{path}", **options)
@@ -172,10 +165,8 @@ class TestDoor:
                 answer = outside.client.open(path_of(rule, ledger_id), method=method)
                 if rule.endpoint == "gallery.static":
                     assert answer.status_code == 200
-                elif method == "POST":
-                    assert answer.status_code == 400
                 elif rule.endpoint == "gallery.sign_in":
-                    assert answer.status_code == 200
+                    assert answer.status_code == (403 if method == "POST" else 200)
                 else:
                     assert (answer.status_code, answer.location) == (303, "/gallery/sign-in")
                     assert FAN.encode() not in answer.data
@@ -210,9 +201,8 @@ class TestDoor:
         page = outside.page()
         assert outside.get("/sign-in").location == "/gallery"
         stolen = outside.client.get_cookie("gallery", path="/gallery").value
-        assert (
-            outside.client.post("/gallery/sign-out", data={"csrf": tag(page)}).location == "/gallery/sign-in"
-        )
+        assert "Sign out" in page
+        assert outside.client.post("/gallery/sign-out").location == "/gallery/sign-in"
         assert outside.get().location == "/gallery/sign-in"
         outside.client.set_cookie("gallery", stolen, path="/gallery")
         assert outside.get().location == "/gallery/sign-in", "a session that was signed out is over"
@@ -253,17 +243,15 @@ class TestDoor:
             base_url = "https://bot.example.com/" if secure else None
             client = rig.app.test_client()
             options = {"headers": headers, "base_url": base_url}
-            visit = client.get("/gallery/sign-in", **options)
-            data = {"password": PASSWORD, "csrf": tag(visit.text)}
-            inside = client.post("/gallery/sign-in", data=data, **options)
+            assert "Set-Cookie" not in client.get("/gallery/sign-in", **options).headers
+            inside = client.post("/gallery/sign-in", data={"password": PASSWORD}, **options)
             assert inside.status_code == 303
-            for answer, seconds in ((visit, 3600), (inside, 12 * 3600)):
-                cookie = answer.headers["Set-Cookie"]
-                assert "; HttpOnly" in cookie
-                assert "; SameSite=Lax" in cookie
-                assert "; Path=/gallery" in cookie
-                assert f"; Max-Age={seconds}" in cookie
-                assert ("; Secure" in cookie) is secure
+            cookie = inside.headers["Set-Cookie"]
+            assert "; HttpOnly" in cookie
+            assert "; SameSite=Lax" in cookie
+            assert "; Path=/gallery" in cookie
+            assert f"; Max-Age={12 * 3600}" in cookie
+            assert ("; Secure" in cookie) is secure
 
     def test_under_a_prefix(self, make_rig):
         rig = make_rig(PROXY_HOPS="1")
@@ -272,31 +260,38 @@ class TestDoor:
         assert answer.location == "/bot/gallery/sign-in"
         visit = rig.get("/sign-in", headers=headers)
         assert 'action="/bot/gallery/sign-in"' in visit.text
-        assert "; Path=/bot/gallery" in visit.headers["Set-Cookie"]
+        inside = rig.client.post("/gallery/sign-in", data={"password": PASSWORD}, headers=headers)
+        assert "; Path=/bot/gallery" in inside.headers["Set-Cookie"]
 
-    def test_a_session_is_another_than_the_visit_before(self, outside):
-        outside.get("/sign-in")
-        before = outside.client.get_cookie("gallery", path="/gallery").value
+    def test_each_sign_in_is_a_session_of_its_own(self, outside):
         outside.sign_in()
-        assert (
-            outside.client.get_cookie("gallery", path="/gallery").value.split(".")[0] != before.split(".")[0]
-        )
+        first = outside.client.get_cookie("gallery", path="/gallery").value
+        outside.client.post("/gallery/sign-out")
+        outside.sign_in()
+        second = outside.client.get_cookie("gallery", path="/gallery").value
+        assert second.split(".")[0] != first.split(".")[0]
 
     def test_all_processes_share_sessions_and_another_password_ends_them(self, rig, make_rig):
         cookie = rig.client.get_cookie("gallery", path="/gallery").value
         for environ, status in (
             ({}, 200),
-            ({"ADMIN_PASSWORD": "another"}, 303),
-            ({"WECHAT_TOKEN": "anothertoken"}, 303),
+            ({"ADMIN_PASSWORD": "another one"}, 303),
+            ({"WECHAT_TOKEN": "anothertoken"}, 200),
         ):
             other = make_rig(**environ)
             other.client.set_cookie("gallery", cookie, path="/gallery")
             assert other.get().status_code == status
 
+    def test_the_settings_alone_do_not_serve_to_sign_a_cookie(self, rig, make_rig, tmp_path):
+        cookie = rig.client.get_cookie("gallery", path="/gallery").value
+        elsewhere = make_rig(DATABASE_URL=f"sqlite:///{tmp_path}/another.db")
+        elsewhere.client.set_cookie("gallery", cookie, path="/gallery")
+        assert elsewhere.get().status_code == 303
+
     def test_forged_cookies(self, outside):
-        outside.get("/sign-in")
-        visit = outside.client.get_cookie("gallery", path="/gallery").value
-        for cookie in ("", ".", "x", "W10.x", visit[:-1], visit.replace(".", ".."), "é"):
+        outside.sign_in()
+        good = outside.client.get_cookie("gallery", path="/gallery").value
+        for cookie in ("", ".", "x", "W10.x", good[:-1], good.replace(".", ".."), "é"):
             outside.client.set_cookie("gallery", cookie, path="/gallery")
             assert outside.get().status_code == 303
 
@@ -312,34 +307,61 @@ class TestDoor:
                 assert "GET" not in rule.methods
 
 
+OURS = "http://localhost"
+
+
 class TestForms:
-    @pytest.mark.parametrize("given", [{}, {"csrf": ""}, {"csrf": "0" * 64}, {"csrf": "é"}, {"csrf": "1"}])
-    def test_without_its_token_nothing_happens(self, rig, given):
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Sec-Fetch-Site": "cross-site", "Origin": OURS},
+            {"Sec-Fetch-Site": ""},
+            {"Origin": "http://evil.example"},
+            {"Origin": "http://localhost:8001"},
+            {"Origin": "http://localhost.evil.example"},
+            {"Origin": "null"},
+            {"Origin": ""},
+        ],
+    )
+    def test_of_another_site_nothing_is_done(self, rig, headers, caplog):
         ledger_id = rig.failed()
         for rule in routes(rig.app):
             if "POST" in rule.methods:
-                data = {**given, "password": PASSWORD}
-                assert rig.client.post(path_of(rule, ledger_id), data=data).status_code == 400
+                answer = rig.client.post(
+                    path_of(rule, ledger_id), data={"password": PASSWORD}, headers=headers
+                )
+                assert answer.status_code == 403
+                assert "another site" in answer.text
+        assert "a form of another site" in caplog.text
         assert rig.parts.ledger.get(ledger_id).media_state == "failed"
         assert rig.get().status_code == 200, "still signed in"
 
-    def test_another_sessions_token_does_not_serve(self, rig):
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Sec-Fetch-Site": "same-origin", "Origin": OURS},
+            {"Sec-Fetch-Site": "same-origin", "Origin": "https://what.the.proxy.hides"},
+            {"Sec-Fetch-Site": "none"},
+            {"Origin": OURS},
+            {"Origin": "https://localhost"},
+            {},
+        ],
+    )
+    def test_of_the_gallery_itself(self, rig, headers):
         ledger_id = rig.failed()
-        other = rig.app.test_client()
-        csrf = tag(other.get("/gallery/sign-in").text)
-        assert rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf}).status_code == 400
+        assert rig.client.post(f"/gallery/{ledger_id}/retry", headers=headers).status_code == 303
+        assert rig.parts.ledger.get(ledger_id).media_state == "pending"
 
     def test_a_visitor_may_not_retry(self, outside):
         ledger_id = outside.failed()
-        csrf = tag(outside.get("/sign-in").text)
-        answer = outside.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf})
+        answer = outside.client.post(f"/gallery/{ledger_id}/retry")
         assert answer.location == "/gallery/sign-in"
         assert outside.parts.ledger.get(ledger_id).media_state == "failed"
 
     def test_a_form_of_any_size_is_refused(self, outside):
-        csrf = tag(outside.get("/sign-in").text)
-        data = {"csrf": csrf, "password": "x" * 100_000}
-        assert outside.client.post("/gallery/sign-in", data=data).status_code == 413
+        assert outside.client.post("/gallery/sign-in", data={"password": "x" * 100_000}).status_code == 413
 
 
 class TestAttempts:
@@ -386,6 +408,31 @@ class TestAttempts:
         ]
         assert tried == [403] * 15 + [429] * 5
 
+    def test_strangers_do_not_lock_out_who_signed_in_before(self, outside, monkeypatch):
+        monkeypatch.setattr(sign_ins, "IN_ALL", 15)
+        home = {"REMOTE_ADDR": "192.0.2.44"}
+        assert outside.sign_in(environ_overrides=home).status_code == 303
+        outside.client.post("/gallery/sign-out", environ_overrides=home)
+        for number in range(20):
+            outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": f"198.51.100.{number}"})
+        assert outside.sign_in(environ_overrides={"REMOTE_ADDR": "198.51.100.77"}).status_code == 429
+        for status in [403] * sign_ins.PER_ADDRESS + [429]:
+            assert outside.sign_in("wrong", environ_overrides=home).status_code == status
+        outside.parts.database.run(
+            lambda connection: connection.exec_driver_sql(
+                "DELETE FROM sign_in_attempts WHERE address LIKE '%.44'"
+            )
+        )
+        assert outside.sign_in(environ_overrides=home).status_code == 303
+
+    def test_another_password_ends_the_lock(self, outside, make_rig):
+        for _ in range(sign_ins.PER_ADDRESS):
+            outside.sign_in("wrong")
+        assert outside.sign_in().status_code == 429
+        mended = make_rig(ADMIN_PASSWORD="a better password")
+        assert mended.sign_in("a better password").status_code == 303
+        assert outside.sign_in().status_code == 429
+
     def test_who_knows_the_password_is_not_counted(self, outside):
         for _ in range(sign_ins.PER_ADDRESS + 5):
             assert outside.sign_in(client=outside.app.test_client()).status_code == 303
@@ -411,7 +458,7 @@ class TestSignIns:
     """The counters themselves, on both databases."""
 
     def test_what_is_refused_is_not_counted(self, database):
-        counters = sign_ins.SignIns(database)
+        counters = sign_ins.Attempts(database, "a secret")
         tries = [counters.try_one("a", 1000.0) for _ in range(500)]
         assert tries.count(0) == sign_ins.PER_ADDRESS
         assert counters.try_one("b", 1000.0) == 0, "one address cannot use up everybody's"
@@ -419,7 +466,7 @@ class TestSignIns:
         assert counters.try_one("a", 1000.0 + sign_ins.WINDOW_SECONDS) == 0
 
     def test_a_clock_that_ran_ahead_locks_nobody_out(self, database):
-        counters = sign_ins.SignIns(database)
+        counters = sign_ins.Attempts(database, "a secret")
         for _ in range(sign_ins.PER_ADDRESS):
             assert counters.try_one("a", 90_000.0) == 0
         assert counters.try_one("a", 90_000.0) > 0
@@ -431,7 +478,7 @@ class TestSignIns:
 
         def knock():
             database = connect(database_url)
-            counters = sign_ins.SignIns(database)
+            counters = sign_ins.Attempts(database, "a secret")
             through.extend(counters.try_one("a", 1000.0) == 0 for _ in range(8))
             database.close()
 
@@ -443,13 +490,27 @@ class TestSignIns:
         assert through.count(True) == sign_ins.PER_ADDRESS
 
     def test_sessions(self, database):
-        counters = sign_ins.SignIns(database)
-        assert not counters.has_ended("s")
-        counters.end("s", 2000.0, 1000.0)
-        counters.end("s", 2000.0, 1000.0)
-        assert counters.has_ended("s")
-        counters.end("t", 4000.0, 3000.0)
-        assert not counters.has_ended("s"), "its cookie is over by itself"
+        sessions = sign_ins.Sessions(database)
+        assert not sessions.has_ended("s")
+        sessions.end("s", 2000.0, 1000.0)
+        sessions.end("s", 2000.0, 1000.0)
+        assert sessions.has_ended("s")
+        sessions.end("t", 4000.0, 3000.0)
+        assert not sessions.has_ended("s"), "its cookie is over by itself"
+
+    def test_one_random_key_for_all(self, database, database_url):
+        other = connect(database_url)
+        keys = {sign_ins.Sessions(one).key() for one in (database, other, database)}
+        other.close()
+        assert [len(key) for key in keys] == [32]
+
+    def test_an_address_is_forgotten_in_the_end(self, database, monkeypatch):
+        monkeypatch.setattr(sign_ins, "IN_ALL", 0)
+        counters = sign_ins.Attempts(database, "a secret")
+        counters.forgive("home", 1000.0)
+        assert counters.try_one("home", 2000.0) == 0
+        assert counters.try_one("elsewhere", 2000.0) > 0
+        assert counters.try_one("home", 2000.0 + sign_ins.KNOWN_SECONDS) > 0
 
 
 class TestList:
@@ -672,7 +733,7 @@ class TestEntry:
         code = explain(40007)
         for words in ("40007", code.hint_en, code.hint_zh):
             assert words in html.unescape(page)
-        answer = rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": tag(page)})
+        answer = rig.client.post(f"/gallery/{ledger_id}/retry")
         assert (answer.status_code, answer.location) == (303, f"/gallery/{ledger_id}")
         assert rig.parts.ledger.get(ledger_id).media_state == "pending"
         assert rig.parts.worker._wake.is_set()
@@ -682,8 +743,7 @@ class TestEntry:
 
     def test_retrying_what_did_not_fail_changes_nothing(self, rig):
         ledger_id = rig.stored()
-        csrf = tag(rig.page())
-        assert rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": csrf}).status_code == 303
+        assert rig.client.post(f"/gallery/{ledger_id}/retry").status_code == 303
         assert rig.parts.ledger.get(ledger_id).media_state == "stored"
 
     def test_a_send_that_failed_or_whose_fate_is_unknown(self, rig):
@@ -702,7 +762,7 @@ class TestEntry:
         assert "it may have arrived" in page
         assert "may get it twice" in page
         assert "the answer was lost" in page
-        rig.client.post(f"/gallery/{ledger_id}/retry", data={"csrf": tag(page)})
+        rig.client.post(f"/gallery/{ledger_id}/retry")
         (send,) = ledger.claim_sends(time.time(), 15)
         ledger.mark_failed(send, 45015, "45015 out of time", NOON)
         page = rig.page(f"/{ledger_id}")

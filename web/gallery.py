@@ -1,8 +1,8 @@
 """GET /gallery: what fans sent, for who knows ADMIN_PASSWORD. Converts a request, calls, converts the answer back.
 
 Knows sign-in, sessions and how to serve what strangers sent so that it cannot run in a browser. Does not know SQL, nor
-how a thumbnail is made. A session is a signed cookie, its key derived from secrets that every web process has, so that
-another ADMIN_PASSWORD ends all of them. There is no script on these pages.
+how a thumbnail is made. A session is a cookie, signed with a random key that all web processes share and with the
+password, so that another ADMIN_PASSWORD ends all of them. There is no script on these pages.
 https://cheatsheetseries.owasp.org/cheatsheets/Session_Management_Cheat_Sheet.html
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, BinaryIO, Final, cast
 
@@ -30,7 +31,7 @@ from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.gallery import KINDS, STATES, Filter, GalleryRows
 from storage.ledger import Entry, Ledger
-from storage.sign_ins import SignIns
+from storage.sign_ins import Attempts, Sessions
 from thumbnails.shelf import Thumbnails
 from web.voice_length import voice_seconds
 from wechat.errors import explain
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
-VISIT_SECONDS = 3600.0  # for a sign-in form to be sent
 MAX_VOICE_BYTES = 4 * 1024 * 1024  # no voice is that long: the platform ends one after 60 seconds
 
 COOKIE = "gallery"
@@ -71,10 +71,9 @@ _FILE_CACHE: Final = "private, no-cache"
 
 @dataclass(frozen=True)
 class _Session:
-    """What the cookie says: of a visitor, or of one who signed in. `until` in unix seconds."""
+    """What the cookie of one who signed in says. `until` in unix seconds."""
 
     id: str
-    signed_in: bool
     until: float
 
 
@@ -86,68 +85,57 @@ def gallery(
     thumbnails: Thumbnails,
     *,
     password: str,
-    pepper: str,
     wake: Callable[[], None],
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """All pages. `pepper`: a secret beside the password, so that a cookie does not serve to guess it.
-    `wake` is called when a retry was asked for."""
+    """All pages. `wake` is called when a retry was asked for."""
     blueprint = Blueprint(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
-    key = hmac.digest(password.encode(), b"gallery\0" + pepper.encode(), "sha256")
-    cookies = URLSafeSerializer(key, salt="gallery", signer_kwargs={"digest_method": hashlib.sha256})
-    sign_ins = SignIns(database)
+    sessions = Sessions(database)
+
+    @cache
+    def key() -> bytes:
+        return hmac.digest(sessions.key(), b"gallery\0" + password.encode(), "sha256")
+
+    def cookies() -> URLSafeSerializer:
+        return URLSafeSerializer(key(), salt="gallery", signer_kwargs={"digest_method": hashlib.sha256})
+
+    def attempts() -> Attempts:
+        # Another password begins with no tries. The two bytes in the database tell next to nothing about it.
+        return Attempts(database, f"gallery {hmac.digest(key(), b'attempts', 'sha256')[:2].hex()}")
 
     # -- sessions ----------------------------------------------------------------------------------------------
 
     @blueprint.before_request
     def guard() -> Any:
-        g.gallery = session = read_session()
         if request.endpoint == "gallery.static":
             return None
-        if request.method == "POST":
-            given = request.form.get("csrf", "").encode()
-            if session is None or not hmac.compare_digest(given, csrf(session).encode()):
-                log.warning("gallery: a form without its token", extra={"path": request.path})
-                abort(400)
-        inside, at_door = session is not None and session.signed_in, request.endpoint == "gallery.sign_in"
+        if request.method == "POST" and _of_another_site():
+            log.warning("gallery: a form of another site", extra={"path": request.path})
+            abort(403)
+        g.gallery = session = read_session()
+        inside, at_door = session is not None, request.endpoint == "gallery.sign_in"
         if inside == at_door:
             return redirect(url_for("gallery.index" if inside else "gallery.sign_in"), 303)
         return None
 
     def read_session() -> _Session | None:
+        given = request.cookies.get(COOKIE)
+        if not given:
+            return None
         try:
-            session = _Session(*cookies.loads(request.cookies.get(COOKIE, "")))
+            session = _Session(*cookies().loads(given))
         except (BadSignature, TypeError):
             return None
-        if session.until <= clock() or (session.signed_in and sign_ins.has_ended(session.id)):
-            return None
-        return session
-
-    def write_session(response: Response, *, signed_in: bool) -> _Session:
-        seconds = SESSION_SECONDS if signed_in else VISIT_SECONDS
-        session = _Session(secrets.token_urlsafe(16), signed_in, clock() + seconds)
-        response.set_cookie(
-            COOKIE,
-            cookies.dumps([session.id, session.signed_in, session.until]),
-            max_age=int(seconds),
-            path=url_for("gallery.index"),
-            secure=request.is_secure,
-            httponly=True,
-            samesite="Lax",
-        )
-        return session
-
-    def csrf(session: _Session) -> str:
-        return hmac.digest(key, b"csrf\0" + session.id.encode(), "sha256").hex()
+        return None if session.until <= clock() or sessions.has_ended(session.id) else session
 
     @blueprint.route("/sign-in", methods=["GET", "POST"])
     def sign_in() -> Response:
         if request.method != "POST":
             return sign_in_page()
-        address = _address(request.remote_addr)
-        wait = sign_ins.try_one(address, clock())
+        address, tries = _address(request.remote_addr), attempts()
+        wait = tries.try_one(address, clock())
         if wait:
             log.warning("gallery: too many sign-ins", extra={"from": address})
             response = sign_in_page(429, wait_minutes=int(wait // 60) + 1)
@@ -156,22 +144,26 @@ def gallery(
         if not _same(request.form.get("password", ""), password):
             log.warning("gallery: wrong ADMIN_PASSWORD", extra={"from": address})
             return sign_in_page(403, wrong=True)
-        sign_ins.forgive(address)
+        tries.forgive(address, clock())
         log.info("gallery: signed in", extra={"from": address})
         response = cast(Response, redirect(url_for("gallery.index"), 303))
-        write_session(response, signed_in=True)
+        response.set_cookie(
+            COOKIE,
+            cookies().dumps([secrets.token_urlsafe(16), clock() + SESSION_SECONDS]),
+            max_age=int(SESSION_SECONDS),
+            path=url_for("gallery.index"),
+            secure=request.is_secure,
+            httponly=True,
+            samesite="Lax",
+        )
         return response
 
     def sign_in_page(status: int = 200, **what: Any) -> Response:
-        response = Response(status=status)
-        # A new one each time would make a form in another window useless.
-        session = g.gallery or write_session(response, signed_in=False)
-        response.set_data(page("sign_in.html", csrf=csrf(session), signed_in=False, **what))
-        return response
+        return Response(page("sign_in.html", **what), status)
 
     @blueprint.post("/sign-out")
     def sign_out() -> Response:
-        sign_ins.end(g.gallery.id, g.gallery.until, clock())
+        sessions.end(g.gallery.id, g.gallery.until, clock())
         response = cast(Response, redirect(url_for("gallery.sign_in"), 303))
         response.delete_cookie(COOKIE, path=url_for("gallery.index"))
         return response
@@ -186,7 +178,8 @@ def gallery(
             t=lambda en, chinese: chinese if zh else en,
             lang="zh-CN" if zh else "en",
             when=_when,
-            **{"signed_in": True, "csrf": csrf(g.gallery) if g.gallery else "", **what},
+            signed_in=g.get("gallery") is not None,
+            **what,
         )
 
     @blueprint.get("")
@@ -353,6 +346,15 @@ def _when(seconds: float) -> str:
         return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
     except (ValueError, OverflowError, OSError):
         return str(seconds)
+
+
+def _of_another_site() -> bool:
+    """Whether a page of another site sent this form. A browser says so, by one header or, without https, the other."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def _same(given: str, password: str) -> bool:
