@@ -56,6 +56,7 @@ class Parts:
     def ask_to_stop(self) -> None:
         """From now on nothing more is claimed; returns at once."""
         self.worker.ask_to_stop()
+        self.deferred.ask_to_stop()
 
     def stop(self) -> None:
         """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""

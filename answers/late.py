@@ -78,6 +78,7 @@ class DeferredReplies:
         self._running: dict[int, tuple[Work, Future[None]]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._asked_at: float | None = None
         self._thread: threading.Thread | None = None
 
     # -- the web's side: deliveries ------------------------------------------------------------------------------
@@ -185,9 +186,16 @@ class DeferredReplies:
         self._thread = threading.Thread(target=self._keep, args=(orphans,), daemon=True)
         self._thread.start()
 
+    def ask_to_stop(self) -> None:
+        """From now on no work of others is taken over; returns at once."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Lets running work finish for that long, then gives it back."""
-        deadline = time.monotonic() + grace_seconds
+        """Lets running work finish, for that long since it was asked to stop; then gives it back."""
+        self.ask_to_stop()
+        assert self._asked_at is not None
+        deadline = self._asked_at + grace_seconds
         for _, done in list(self._running.values()):
             _wait_for(done, deadline - time.monotonic())
         self._stop.set()
@@ -204,7 +212,7 @@ class DeferredReplies:
                     extended = time.monotonic()
                     for work, _ in list(self._running.values()):
                         self._works.extend(work, self._clock(), self._lease)
-                if orphans:
+                if orphans and self._asked_at is None:
                     self.adopt()
             except DatabaseUnavailableError as error:
                 log.error("deferred work cannot be looked after", extra={"reason": str(error)})

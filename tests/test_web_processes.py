@@ -15,7 +15,7 @@ import cores
 from tests import pushing
 from tests.conftest import eventually
 from tests.test_deferred import Slow, verdicts
-from tests.test_flow import send
+from tests.test_flow import control, entries, send, stored
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: bot\r\n\r\n"
 
@@ -178,6 +178,55 @@ def test_idle_connections_do_not_hold_up_the_end(sandbox, make_bot, kept, number
     web.popen.send_signal(number)
     assert web.popen.wait(20) == 0
     assert time.monotonic() - started < 2
+    assert "Traceback" not in web.text()
+
+
+@pytest.mark.parametrize("kind", ["web", "worker"])
+def test_a_download_in_hand_is_finished_and_nothing_more_is_claimed(sandbox, make_bot, kept, kind):
+    """Idle connections are there as well: the time that they may still speak is no time for more work."""
+    bot = make_bot(sandbox, WORKER="embedded" if kind == "web" else "external")
+    web = bot.web()
+    process = web if kind == "web" else bot.worker()
+    stored(bot, send(sandbox))
+    control(sandbox, "faults", [{"path": "/cgi-bin/media/get", "times": None, "delay": 3}])
+    kept(bot, 5)
+    pushes = [send(sandbox, msg_id=9_000 + number) for number in range(30)]  # more than a process has in hand
+
+    def pictures():
+        return [entry for push in pushes for entry in entries(bot, push)]
+
+    eventually(lambda: any(entry.media_attempts for entry in pictures()), what="a download in hand")
+    started = time.monotonic()
+    process.popen.terminate()
+    assert process.popen.wait(20) == 0
+    assert time.monotonic() - started < 6
+    begun = [entry.media_state for entry in pictures() if entry.media_attempts]
+    assert set(begun) == {"stored"}, "what was in hand is finished"
+    assert len(begun) < len(pushes), "and the rest waits for another process"
+
+
+def test_an_idle_worker_ends_at_once(sandbox, make_bot):
+    bot = make_bot(sandbox, WORKER="external")
+    bot.web()
+    process = bot.worker()
+    stored(bot, send(sandbox))
+    started = time.monotonic()
+    assert process.stop() == 0
+    assert time.monotonic() - started < 2
+
+
+def test_a_reload_ends_the_old_processes_at_once_and_pushes_go_on(sandbox, make_bot, kept):
+    bot = make_bot(sandbox)
+    web = bot.web()
+    (old,) = psutil.Process(web.pid).children()
+    kept(bot, 5)
+    kept(bot, 2, b"POST /wechat HTTP/1.1\r\nHos")
+    started = time.monotonic()
+    web.popen.send_signal(signal.SIGHUP)
+    while old.is_running() and old.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - started < 5
+        assert send(sandbox)["attempts"][-1]["verdict"] == "reply"
+    assert web.stop() == 0
     assert "Traceback" not in web.text()
 
 
