@@ -20,7 +20,7 @@ from tests.browser import (
 )
 from tests.conftest import ROOT, eventually
 from wechat import media
-from wechat.errors import explain
+from wechat.codes import explain
 from wechat.messages import parse_message
 
 pytestmark = ONE_BROWSER

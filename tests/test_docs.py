@@ -27,7 +27,7 @@ from tests.test_layers import ALLOWED
 from tests.test_ops import METRICS
 from web.metrics import REFUSALS
 from wechat import messages, replies
-from wechat.errors import CODES
+from wechat.codes import CODES
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = [ENGLISH, CHINESE]

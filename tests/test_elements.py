@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wechat import DoctypeError, UnreadablePushError
 from wechat.elements import cdata, legal, parse
+from wechat.errors import DoctypeError, UnreadablePushError
 
 BOMB = (
     b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">'

@@ -24,8 +24,10 @@ from tests.vectors import (
     W3_MESSAGE,
     W3_SIGNATURE,
 )
-from wechat import AppIdError, Envelope, EnvelopeError, decode_aes_key, sign
 from wechat.elements import parse
+from wechat.envelope import Envelope, decode_aes_key
+from wechat.errors import AppIdError, EnvelopeError
+from wechat.signature import sign
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -4,11 +4,10 @@ import re
 
 import pytest
 
-from wechat import (
-    CODES,
+from wechat.codes import CODES, Kind, explain
+from wechat.errors import (
     ApiError,
     InvalidTokenError,
-    Kind,
     MediaError,
     MediaRefusedError,
     MediaTooLargeError,
@@ -20,7 +19,6 @@ from wechat import (
     UnsafeMediaUrlError,
     WeChatError,
     api_error,
-    explain,
 )
 
 # The whole table again, by what is to be done: a row lost or moved in the code is found here.

@@ -29,7 +29,7 @@ from tests.databases import APPID
 from thumbnails.maker import ThumbnailMaker
 from web.voice_length import voice_seconds
 from wechat import media
-from wechat.errors import explain
+from wechat.codes import explain
 from wechat.messages import parse_message
 
 PASSWORD = "correct horse 电池"

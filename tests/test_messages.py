@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from wechat import (
+from wechat.errors import DoctypeError, UnreadablePushError
+from wechat.messages import (
     ClickEvent,
-    DoctypeError,
     Event,
     FileMessage,
     ImageMessage,
@@ -30,7 +30,6 @@ from wechat import (
     SubscribeEvent,
     TextMessage,
     UnknownMessage,
-    UnreadablePushError,
     UnsubscribeEvent,
     VideoMessage,
     ViewEvent,

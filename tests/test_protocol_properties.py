@@ -15,22 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.vectors import ACCOUNT, NOW, W1_BODY, W1_MESSAGE, W1_QUERY, safe_push, signed
-from wechat import (
-    Envelope,
-    EnvelopeError,
-    Message,
-    PushError,
-    Receiver,
-    SubscribeEvent,
-    TextMessage,
-    TextReply,
-    decode_aes_key,
-    parse_message,
-    render_reply,
-    sign,
-    verify,
-)
 from wechat.elements import cdata, parse
+from wechat.envelope import Envelope, decode_aes_key
+from wechat.errors import EnvelopeError, PushError
+from wechat.messages import Message, SubscribeEvent, TextMessage, parse_message
+from wechat.receiver import Receiver
+from wechat.replies import TextReply, render_reply
+from wechat.signature import sign, verify
 
 PLAIN = Receiver(appid=ACCOUNT.appid, token=ACCOUNT.token)
 SAFE = Receiver(appid=ACCOUNT.appid, token=ACCOUNT.token, aes_key=ACCOUNT.aes_key, previous_aes_key="A" * 43)

@@ -19,18 +19,11 @@ from tests.vectors import (
     safe_push,
     signed,
 )
-from wechat import (
-    AppIdError,
-    DoctypeError,
-    Envelope,
-    EnvelopeError,
-    PushError,
-    Receiver,
-    SignatureError,
-    TimestampError,
-    sign,
-)
 from wechat.elements import parse
+from wechat.envelope import Envelope
+from wechat.errors import AppIdError, DoctypeError, EnvelopeError, PushError, SignatureError, TimestampError
+from wechat.receiver import Receiver
+from wechat.signature import sign
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

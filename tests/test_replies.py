@@ -6,25 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from wechat import (
+from wechat.elements import parse
+from wechat.errors import ReplyError, WeChatError
+from wechat.messages import SubscribeEvent, TextMessage, parse_message
+from wechat.replies import (
     AiTransferReply,
     Article,
     ImageReply,
     MusicReply,
     NewsReply,
-    ReplyError,
-    SubscribeEvent,
-    TextMessage,
     TextReply,
     TransferReply,
     VideoReply,
     VoiceReply,
-    WeChatError,
-    parse_message,
     parse_reply,
     render_reply,
 )
-from wechat.elements import parse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

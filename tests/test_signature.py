@@ -2,7 +2,8 @@
 
 import pytest
 
-from wechat import SignatureError, sign, verify
+from wechat.errors import SignatureError
+from wechat.signature import sign, verify
 
 EXAMPLES = [
     ("AAAAA", "1714036504", "1514711492", "f464b24fc39322e44b38aa78f5edd27bd1441696"),

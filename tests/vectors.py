@@ -7,7 +7,8 @@ and opened with wechatpy.
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from wechat import Envelope, sign
+from wechat.envelope import Envelope
+from wechat.signature import sign
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from storage.ledger import Entry, Ledger
 from storage.sign_ins import Attempts, Sessions
 from thumbnails.shelf import Thumbnails
 from web.voice_length import voice_seconds
-from wechat.errors import explain
+from wechat.codes import explain
 
 log = logging.getLogger(__name__)
 

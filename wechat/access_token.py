@@ -8,6 +8,8 @@ https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.h
 https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
 """
 
+from __future__ import annotations
+
 import logging
 import random as randomness
 import re
@@ -16,58 +18,38 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from wechat.client import ApiHosts, Timeouts
-from wechat.errors import (
-    ApiError,
-    InvalidTokenError,
-    TokenUnavailableError,
-    TransportError,
-    WeChatError,
-    explain,
-)
-
-__all__ = [
-    "EMPTY",
-    "LEASE_SECONDS",
-    "AccessToken",
-    "CentralTokenFetcher",
-    "ClassicTokenFetcher",
-    "Fetcher",
-    "Grant",
-    "MemoryTokenStore",
-    "StableTokenFetcher",
-    "TokenRow",
-    "TokenStore",
-]
+from wechat.codes import explain
+from wechat.errors import ApiError, InvalidTokenError, TokenUnavailableError, TransportError, WeChatError
 
 log = logging.getLogger(__name__)
 
 #: One HTTP step of a renewal: at most 5 s per host, 10 s for all hosts with their pauses.
-FETCH_TIMEOUT: Final = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
+FETCH_TIMEOUT = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
 #: A lease outlives any such step (a host's last connect may overrun by its 3 s), and is taken anew before each.
-LEASE_SECONDS: Final = 15.0
+LEASE_SECONDS = 15.0
 
-_MARGIN_SECONDS: Final = 10.0  # what is left of a life must be enough for the call it is taken for
-_LONGEST_LIFE: Final = 7200.0
-_FETCHES_APART: Final = 60.0  # whatever life a token is said to have
-_SHORTEST_LIFE: Final = _FETCHES_APART + _MARGIN_SECONDS
-_EARLIEST_RENEWAL: Final = 300.0  # before that stable_token gives the same token again
-_LATEST_RENEWAL: Final = 240.0
-_SHORT_LIFE: Final = 600.0
-_CLOCK_ERROR: Final = 60.0
-_FIRST_BACKOFF: Final = 1.0
-_LONGEST_BACKOFF: Final = 60.0
-_WAIT_SECONDS: Final = 20.0
-_POLL_SECONDS: Final = 0.1
-_LOOK_SECONDS: Final = 30.0
-_CHECKS: Final = 5  # of one token, at once
-_CHECKS_APART: Final = 20.0  # in the long run
-_FORCED_APART: Final = 30.0
-_FORCED_PER_DAY: Final = 20
-_DAY: Final = 86400
-_BEIJING: Final = 8 * 3600
+_MARGIN_SECONDS = 10.0  # what is left of a life must be enough for the call it is taken for
+_LONGEST_LIFE = 7200.0
+_FETCHES_APART = 60.0  # whatever life a token is said to have
+_SHORTEST_LIFE = _FETCHES_APART + _MARGIN_SECONDS
+_EARLIEST_RENEWAL = 300.0  # before that stable_token gives the same token again
+_LATEST_RENEWAL = 240.0
+_SHORT_LIFE = 600.0
+_CLOCK_ERROR = 60.0
+_FIRST_BACKOFF = 1.0
+_LONGEST_BACKOFF = 60.0
+_WAIT_SECONDS = 20.0
+_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 30.0
+_CHECKS = 5  # of one token, at once
+_CHECKS_APART = 20.0  # in the long run
+_FORCED_APART = 30.0
+_FORCED_PER_DAY = 20
+_DAY = 86400
+_BEIJING = 8 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +76,7 @@ class TokenRow:
     forced_count: int = 0
 
 
-EMPTY: Final = TokenRow()
+EMPTY = TokenRow()
 
 
 class TokenStore(Protocol):
@@ -264,7 +246,7 @@ class CentralTokenFetcher:
         raise TokenUnavailableError(f"the central token server (WECHAT_TOKEN_SOURCE) failed: {failure}")
 
 
-_CENTRAL_REASONS: Final[dict[int | None, str]] = {
+_CENTRAL_REASONS: dict[int | None, str] = {
     401: "the central token server refuses WECHAT_TOKEN_SOURCE_KEY: it must equal TOKEN_SERVER_KEY over there / "
     "中控服务器拒绝了 WECHAT_TOKEN_SOURCE_KEY，须与其 TOKEN_SERVER_KEY 一致",
     404: "no central token server at WECHAT_TOKEN_SOURCE: check the address, and that TOKEN_SERVER_KEY is set "
@@ -601,8 +583,8 @@ def _grant(answer: dict[str, Any]) -> Grant:
     return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)
 
 
-_CALLER_IP: Final = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")
-_SETTINGS: Final = {
+_CALLER_IP = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")
+_SETTINGS = {
     40001: "WECHAT_APPSECRET",
     40013: "WECHAT_APPID",
     40125: "WECHAT_APPSECRET",

@@ -9,6 +9,8 @@ https://developers.weixin.qq.com/doc/service/Basic_Information/Interface_field_d
 https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html (codes)
 """
 
+from __future__ import annotations
+
 import io
 import ipaddress
 import json as jsonlib
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 import requests
@@ -46,29 +48,16 @@ from wechat.errors import (
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = [
-    "CHUNK_BYTES",
-    "ORDINARY",
-    "Answer",
-    "ApiClient",
-    "ApiHosts",
-    "Body",
-    "Timeouts",
-    "TokenSource",
-    "json_object",
-    "raise_errcode",
-]
-
 Result = TypeVar("Result")
 
-CHUNK_BYTES: Final = 256 * 1024  # smaller ones cost the threads that download more turns than bytes
-_BUFFER_BYTES: Final = 16 * 1024
-_JSON_BYTES: Final = 1024 * 1024
-_SYSTEM_BUSY: Final = -1
-_BUSY_ANSWERS: Final = 3
-_FIRST_PAUSE: Final = 1.0
-_SWITCH_BACK_SECONDS: Final = 60.0
-_POOLED_CONNECTIONS: Final = 32  # per host: 16 downloads and the web threads, without throwing any away
+CHUNK_BYTES = 256 * 1024  # smaller ones cost the threads that download more turns than bytes
+_BUFFER_BYTES = 16 * 1024
+_JSON_BYTES = 1024 * 1024
+_SYSTEM_BUSY = -1
+_BUSY_ANSWERS = 3
+_FIRST_PAUSE = 1.0
+_SWITCH_BACK_SECONDS = 60.0
+_POOLED_CONNECTIONS = 32  # per host: 16 downloads and the web threads, without throwing any away
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +72,7 @@ class Timeouts:
     call: float = 25.0
 
 
-ORDINARY: Final = Timeouts()
+ORDINARY = Timeouts()
 
 
 class TokenSource(Protocol):
@@ -167,7 +156,7 @@ class ApiHosts:
         method: str,
         path: str,
         *,
-        read: "Callable[[Answer], Result]",
+        read: Callable[[Answer], Result],
         params: Mapping[str, str] | None = None,
         body: Body | None = None,
         headers: Mapping[str, str] | None = None,
@@ -226,7 +215,7 @@ class ApiHosts:
             self._sleep(pause)
             pause *= 2
 
-    def get_url(self, url: str, *, path: str, timeout: Timeouts) -> "Answer":
+    def get_url(self, url: str, *, path: str, timeout: Timeouts) -> Answer:
         """One GET of a URL that an answer named: no token, no proxy, no redirect, any status.
 
         It goes to the API's own hosts or to public addresses only; the address is checked in the very act of
@@ -248,7 +237,7 @@ class ApiHosts:
 
     def _send(
         self,
-        route: "_Route",
+        route: _Route,
         method: str,
         target: str,
         *,
@@ -257,7 +246,7 @@ class ApiHosts:
         path: str,
         timeout: Timeouts,
         seconds: float,
-    ) -> "Answer":
+    ) -> Answer:
         """The answer as soon as its headers are there."""
         if not route.host:
             raise TransportError(path, sent=False, detail="no web address (WECHAT_API_BASE)")
@@ -317,7 +306,7 @@ class ApiClient:
         method: str,
         path: str,
         *,
-        read: "Callable[[Answer], Result]",
+        read: Callable[[Answer], Result],
         params: Mapping[str, str] | None = None,
         body: Body | None = None,
         repeatable: bool,
@@ -496,7 +485,7 @@ class _Attempt:
 
 
 # requests has no place for an overall deadline: it is handed past it, to the connection used in this thread.
-_ATTEMPT: Final[ContextVar[_Attempt]] = ContextVar("attempt")
+_ATTEMPT: ContextVar[_Attempt] = ContextVar("attempt")
 
 
 class _NotPublicError(Exception):
@@ -515,7 +504,7 @@ class _TimedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
         left = self._attempt.give_up_at - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -679,8 +668,8 @@ def _prepared(url: str) -> requests.PreparedRequest:
     return request
 
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def _host_of(url: str) -> str:
@@ -726,7 +715,7 @@ class _WithoutQuery(logging.Filter):
         return True
 
 
-_QUERY: Final = re.compile(r"\?\S*")
+_QUERY = re.compile(r"\?\S*")
 
 for _name in ("connection", "connectionpool", "poolmanager", "response", "util.retry"):
     logging.getLogger(f"urllib3.{_name}").addFilter(_WithoutQuery())

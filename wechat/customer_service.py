@@ -5,6 +5,8 @@ with 45015, 45047 and 48001. A message that may have gone out is never sent a se
 https://developers.weixin.qq.com/doc/service/api/customer/message/api_sendcustommessage
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from wechat.client import ApiClient
@@ -18,8 +20,6 @@ from wechat.replies import (
     VideoReply,
     VoiceReply,
 )
-
-__all__ = ["send"]
 
 
 def send(client: ApiClient, openid: str, reply: Reply) -> None:

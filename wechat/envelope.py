@@ -6,9 +6,10 @@ in. It must not know XML, HTTP or signatures: verify the signature before anythi
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
+from __future__ import annotations
+
 import binascii
 import re
-from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
@@ -17,13 +18,11 @@ from cryptography.hazmat.primitives.padding import PKCS7
 
 from wechat.errors import AppIdError, EnvelopeError
 
-__all__ = ["RANDOM_BYTES", "Envelope", "decode_aes_key"]
-
-RANDOM_BYTES: Final = 16
-_LENGTH_BYTES: Final = 4
-_START: Final = RANDOM_BYTES + _LENGTH_BYTES
-_PADDING: Final = PKCS7(256)
-_AES_KEY: Final = re.compile("[A-Za-z0-9]{43}")
+RANDOM_BYTES = 16
+_LENGTH_BYTES = 4
+_START = RANDOM_BYTES + _LENGTH_BYTES
+_PADDING = PKCS7(256)
+_AES_KEY = re.compile("[A-Za-z0-9]{43}")
 
 
 def decode_aes_key(encoding_aes_key: str) -> bytes:

@@ -6,6 +6,8 @@ https://developers.weixin.qq.com/doc/service/api/material/temporary/api_uploadte
 https://developers.weixin.qq.com/doc/service/api/material/temporary/api_getmedia
 """
 
+from __future__ import annotations
+
 import os
 import re
 import secrets
@@ -14,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, Final, Literal
+from typing import IO, Any, BinaryIO, Literal
 from urllib.parse import urljoin
 
 import filetype
@@ -38,18 +40,16 @@ from wechat.errors import (
     UnsafeMediaUrlError,
 )
 
-__all__ = ["HEAD_BYTES", "extension", "open_media", "upload", "uploaded_media_id"]
-
 #: How much of a file's beginning `extension` looks at.
-HEAD_BYTES: Final = 512
+HEAD_BYTES = 512
 
-_UPLOAD_PATH: Final = "/cgi-bin/media/upload"
-_UPLOAD_TIMEOUT: Final = Timeouts(read=30.0, host=300.0, call=300.0)
-_DOWNLOAD_TIMEOUT: Final = Timeouts(host=600.0, call=600.0)
-_SMALL_JSON_BYTES: Final = 64 * 1024
-_MAX_REDIRECTS: Final = 5
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_SEND_BYTES: Final = 16 * 1024
+_UPLOAD_PATH = "/cgi-bin/media/upload"
+_UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
+_DOWNLOAD_TIMEOUT = Timeouts(host=600.0, call=600.0)
+_SMALL_JSON_BYTES = 64 * 1024
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SEND_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class _Limit:
     extensions: frozenset[str]
 
 
-_LIMITS: Final[Mapping[str, _Limit]] = {
+_LIMITS: Mapping[str, _Limit] = {
     "image": _Limit(10 * 1024 * 1024, 40009, frozenset({"jpg", "png", "gif"})),
     "voice": _Limit(2 * 1024 * 1024, 40010, frozenset({"amr", "mp3"})),
     "video": _Limit(10 * 1024 * 1024, 40011, frozenset({"mp4"})),
     "thumb": _Limit(64 * 1024, 40012, frozenset({"jpg"})),
 }
-_CONTENT_TYPES: Final[Mapping[str, str]] = {
+_CONTENT_TYPES: Mapping[str, str] = {
     "jpg": "image/jpeg",
     "png": "image/png",
     "gif": "image/gif",
@@ -171,7 +171,7 @@ def extension(head: bytes) -> str:
     return "mp3" if found == "bin" and _is_mp3_frame(head) else found
 
 
-_BY_FILETYPE: Final[Mapping[str | None, str]] = {
+_BY_FILETYPE: Mapping[str | None, str] = {
     "jpg": "jpg",
     "png": "png",
     "apng": "png",

@@ -8,57 +8,30 @@ https://developers.weixin.qq.com/doc/offiaccount/Message_Management/Receiving_ev
 https://developers.weixin.qq.com/doc/offiaccount/Custom_Menus/Custom_Menu_Push.html
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, Final, Literal, TypeAlias, TypedDict
+from typing import ClassVar, Literal, TypeAlias, TypedDict
 
 from lxml import etree
 
 from wechat.elements import read
 from wechat.errors import UnreadablePushError
 
-__all__ = [
-    "ClickEvent",
-    "ElementValue",
-    "Event",
-    "FileMessage",
-    "ImageMessage",
-    "LinkMessage",
-    "LocationEvent",
-    "LocationMessage",
-    "LocationSelectEvent",
-    "MediaKind",
-    "Message",
-    "MiniProgramPageMessage",
-    "OtherEvent",
-    "PicEvent",
-    "ScanCodeEvent",
-    "ScanEvent",
-    "ShortVideoMessage",
-    "SubscribeEvent",
-    "TextMessage",
-    "UnknownMessage",
-    "UnsubscribeEvent",
-    "VideoMessage",
-    "ViewEvent",
-    "ViewMiniProgramEvent",
-    "VoiceMessage",
-    "parse_message",
-]
-
 MediaKind: TypeAlias = Literal["image", "voice", "video"]
 
 #: An element's text; the elements inside it by name; or, where a name repeats, all of that name in order.
 ElementValue: TypeAlias = "str | Mapping[str, ElementValue] | tuple[str | Mapping[str, ElementValue], ...]"
 
-_MAX_OPENID: Final = 128  # characters; real ones have 28
-_MAX_TIME: Final = 253402300799  # the end of the year 9999, the last second that datetime can show
+_MAX_OPENID = 128  # characters; real ones have 28
+_MAX_TIME = 253402300799  # the end of the year 9999, the last second that datetime can show
 _MILLISECONDS = 10**12  # as seconds that would be the year 33658
-_MAX_ID_DIGITS: Final = 20  # what 64 bits need
-_MAX_DEPTH: Final = 32  # the platform nests five deep
+_MAX_ID_DIGITS = 20  # what 64 bits need
+_MAX_DEPTH = 32  # the platform nests five deep
 
 
 # Slots let a subclass's field stand where its base has a property (media_id).
@@ -509,7 +482,7 @@ def _mini_program_page(elements: _Elements, head: _Head) -> Message:
     )
 
 
-_MESSAGES: Final[Mapping[str, Callable[[_Elements, _Head], Message]]] = {
+_MESSAGES: Mapping[str, Callable[[_Elements, _Head], Message]] = {
     "text": _text,
     "image": _image,
     "voice": _voice,
@@ -539,7 +512,7 @@ def _event(root: etree._Element, elements: _Elements, head: _Head) -> Message:
 
 
 # Encrypt is there when a compat body is read without a key.
-_COMMON: Final = frozenset({"ToUserName", "FromUserName", "CreateTime", "MsgType", "Event", "Encrypt"})
+_COMMON = frozenset({"ToUserName", "FromUserName", "CreateTime", "MsgType", "Event", "Encrypt"})
 
 
 def _nested(parent: etree._Element, depth: int) -> dict[str, ElementValue]:
@@ -637,7 +610,7 @@ def _view_mini_program(_: etree._Element, elements: _Elements, head: _EventHead)
 
 
 # By lower-case name: the platform mixes its styles (SCAN, scancode_push).
-_EVENTS: Final[Mapping[str, Callable[[etree._Element, _Elements, _EventHead], Event]]] = {
+_EVENTS: Mapping[str, Callable[[etree._Element, _Elements, _EventHead], Event]] = {
     "subscribe": _subscribe,
     "unsubscribe": _unsubscribe,
     "scan": _scan,

@@ -7,19 +7,18 @@ clock is an argument. It must not know HTTP, what a message says, or how a refus
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
+from __future__ import annotations
+
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from wechat.elements import JSON_PUSH, cdata, is_json, legal, refuse_doctype, texts
 from wechat.envelope import RANDOM_BYTES, Envelope
 from wechat.errors import AppIdError, EnvelopeError, SignatureError, TimestampError
 from wechat.signature import sign, verify
 
-__all__ = ["Push", "Receiver"]
-
-_MAX_TIMESTAMP_DIGITS: Final = 15
+_MAX_TIMESTAMP_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)

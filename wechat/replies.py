@@ -7,33 +7,19 @@ passes the one escaping function. It must not know handlers, encryption or HTTP.
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from wechat.elements import cdata, legal, parse
 from wechat.errors import ReplyError
 from wechat.messages import Event, Message
 
-__all__ = [
-    "MAX_TEXT_BYTES",
-    "AiTransferReply",
-    "Article",
-    "ImageReply",
-    "MusicReply",
-    "NewsReply",
-    "Reply",
-    "TextReply",
-    "TransferReply",
-    "VideoReply",
-    "VoiceReply",
-    "parse_reply",
-    "render_reply",
-]
-
 #: Bytes of UTF-8. The platform's page says 2048; one byte less is what arrives whole.
-MAX_TEXT_BYTES: Final = 2047
-_MAX_ARTICLES_AFTER_EVENT: Final = 8
-_MAX_ARTICLES_AFTER_MESSAGE: Final = 1
+MAX_TEXT_BYTES = 2047
+_MAX_ARTICLES_AFTER_EVENT = 8
+_MAX_ARTICLES_AFTER_MESSAGE = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ is checked when, or where the token comes from.
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 
 from wechat.errors import SignatureError
-
-__all__ = ["sign", "verify"]
 
 
 def sign(token: str, *parts: str) -> str:

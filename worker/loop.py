@@ -26,9 +26,9 @@ from thumbnails.shelf import Thumbnails
 from wechat import customer_service, media
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
+from wechat.codes import Kind
 from wechat.errors import (
     ApiError,
-    Kind,
     MediaError,
     MediaRefusedError,
     ReplyError,
