@@ -211,6 +211,7 @@ def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings
 
 def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> None:
     sent = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
+    began = time.time()  # the chat may hold pictures of earlier runs
     with PHOTO.open("rb") as file:
         answer = _here.post(
             f"{sandbox}/sandbox/fans/{FAN}/messages",
@@ -236,9 +237,8 @@ def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> N
 
     def shown() -> dict[str, Any] | None:
         chat = _here.get(f"{sandbox}/sandbox/fans/{FAN}/messages", timeout=5).json()
-        return next(
-            (one for one in reversed(chat) if one["from"] == "account" and one["type"] == "image"), None
-        )
+        pictures = [one for one in chat if one["from"] == "account" and one["type"] == "image"]
+        return pictures[-1] if pictures and pictures[-1]["time"] >= began else None
 
     picture = _until(shown, ECHO_SECONDS, "the fan did not get the picture back", processes)
     print(f"   what came back: {picture['type']} {picture['media_id']}")

@@ -25,6 +25,7 @@ TEXT_BYTES = 2047
 ARTICLES_AFTER_EVENT = 8
 _COMMON = ("ToUserName", "FromUserName", "CreateTime", "MsgType")
 _SEALED = ("Encrypt", "MsgSignature", "TimeStamp", "Nonce")
+_KINDS = {"text": "文本", "image": "图片", "voice": "语音", "video": "视频", "music": "音乐", "news": "图文"}
 _WHITE = b" \t\r\n"
 
 
@@ -104,7 +105,7 @@ class Judge:
         except _RefusedError as refusal:
             text = None if opened is None else opened.decode(errors="backslashreplace")
             return Verdict(verdict="refused", why=refusal.words, notes=tuple(notes), opened=text)
-        why = Words(f"well-formed {kind} reply", f"格式正确的回复（{kind}）")
+        why = Words(f"well-formed {kind} reply", f"格式正确的{_KINDS.get(kind, kind)}回复")
         return Verdict(verdict="reply", why=why, notes=tuple(notes), opened=opened.decode(), shown=shown)
 
     def _open(self, root: etree._Element, mode: str, nonce: str, notes: list[Words]) -> bytes:

@@ -7,6 +7,7 @@ https://developers.weixin.qq.com/doc/service/guide/product/message/Receiving_sta
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 
@@ -84,6 +85,15 @@ def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
             # The same file: nothing is resampled here.
             parts.append(cdata("MediaId16K", action.media.media_id))
     return f"<xml>{''.join(parts)}</xml>".encode()
+
+
+def as_base64(xml: bytes) -> str | None:
+    """The bytes for JSON, when they are not UTF-8 and no text would be the same; else None."""
+    try:
+        xml.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(xml).decode()
+    return None
 
 
 def read(xml: bytes, name: str) -> str | None:

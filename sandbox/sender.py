@@ -22,7 +22,7 @@ from .cipher import Envelope, sign
 from .errors import ControlError, Words
 from .fans import Message
 from .judge import Judge, Verdict
-from .pushes import Action, cdata, read, read_msg_id, renewed, to_xml
+from .pushes import Action, as_base64, cdata, read, read_msg_id, renewed, to_xml
 from .state import Push, State
 
 MODES = ("plain", "compat", "safe")
@@ -179,7 +179,7 @@ class Sender:
         }
         if verdict.notes:
             attempt["notes"] = [note.en for note in verdict.notes]
-        self._state.record_attempt(push, attempt, _in_chinese(verdict))
+        self._state.record_attempt(push, attempt, _for_page(verdict, sent))
         if verdict.shown is not None:
             shown = verdict.shown
             message = self._state.message("account", "passive", shown.type, shown.content, shown.media_id)
@@ -338,9 +338,13 @@ def _in_words(error: Exception) -> Words:
     )
 
 
-def _in_chinese(verdict: Verdict) -> dict[str, Any]:
-    """What is said about an answer, for the page in Chinese."""
-    return {"why": verdict.why.zh, "notes": [note.zh for note in verdict.notes]}
+def _for_page(verdict: Verdict, sent: bytes) -> dict[str, Any]:
+    """What the control routes do not say of an attempt: the words in Chinese, and the bytes that are no text."""
+    return {
+        "why": verdict.why.zh,
+        "notes": [note.zh for note in verdict.notes],
+        "sent_base64": as_base64(sent),
+    }
 
 
 def _echo_fault(status: int, body: bytes, echostr: bytes) -> str | None:

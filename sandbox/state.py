@@ -25,7 +25,7 @@ from .fans import Fan, Message
 from .faults import Fault, Faults, Rules, fault_from_json, rules_from_json
 from .media import THUMBNAIL, Media, MediaStore, check_upload
 from .menu import read_menu
-from .pushes import read
+from .pushes import as_base64, read
 from .tokens import Tokens, day
 
 # Calls a day of a new account, https://developers.weixin.qq.com/doc/service/en/guide/dev/api/limit.html
@@ -69,7 +69,7 @@ class Push:
     number: int = 0
     ended: bool = False
     attempts: list[dict[str, Any]] = field(default_factory=list)
-    chinese: list[dict[str, Any]] = field(default_factory=list)
+    for_page: list[dict[str, Any]] = field(default_factory=list)
     shown: list[Message] = field(default_factory=list)
 
     @property
@@ -94,7 +94,7 @@ class Push:
             **self.to_json(),
             "msg_id": None if self.msg_id is None else str(self.msg_id),
             "attempts": list(self.attempts),
-            "chinese": list(self.chinese),
+            "for_page": list(self.for_page),
             "number": self.number,
             "id": self.id,
             "openid": self.openid,
@@ -104,7 +104,7 @@ class Push:
             "mode": self.mode,
             "timeout": self.timeout,
             "plain": self.xml.decode(errors="backslashreplace"),
-            "plain_base64": None if _is_utf8(self.xml) else base64.b64encode(self.xml).decode(),
+            "plain_base64": as_base64(self.xml),
             "time": self.time,
             "ended": self.ended,
         }
@@ -123,7 +123,7 @@ def _push_from(told: Mapping[str, Any]) -> Push:
         "timeout",
         "time",
         "attempts",
-        "chinese",
+        "for_page",
     )
     return Push(
         **{name: told[name] for name in same},
@@ -132,14 +132,6 @@ def _push_from(told: Mapping[str, Any]) -> Push:
         ended=True,
         shown=[Message.from_json(one) for one in told["shown"]],
     )
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class State:
@@ -445,11 +437,11 @@ class State:
                     return push
         raise ControlError(f"no push with MsgId {push_id}: it was never sent, or too long ago")
 
-    def record_attempt(self, push: Push, attempt: dict[str, Any], chinese: dict[str, Any]) -> None:
-        """`chinese` holds `why` and `notes` once more, for the page."""
+    def record_attempt(self, push: Push, attempt: dict[str, Any], for_page: dict[str, Any]) -> None:
+        """`for_page` is what the page alone must know of the attempt."""
         with self._lock:
             push.attempts.append(attempt)
-            push.chinese.append(chinese)
+            push.for_page.append(for_page)
             self._tell_push(push)
 
     def end_push(self, push: Push) -> None:

@@ -26,7 +26,7 @@ def test_the_page_loads_nothing_from_elsewhere(sandbox):
     assert " style=" not in page.text
     assert "onclick" not in page.text
     addresses = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
-    assert len(addresses) == 3
+    assert len(addresses) == 4
     for address in addresses:
         assert address.startswith("/sandbox/static/")
         file = requests.get(sandbox.url + address, timeout=10)

@@ -1,57 +1,16 @@
 // The phone page: shows what the sandbox's feed tells, and does what a fan does through its control routes.
 // It keeps no truth of its own: whenever the feed begins anew, everything shown is replaced by what it says.
-// Whatever fans and bots wrote reaches the page as text nodes only.
+// Whatever fans and bots wrote reaches the page as text nodes only. The Chinese words are in zh.js.
 "use strict";
 
 const FIRST_FAN = "oSandbox-FirstFan00000000001";
 const KEPT_MESSAGES = 100; // what the feed tells of the past, see state.py
 const KEPT_PUSHES = 50;
-const KEPT_CALLS = 50;
-
-const ZH = {
-  "WeChat sandbox": "微信沙箱", "Parts of this page": "页面各部分", Phone: "手机", Switches: "开关",
-  "Behind the chat": "聊天背后", Fans: "粉丝", "New fan": "新粉丝", "The account": "公众号", Chat: "聊天",
-  Message: "消息", "Type, paste or drop": "输入、粘贴或拖入", Send: "发送",
-  "More to send": "更多", Pictures: "图片", Voice: "语音", Video: "视频", Follow: "关注", Unfollow: "取消关注",
-  "Menu key": "菜单 KEY", "Tap the menu": "点菜单", Mode: "模式", plain: "明文", compat: "兼容", safe: "安全",
-  Deliveries: "投递", "as the platform does": "与微信平台一致", "three in turn, though answered": "已回复仍连投三次",
-  "three at once": "同时投三次", Fault: "故障", Apply: "应用", Callback: "回调",
-  "A stand-in for the WeChat platform: nothing leaves this computer.": "模拟微信平台，一切只在本机。",
-  "none: start with --callback URL": "无：请用 --callback URL 启动",
-  "Each thing this fan does is pushed to the bot, and shown here with the answer.":
-    "这位粉丝的每个动作都会推送给机器人，推送与回复显示在这里。",
-  "Calls of the bot": "机器人的 API 调用", "None yet.": "还没有。", Picture: "图片", Close: "关闭",
-  "Connected": "已连接", "Connecting …": "正在连接……", Fan: "粉丝", new: "条新消息",
-  "You:": "我：", "Account:": "公众号：", "Platform:": "平台：",
-  "passive reply": "被动回复", "customer service": "客服消息",
-  "You followed the account": "你关注了公众号", "You unfollowed the account": "你取消了关注",
-  "You tapped the menu:": "你点了菜单：", "Picture from you": "你发的图片", "Picture from the account": "公众号发来的图片",
-  "show it whole": "查看大图", "no longer there": "已失效", download: "下载", "cannot be shown here": "无法在此显示",
-  text: "文本", image: "图片", voice: "语音", video: "视频", shortvideo: "小视频", event: "事件", file: "文件",
-  music: "音乐", news: "图文", thumb: "缩略图", location: "位置", link: "链接",
-  reply: "已回复", silent: "不回复", timeout: "超时", refused: "不接受", of: "/", "Not by the book:": "不合规范：", "waiting …": "等待中……",
-  "Send a picture: it comes back.": "发一张图片，它会回来。",
-  "Signed query": "带签名的参数", "XML sent": "发出的 XML",
-  "XML sent, before encryption": "发出的 XML（加密前）", "As it was sent": "实际发出的内容",
-  "Answer": "收到的回复", "Answer, decrypted": "收到的回复（解密后）", "As it was received": "实际收到的内容",
-  "No answer was received.": "没有收到回复。", "The fan saw:": "粉丝看到：", nothing: "什么也没有", "the failure text": "失败提示",
-  "No fault is in force.": "当前没有故障。", "In force:": "生效中：", "Done:": "已执行：", "a fault set elsewhere": "别处设置的故障",
-  "The sandbox does not answer. Is it still running?": "沙箱没有响应，它还在运行吗？",
-  "Only pictures, voices (MP3, AMR) and videos (MP4) can be sent.": "只能发送图片、语音（MP3、AMR）和视频（MP4）。",
-  "No fault": "无故障", "API slow: 3 s": "API 变慢：3 秒", "API down: HTTP 502, twice": "API 故障：HTTP 502，两次",
-  "API closes the connection, once": "API 断开连接，一次",
-  "Access token expires now": "access_token 立即失效",
-  "Token dead until force_refresh": "token 失效，直到 force_refresh",
-  "40001 invalid token, once": "40001 token 无效，一次", "40164 IP not in the whitelist": "40164 IP 不在白名单",
-  "45009 daily quota used up": "45009 当日额度用完", "40007 media unknown": "40007 media_id 无效",
-  "48001 no right to send": "48001 无客服消息权限",
-  "Media break off half way, twice": "素材中途断开，两次", "Answer lost on its way, once": "回复在途中丢失，一次",
-  "Answer always too late": "回复总是太迟", "Answer garbled": "回复内容损坏",
-};
+const KEPT_CALLS = 200;
 
 const chinese = (navigator.languages || []).map((one) => one.toLowerCase()).find((one) => /^(en|zh)\b/.test(one))?.startsWith("zh");
 const language = chinese ? "zh-CN" : "en";
-const t = (text) => (chinese && ZH[text]) || text;
+const t = (text) => (chinese && window.ZH[text]) || text;
 
 const $ = (id) => document.getElementById(id);
 const callbackPath = document.body.dataset.callbackPath || "/";
@@ -129,18 +88,50 @@ async function ask(method, path, body) {
   }
 }
 
+// Asks for some values in a dialog; null when it is given up. A field is {name, label, value, type, options}.
+function inquire(title, fields, done = "Send") {
+  const form = $("asker").querySelector("form");
+  $("asker-done").textContent = t(done);
+  $("asker-title").textContent = title;
+  $("asker-fields").replaceChildren(
+    ...fields.map((field) => {
+      const control = make(field.type === "textarea" || field.type === "select" ? field.type : "input", { name: field.name, id: `ask-${field.name}`, autocomplete: "off" });
+      if (field.type === "select") control.append(...field.options.map(([value, text]) => make("option", { value }, text)));
+      else if (control.localName === "input") control.type = field.type || "text";
+      if (field.type === "textarea") control.rows = 9;
+      if (field.type === "number") control.step = "any";
+      if (field.type === "checkbox") control.checked = field.value;
+      else control.value = field.value ?? "";
+      field.ready?.(control, form);
+      return make("p", { class: field.type === "checkbox" ? "check" : "" }, make("label", { for: control.id }, field.label), control);
+    }),
+  );
+  $("asker").returnValue = "";
+  $("asker").showModal();
+  return new Promise((resolve) => {
+    $("asker").addEventListener(
+      "close",
+      () => {
+        const value = (field) => (field.type === "checkbox" ? form.elements[field.name].checked : form.elements[field.name].value);
+        resolve($("asker").returnValue ? Object.fromEntries(fields.map((field) => [field.name, value(field)])) : null);
+      },
+      { once: true },
+    );
+  });
+}
+
 // What a fan does.
 
 function push(fields, file) {
-  const form = new FormData();
-  for (const [name, value] of Object.entries({ ...fields, mode: $("mode").value })) form.append(name, value);
+  const address = `/sandbox/fans/${encodeURIComponent(current)}/messages`;
+  const all = { ...fields, mode: $("mode").value };
   const delivery = $("delivery").value;
-  if (delivery !== "once") {
-    form.append("attempts", "3");
-    form.append(delivery, "true");
-  }
-  if (file) form.append("file", file, file.name || "file");
-  return ask("POST", `/sandbox/fans/${encodeURIComponent(current)}/messages`, form);
+  if (delivery !== "once") Object.assign(all, { attempts: 3, [delivery]: true });
+  if (!file) return ask("POST", address, all);
+  const form = new FormData(); // not for texts: a form makes two characters of each line break
+  for (const [name, value] of Object.entries(all)) form.append(name, value);
+  form.append("file", file, file.name || "file");
+  return ask("POST", address, form);
 }
 
 function kindOf(file) {
@@ -150,14 +141,23 @@ function kindOf(file) {
   return file.type.startsWith("image/") ? "image" : null;
 }
 
+const WANTED = {
+  image: "This is not a picture (JPEG, PNG, GIF).",
+  voice: "This is not a voice (MP3, AMR).",
+  video: "This is not a video (MP4).",
+  shortvideo: "This is not a video (MP4).",
+};
+
 // In their order: the next leaves when the one before it is in the chat, however long its answer takes.
 async function sendFiles(files, kind) {
   for (const file of files) {
-    const type = kind || kindOf(file);
-    if (!type) {
-      complain(t("Only pictures, voices (MP3, AMR) and videos (MP4) can be sent."));
+    const found = kindOf(file);
+    if (!found || (kind && found !== kind.replace("shortvideo", "video"))) {
+      const wanted = t(kind ? WANTED[kind] : "Only pictures, voices (MP3, AMR) and videos (MP4) can be sent.");
+      complain(`${file.name}: ${wanted}`);
       continue;
     }
+    const type = kind || found;
     const shown = new Promise((resolve) => (arrived = resolve));
     await Promise.race([push({ type }, file), shown]);
   }
@@ -166,6 +166,114 @@ async function sendFiles(files, kind) {
 function follows(openid) {
   const last = fans.get(openid)?.messages.findLast((message) => message.from === "fan");
   return Boolean(last) && !(last.type === "event" && last.content.startsWith("unsubscribe"));
+}
+
+async function askPlace(title) {
+  const asked = await inquire(title, [
+    { name: "latitude", label: t("Latitude"), type: "number", value: "31.230416" },
+    { name: "longitude", label: t("Longitude"), type: "number", value: "121.473701" },
+    { name: "label", label: t("Name of the place"), value: "上海市黄浦区测试路 1 号" },
+  ]);
+  return asked && `${asked.latitude},${asked.longitude},16,${asked.label}`;
+}
+
+const ACTS = {
+  async location() {
+    const content = await askPlace(t("Location"));
+    if (content !== null) push({ type: "location", content });
+  },
+  async link() {
+    const asked = await inquire(t("Link"), [
+      { name: "title", label: t("Title"), value: "图尚往来" },
+      { name: "description", label: t("Description"), value: "" },
+      { name: "url", label: t("Address"), type: "url", value: "https://example.org/" },
+    ]);
+    if (asked) push({ type: "link", content: `${asked.title}\n${asked.description}\n${asked.url}` });
+  },
+  async scan() {
+    const asked = await inquire(t("Scan a QR code of the account"), [{ name: "scene", label: t("Scene value"), value: "42" }]);
+    if (!asked) return;
+    const event = follows(current) ? { event: "SCAN", event_key: asked.scene } : { event: "subscribe", event_key: `qrscene_${asked.scene}` };
+    push({ type: "event", ...event });
+  },
+  async view() {
+    const asked = await inquire(t("Tap a link in the menu"), [{ name: "url", label: t("Address"), type: "url", value: "https://example.org/" }]);
+    if (asked) push({ type: "event", event: "VIEW", event_key: asked.url });
+  },
+  async raw() {
+    const odd = ODD.map(([name], index) => [index, t(name)]);
+    const fill = (control, form) => control.addEventListener("change", () => (form.elements.xml.value = textXml(ODD[control.value][1])));
+    const asked = await inquire(t("Odd text"), [
+      { name: "kind", label: t("Example"), type: "select", options: odd, value: 0, ready: fill },
+      { name: "xml", label: t("XML as it crosses the wire; \\xNN is a byte"), type: "textarea", value: textXml(ODD[0][1]) },
+    ]);
+    if (asked) push({ raw_base64: base64(asked.xml) });
+  },
+};
+
+// What fans have been seen to type, and what no field can say.
+const ODD = [
+  ["Control characters", "a\\x00\\x02\\x08\\x0b\\x1db"],
+  ["]]> not split", "a ]]> b"],
+  ["XML in the text", "<a><status><![CDATA[1]]></status></a>"],
+  ["A character cut in its middle", "\\xe5\\xad"],
+  ["References that XML forbids", "&#x1D; &#55357;"],
+];
+
+function textXml(content) {
+  const names = `<ToUserName><![CDATA[${$("screen").dataset.account}]]></ToUserName><FromUserName><![CDATA[${current}]]></FromUserName>`;
+  const id = BigInt(Date.now()) * 16000n;
+  return `<xml>${names}<CreateTime>${Math.floor(Date.now() / 1000)}</CreateTime><MsgType><![CDATA[text]]></MsgType><Content><![CDATA[${content}]]></Content><MsgId>${id}</MsgId></xml>`;
+}
+
+// \xNN stands for one byte, all else for itself in UTF-8.
+function base64(text) {
+  const parts = text.split(/\\x([0-9a-f]{2})/i);
+  const all = parts.flatMap((part, index) => (index % 2 ? [parseInt(part, 16)] : [...new TextEncoder().encode(part)]));
+  return encode(all);
+}
+
+const encode = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+
+// The account's menu.
+
+let beforePictures = null; // the event that a menu button pushes before the pictures that are being chosen
+
+async function tap(button) {
+  const event = { type: "event", event: button.type, event_key: button.key };
+  if (button.type === "click") push({ ...event, event: "CLICK" });
+  else if (button.type === "view") push({ type: "event", event: "VIEW", event_key: button.url });
+  else if (button.type === "miniprogram") push({ type: "event", event: "view_miniprogram", event_key: button.pagepath });
+  else if (button.type.startsWith("scancode_")) {
+    const asked = await inquire(button.name, [{ name: "result", label: t("What the code says"), value: "ORDER-0007" }]);
+    if (asked) push({ ...event, content: asked.result });
+  } else if (button.type.startsWith("pic_")) {
+    beforePictures = event;
+    $("choose-image").click();
+  } else if (button.type === "location_select") {
+    const content = await askPlace(button.name);
+    if (content === null) return;
+    await push({ ...event, content });
+    push({ type: "location", content });
+  } else complain(t("WeChat shows the material itself; nothing is pushed."));
+}
+
+function showMenu(buttons) {
+  const item = (button) => {
+    const element = make("button", { type: "button" }, button.name);
+    element.addEventListener("click", () => {
+      element.closest("details")?.removeAttribute("open");
+      tap(button);
+    });
+    return element;
+  };
+  $("menu").hidden = !buttons;
+  $("menu").replaceChildren(
+    ...(buttons || []).map((button) => {
+      if (!button.sub_button.length) return item(button);
+      return make("details", { name: "menu" }, make("summary", {}, button.name), make("div", { class: "sub" }, ...button.sub_button.map(item)));
+    }),
+  );
 }
 
 function listenToFan() {
@@ -186,19 +294,30 @@ function listenToFan() {
   for (const button of document.querySelectorAll("[data-choose]")) {
     const kind = button.dataset.choose;
     const input = $(`choose-${kind}`);
-    button.addEventListener("click", () => input.click());
-    input.addEventListener("change", () => {
+    button.addEventListener("click", () => {
+      beforePictures = null;
+      input.click();
+    });
+    input.addEventListener("change", async () => {
       const files = [...input.files];
       input.value = ""; // so that the same file can be chosen again
+      if (kind === "image" && beforePictures) await push(beforePictures);
       sendFiles(files, kind);
     });
   }
+  for (const button of document.querySelectorAll("[data-act]")) button.addEventListener("click", ACTS[button.dataset.act]);
   $("follow").addEventListener("click", () => push({ type: "event", event: follows(current) ? "unsubscribe" : "subscribe" }));
-  $("menu").addEventListener("submit", (event) => {
+  $("menu-form").addEventListener("submit", (event) => {
     event.preventDefault();
     if ($("menu-key").value) push({ type: "event", event: "CLICK", event_key: $("menu-key").value });
   });
 
+  const closeMenu = (event) => {
+    if (event.key && event.key !== "Escape") return;
+    for (const open of $("menu").querySelectorAll("details[open]")) if (event.key || !open.contains(event.target)) open.open = false;
+  };
+  document.addEventListener("click", closeMenu);
+  document.addEventListener("keydown", closeMenu);
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
     if (!files.length) return;
@@ -273,7 +392,13 @@ function showChat() {
 }
 
 function showFollow() {
+  const last = fans.get(current)?.messages.findLast((message) => message.from === "fan");
+  const gone = Boolean(last) && !follows(current);
   $("follow").textContent = t(follows(current) ? "Unfollow" : "Follow");
+  $("gone").textContent = gone ? t("This fan has unfollowed: follow again to write.") : "";
+  for (const control of $("screen").querySelectorAll("textarea, input, .composer button, .acts button, .menu button")) {
+    control.disabled = gone && !["follow"].includes(control.id) && control.dataset.act !== "scan";
+  }
 }
 
 function addMessage(openid, message) {
@@ -320,13 +445,19 @@ function eventText(content) {
   const [name, ...key] = content.split(" ");
   if (name === "subscribe") return t("You followed the account");
   if (name === "unsubscribe") return t("You unfollowed the account");
-  return name === "CLICK" ? `${t("You tapped the menu:")} ${key.join(" ")}` : content;
+  const words = { CLICK: "You tapped the menu:", VIEW: "You opened a link of the menu:", SCAN: "You scanned a QR code:" }[name];
+  return words ? `${t(words)} ${key.join(" ")}` : content;
 }
 
 function body(message) {
   const parts = [];
   if (message.media_id) parts.push(media(message));
   if (message.content) parts.push(make("p", { class: "bubble" }, message.content));
+  for (const [id, text] of message.choices) {
+    const button = make("button", { type: "button" }, text);
+    button.addEventListener("click", () => push({ type: "text", content: text, event_key: id }));
+    parts.push(button);
+  }
   if (!parts.length) parts.push(make("p", { class: "bubble" }, `[${t(message.type)}]`));
   return parts;
 }
@@ -368,16 +499,27 @@ function view(address, name) {
   $("viewer").showModal();
 }
 
-// Behind the chat.
+// Pushes.
+
+function filter(input, list) {
+  const wanted = $(input).value.trim().toLowerCase();
+  for (const item of $(list).children) item.hidden = !item.textContent.toLowerCase().includes(wanted);
+}
 
 function showPushes() {
   const own = [...pushes.values()].filter((one) => one.openid === current);
   const newest = own.reverse().map((one, index) => pushItem(one, index === 0));
   $("pushes").replaceChildren(...newest);
   $("no-pushes").hidden = own.length > 0;
+  filter("filter", "pushes");
 }
 
 function addPush(one) {
+  placePush(one);
+  filter("filter", "pushes");
+}
+
+function placePush(one) {
   const known = pushes.has(one.number);
   pushes.set(one.number, one);
   if (pushes.size > KEPT_PUSHES) pushes.delete(pushes.keys().next().value);
@@ -413,6 +555,7 @@ function pushItem(one, latest) {
     { "data-key": "push" },
     summary,
     make("p", { class: "fine facts" }, facts.filter(Boolean).join(" · ")),
+    actions(one),
     ...one.attempts.map((attempt, index) => attemptPart(one, attempt, index)),
   );
   if (latest) {
@@ -420,6 +563,51 @@ function pushItem(one, latest) {
     details.dataset.latest = "";
   }
   return make("li", { id: `push-${one.number}` }, details);
+}
+
+function actions(one) {
+  const group = make("p", { class: "actions", role: "group", "aria-label": t("With this push") });
+  const add = (name, act) => {
+    const button = make("button", { type: "button" }, t(name));
+    button.addEventListener("click", act);
+    group.append(button);
+  };
+  const again = (fields) => ask("POST", `/sandbox/pushes/${one.id}/resend`, { mode: $("mode").value, ...fields });
+  add("Send again", () => again({}));
+  add("Send as new", () => again({ new: true }));
+  add("Edit and send", async () => {
+    const asked = await inquire(t("Edit and send"), [
+      { name: "xml", label: t("XML as it crosses the wire; \\xNN is a byte"), type: "textarea", value: one.plain },
+      { name: "fresh", label: t("Under a new MsgId"), type: "checkbox", value: true },
+    ]);
+    if (asked) again({ new: asked.fresh, raw_base64: base64(asked.xml) });
+  });
+  add("Copy as curl", () => copy(curl(one)));
+  add("Copy the XML", () => copy(one.plain));
+  add("Save as a sample", () => {
+    const bytes = one.plain_base64 ? Uint8Array.from(atob(one.plain_base64), (byte) => byte.charCodeAt(0)) : one.plain;
+    const address = URL.createObjectURL(new Blob([bytes], { type: "application/xml" }));
+    const name = one.type === "event" ? `event-${one.event}` : `message-${one.type}`;
+    make("a", { href: address, download: `${name.toLowerCase()}.xml` }).click();
+    URL.revokeObjectURL(address);
+  });
+  return group;
+}
+
+async function copy(text) {
+  await navigator.clipboard.writeText(text);
+  $("told").textContent = t("Copied.");
+}
+
+// The newest delivery as it crossed the wire; the bot takes its timestamp for ten minutes.
+function curl(one) {
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const attempt = one.attempts.at(-1);
+  const typed = /[\x00-\x08\x0b-\x1f]/.test(attempt.sent); // a terminal would take these as keys
+  const body = one.for_page.at(-1).sent_base64 || (typed && encode(new TextEncoder().encode(attempt.sent)));
+  const target = quoted(`${document.body.dataset.callback}?${attempt.query}`);
+  const start = `curl -sS ${target} -H 'Content-Type: text/xml' --data-binary`;
+  return body ? `echo ${body} | base64 -d | ${start} @-` : `${start} ${quoted(attempt.sent)}`;
 }
 
 function seen(one) {
@@ -431,7 +619,7 @@ const badge = (attempt) => make("span", { class: `badge ${attempt.verdict}` }, `
 
 function attemptPart(one, attempt, index) {
   const title = chinese ? `第 ${index + 1} 次投递` : `Delivery ${index + 1}`;
-  const said = chinese ? one.chinese[index] : attempt;
+  const said = chinese ? one.for_page[index] : attempt;
   const bar = make("div", { class: attempt.verdict === "timeout" ? "bar late" : "bar", "aria-hidden": "true" }, make("i"));
   bar.firstChild.style.width = `${Math.min(100, (100 * attempt.seconds) / one.timeout)}%`;
   const part = make(
@@ -491,10 +679,20 @@ function xml(text) {
 
 function addCall(call) {
   const good = call.outcome === "ok";
-  const outcome = make("span", { class: good ? "badge reply" : "badge refused" }, call.outcome);
-  $("calls").prepend(make("li", {}, make("time", {}, clock(call.time)), make("code", {}, call.path), outcome));
+  const summary = make(
+    "summary",
+    {},
+    make("time", {}, clock(call.time)),
+    make("code", {}, call.path),
+    make("span", { class: good ? "badge reply" : "badge refused" }, call.outcome),
+    make("span", { class: "fine" }, lasted(call.seconds)),
+  );
+  const asked = [`${call.method} ${call.path}${call.query && `?${call.query}`}`, call.request].filter(Boolean).join("\n\n");
+  const details = make("details", {}, summary, ...block(t("Request"), asked), ...block(t("Answer"), call.answer));
+  $("calls").prepend(make("li", {}, details));
   if ($("calls").children.length > KEPT_CALLS) $("calls").lastElementChild.remove();
   $("no-calls").hidden = true;
+  filter("filter-calls", "calls");
 }
 
 const isPreset = (preset, faults) =>
@@ -507,10 +705,33 @@ function showFaults(faults) {
     all.find((preset) => isPreset(preset, faults)) ||
     all.find((preset) => faults.every((fault) => preset.faults.some((wanted) => isPreset({ faults: [wanted] }, [fault]))));
   $("fault-now").classList.toggle("on", faults.length > 0);
-  $("fault-now").textContent = faults.length ? `${t("In force:")} ${t(found ? found.name : "a fault set elsewhere")}` : t("No fault is in force.");
+  $("fault-now").textContent = faults.length ? `${t("In force:")} ${found ? t(found.name) : faults.map(inWords).join("; ")}` : t("No fault is in force.");
 }
 
-function listenToSwitches() {
+const FAULT = ["errcode", "errmsg", "status", "body", "delay", "truncate", "disconnect", "content_type", "times"];
+const inWords = (fault) => `${fault.path} ${FAULT.filter((name) => fault[name]).map((name) => `${name} ${fault[name]}`).join(", ")}`;
+
+async function askFault() {
+  const number = (name, label) => ({ name, label: t(label), type: "number" });
+  const asked = await inquire(t("Another fault …"), [
+    { name: "path", label: t("Path of the API, or of the callback"), value: "/cgi-bin/media/get" },
+    number("errcode", "errcode"),
+    { name: "errmsg", label: "errmsg" },
+    number("status", "HTTP status"),
+    { name: "body", label: t("Body instead of the answer") },
+    { name: "content_type", label: "Content-Type" },
+    number("delay", "Delay in seconds"),
+    number("truncate", "Break off after so many bytes"),
+    { name: "disconnect", label: t("Close the connection without an answer"), type: "checkbox", value: false },
+    number("times", "How often (empty: for ever)"),
+  ], "Apply");
+  if (!asked) return;
+  for (const name of ["errcode", "status", "delay", "truncate", "times"]) asked[name] &&= Number(asked[name]);
+  const given = Object.entries(asked).filter(([, value]) => value !== "" && value !== false);
+  ask("PUT", "/sandbox/faults", [Object.fromEntries(given)]);
+}
+
+function listenToSettings() {
   $("fault").append(...PRESETS.map((preset, index) => make("option", { value: index }, t(preset.name))));
   $("faults").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -523,6 +744,10 @@ function listenToSwitches() {
     turnTo(`oSandbox-Fan${[...random].map((one) => one.toString(16).padStart(2, "0")).join("")}`);
     $("text").focus();
   });
+  $("free-fault").addEventListener("click", askFault);
+  $("filter").addEventListener("input", () => filter("filter", "pushes"));
+  $("filter-calls").addEventListener("input", () => filter("filter-calls", "calls"));
+  $("clear").addEventListener("click", () => ask("DELETE", "/sandbox/history", {}));
   $("viewer-close").addEventListener("click", () => $("viewer").close());
   $("viewer").addEventListener("click", (event) => event.target === $("viewer") && $("viewer").close());
 }
@@ -545,6 +770,7 @@ function begin(state) {
   $("calls").replaceChildren();
   $("no-calls").hidden = false;
   state.calls.forEach(addCall);
+  showMenu(state.menu);
   showFaults(state.faults);
 }
 
@@ -558,8 +784,10 @@ function connect() {
   on("message", ({ openid, ...message }) => addMessage(openid, message));
   on("push", addPush);
   on("call", addCall);
+  on("menu", ({ menu }) => showMenu(menu));
   on("faults", ({ faults }) => showFaults(faults));
-  on("reset", () => begin({ fans: {}, pushes: [], calls: [], faults: [] }));
+  on("cleared", begin);
+  on("reset", () => begin({ fans: {}, pushes: [], calls: [], menu: null, faults: [] }));
   feed.addEventListener("error", () => {
     showLive(false);
     if (feed.readyState === EventSource.CLOSED) setTimeout(connect, 2000); // else the browser tries again itself
@@ -573,6 +801,6 @@ function showLive(on) {
 
 translate();
 listenToFan();
-listenToSwitches();
+listenToSettings();
 showLive(false);
 connect();
