@@ -1,7 +1,8 @@
 """How log lines look: text for people, JSON for machines, both with the fields given in `extra`.
 
 Knows formatting only. What may be logged is decided where it is logged: ids and reasons in `extra`, never a token,
-a key, a signature or what a fan wrote.
+a key, a signature or what a fan wrote. Whatever a line holds, it stays one line and does nothing to a terminal:
+control characters, line separators and marks that turn the writing direction are shown by their numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import logging.config
 import time
+from collections.abc import Callable
 from typing import Any
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -33,14 +35,42 @@ class Formatter(logging.Formatter):
                 "logger": record.name,
                 "message": record.getMessage(),
             }
-            return json.dumps(
-                line | fields | ({"traceback": trouble} if trouble else {}), ensure_ascii=False, default=str
-            )
-        text = " ".join(
-            [moment, record.levelname, f"{record.name}:", record.getMessage().replace("\n", "\\n")]
-        )
+            line |= fields | ({"traceback": trouble} if trouble else {})
+            return json_line(line)
+        text = f"{moment} {record.levelname} {record.name}: {escaped(record.getMessage())}"
         text += "".join(f" {name}={value!r}" for name, value in fields.items())
-        return f"{text}\n{trouble}" if trouble else text
+        # What an exception says may look like a line of ours: none of ours begins with a blank.
+        return "\n ".join([text, *map(escaped, trouble.splitlines())])
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """The value as JSON on one line, readable in any language, with nothing in it that acts on a terminal."""
+    line = json.dumps(value, ensure_ascii=False, default=str)
+    return escaped(line, lambda one: json.dumps(one)[1:-1])
+
+
+def escaped(text: str, escape: Callable[[str], str] = lambda one: repr(one)[1:-1]) -> str:
+    """The text with each character that is not printable as `escape` writes it, by default as Python does: \\x1b."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else escape(one) for one in text)
+
+
+def escaped_lines(text: str) -> str:
+    """The same for a text of several lines, which stay."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
+class WithoutRequests(logging.Filter):
+    """For gunicorn's own warnings: what is wrong with a request, without the request. Queries hold signatures and keys,
+    headers hold keys."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith("Invalid request from ip="):
+            start, cause, *_ = message.split(": ", 2)
+            record.msg, record.args = f"{start}: {cause}", ()
+        elif message.startswith("Error handling request"):
+            record.msg, record.args = message.partition("?")[0], ()
+        return True
 
 
 def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
@@ -51,11 +81,11 @@ def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": "logs.Formatter", "as_json": log_format == "json"}},
+        "filters": {"without requests": {"()": "logs.WithoutRequests"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": here,
         "loggers": {
-            "gunicorn.error": elsewhere,
-            # Query strings hold signatures: what gunicorn would say of a request is not said.
+            "gunicorn.error": elsewhere | {"filters": ["without requests"]},
             "gunicorn.access": elsewhere | {"level": "CRITICAL"},
             "alembic": elsewhere | {"level": "WARNING"},
             # Each thread's client would say where its key is from.

@@ -5,7 +5,6 @@ Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settin
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from flask import current_app
 from tqdm import tqdm
 
 from config import SettingsError
+from logs import escaped, escaped_lines, json_line
 from storage.errors import DatabaseUnavailableError
 from wechat.errors import ApiError, TokenUnavailableError, WeChatError
 
@@ -32,7 +32,8 @@ def app_parts() -> Parts:
 
 
 def fail(error: Exception | str, status: int = 1) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
+    text = escaped_lines(str(error)) if isinstance(error, SettingsError) else escaped(str(error))
+    click.echo(f"Error: {text}", err=True)
     sys.exit(status)
 
 
@@ -53,7 +54,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 def show_json(value: dict[str, Any]) -> None:
     """One line for machines."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(json_line(value))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import click
 import handlers
 from answers.answer import rendered
 from commands.common import app_parts, errors_in_one_line, fail
+from logs import escaped_lines
 from wechat.messages import parse_message
 
 
@@ -45,4 +46,4 @@ def replay(ledger_id: int) -> None:
 
 
 def _shown(reply: bytes | None) -> str:
-    return "success" if reply is None else reply.decode()
+    return "success" if reply is None else escaped_lines(reply.decode())
