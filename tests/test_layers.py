@@ -20,7 +20,7 @@ ALLOWED = {
     "worker": {"cores", "wechat", "storage", "thumbnails"},
     "web": {"cores", "wechat", "storage", "answers", "thumbnails"},
     "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
-    "commands": {"answers", "handlers", "wechat", "storage", "config", "parts", "worker"},
+    "commands": {"answers", "handlers", "wechat", "storage", "config", "logs", "parts", "worker"},
     "app": {"commands", "config", "logs", "parts", "web"},
     "run": {"config", "parts", "sandbox", "storage"},
     "gunicorn.conf": {"config", "cores", "logs", "web"},
