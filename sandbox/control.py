@@ -20,8 +20,8 @@ from .state import State
 
 _RAW = frozenset({"raw", "raw_base64"})
 _DELIVERY = frozenset({"mode", "attempts", "force", "together", "timeout"})
-_MESSAGE = frozenset({"type", "content", "media_id", "event", "event_key", "msg_id"}) | _RAW | _DELIVERY
-_RESEND = frozenset({"new"}) | _RAW | _DELIVERY
+MESSAGE_FIELDS = frozenset({"type", "content", "media_id", "event", "event_key", "msg_id"}) | _RAW | _DELIVERY
+RESEND_FIELDS = frozenset({"new"}) | _RAW | _DELIVERY
 
 
 def create_control(state: State, sender: Sender) -> Blueprint:
@@ -34,13 +34,13 @@ def create_control(state: State, sender: Sender) -> Blueprint:
 
     @control.post("/sandbox/fans/<openid>/messages")
     def push(openid: str) -> Response:
-        fields, file = _fields(_MESSAGE)
+        fields, file = _fields(MESSAGE_FIELDS)
         delivery = _delivery(fields, sender.default_mode)
         return jsonify(sender.push(_action(state, openid, fields, file), delivery).to_json())
 
     @control.post("/sandbox/pushes/<push_id>/resend")
     def resend(push_id: str) -> Response:
-        fields, _ = _fields(_RESEND)
+        fields, _ = _fields(RESEND_FIELDS)
         old = state.find_push(push_id)
         delivery = _delivery(fields, old.mode)
         push = sender.resend(old, delivery, new=_flag(fields, "new"), raw=_raw(fields))
