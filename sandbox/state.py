@@ -558,6 +558,11 @@ class State:
 
         return so_far, stop
 
+    @property
+    def listeners(self) -> int:
+        """How many there are."""
+        return len(self._listeners)
+
     def _so_far(self) -> dict[str, Any]:
         fans = list(self._fans.values())[-_TOLD_FANS:]
         return {

@@ -92,7 +92,7 @@ def test_media_and_feed_are_for_our_own_page_alone(sandbox):
 
 
 def listeners(sandbox):
-    return len(sandbox.state._listeners)
+    return sandbox.state.listeners
 
 
 def test_a_feed_begins_with_all_there_is_and_ends_with_the_sandbox():
@@ -161,8 +161,8 @@ def test_a_reset_forgets_a_push_under_way_for_the_page_too(sandbox):
     sandbox.callback = "http://127.0.0.1:9/"
     state = sandbox.state
     url = f"{sandbox.url}/sandbox/fans/oFan/messages"
-    requests.post(url, json={"type": "text", "content": "old", "attempts": 1}, timeout=10)
-    old = state._pushes[-1]
+    answer = requests.post(url, json={"type": "text", "content": "old", "attempts": 1}, timeout=10)
+    old = state.find_push(str(answer.json()["msg_id"]))
     state.reset()
     _, stop = state.listen(lambda name, facts: heard.append((name, facts)))
     state.end_push(old)
