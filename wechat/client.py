@@ -35,6 +35,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.connection import create_connection
 from urllib3.util.timeout import Timeout
 
+from wechat.addresses import is_public
 from wechat.errors import (
     ApiError,
     InvalidTokenError,
@@ -537,7 +538,7 @@ class _TimedConnection(HTTPConnection):
             raise NewConnectionError(self, "this name has no address") from None
         addresses = [str(entry[4][0]) for entry in found]
         if self.public_only:
-            addresses = [address for address in addresses if _is_public(address)]
+            addresses = [address for address in addresses if is_public(address)]
             if not addresses:
                 raise _NotPublicError
         give_up_at = min(time.monotonic() + float(self.timeout or 0), _ATTEMPT.get().give_up_at)
@@ -669,7 +670,6 @@ def _prepared(url: str) -> requests.PreparedRequest:
 
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def _host_of(url: str) -> str:
@@ -693,16 +693,6 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _is_public(address: str) -> bool:
-    """False too for addresses that carry a private one inside (::ffff:10.0.0.1, 6to4, Teredo, NAT64)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.sixtofour or ip.teredo:
-            return False
-        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip
-    return ip.is_global and not ip.is_multicast
 
 
 class _WithoutQuery(logging.Filter):
