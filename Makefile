@@ -2,7 +2,7 @@
 # make test   the whole test suite
 # make check  format, lint, types, structure
 # make coverage  the same with branch coverage
-# make test-all  the suite on each Python 3.11, 3.12, 3.13 that is found
+# make test-all  the suite on each Python 3.11 to 3.14 that is found
 # make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
 # make try-deploy  docs/deploy.md run for real in a small Debian of its own: at most 10 minutes, needs root

@@ -15,7 +15,7 @@ find_python() { # the command for Python $1, or nothing
 }
 
 told=() failed=0 ran=0
-for version in 3.11 3.12 3.13; do
+for version in 3.11 3.12 3.13 3.14; do
   python=$(find_python "$version")
   if [[ -z $python ]]; then
     told+=("Python $version: not run, it was not found")
