@@ -17,6 +17,7 @@ import commands
 import logs
 import parts
 from config import Settings, SettingsError, settings_of_commands, settings_of_libraries
+from storage.sign_ins import Attempts
 from web import callback, gallery, ops, token_server
 
 
@@ -51,7 +52,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.token_server_key is not None:
         key = settings.token_server_key.get_secret_value()
         app.register_blueprint(
-            token_server.token_server(everything.token, key=key, appid=settings.wechat_appid)
+            token_server.token_server(
+                everything.token,
+                Attempts(everything.database, "token key"),
+                key=key,
+                appid=settings.wechat_appid,
+            )
         )
     if settings.admin_password is not None:
         app.register_blueprint(

@@ -21,7 +21,7 @@ ALLOWED = {
     "web": {"cores", "wechat", "storage", "answers", "thumbnails"},
     "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
     "commands": {"answers", "handlers", "wechat", "storage", "config", "logs", "parts", "worker"},
-    "app": {"commands", "config", "logs", "parts", "web"},
+    "app": {"commands", "config", "logs", "parts", "storage", "web"},
     "run": {"config", "parts", "sandbox", "storage"},
     "gunicorn.conf": {"config", "cores", "logs", "web"},
 }

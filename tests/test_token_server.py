@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 import parts
 from app import create_app
 from config import Settings
+from storage import sign_ins
 from tests.conftest import ACCOUNT, eventually
 from tests.serving import serving
 from tests.test_flow import calls, control
@@ -78,6 +79,31 @@ def test_others_are_refused_and_counted(sandbox, central, headers):
         assert KEY not in answer.text
     assert refused_keys() == before + 2
     assert calls(sandbox, "/cgi-bin/stable_token") == {}
+
+
+def test_wrong_keys_are_slowed_down_by_address_and_the_right_one_is_always_taken(sandbox, make_app, caplog):
+    clients = [make_app(TOKEN_SERVER_KEY=KEY).test_client() for _ in range(2)]
+    query = {"appid": ACCOUNT["WECHAT_APPID"], "secret": "wrong"}
+    for number in range(sign_ins.PER_ADDRESS):
+        client = clients[number % 2]
+        if number % 3:
+            assert client.get("/token", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        else:
+            assert client.get("/cgi-bin/token", query_string=query).json["errcode"] == 40125
+    for client in clients:
+        for answer in (
+            client.get("/token", headers={"Authorization": "Bearer wrong"}),
+            client.post("/token/refresh", json={"access_token": "x"}),
+            client.get("/cgi-bin/token", query_string=query),
+            client.post("/cgi-bin/stable_token", json=query),
+        ):
+            assert answer.status_code == 429
+            assert 0 < int(answer.headers["Retry-After"]) <= 901
+        assert client.get("/token", headers=BEARER).status_code == 200
+        assert client.get("/cgi-bin/token", query_string=query | {"secret": KEY}).json["access_token"]
+        elsewhere = {"REMOTE_ADDR": "198.51.100.7"}
+        assert client.get("/token", environ_overrides=elsewhere).status_code == 401
+    assert caplog.text.count("wrong TOKEN_SERVER_KEY") == sign_ins.PER_ADDRESS + 2
 
 
 def test_without_a_key_there_is_no_token_server(make_app):

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, BinaryIO, Final, cast
 
 from flask import Blueprint, Response, abort, g, redirect, render_template, request, url_for
@@ -33,6 +32,7 @@ from storage.gallery import KINDS, STATES, Filter, GalleryRows
 from storage.ledger import Entry, Ledger
 from storage.sign_ins import Attempts, Sessions
 from thumbnails.shelf import Thumbnails
+from web.senders import sender_address, sent_by_another_site
 from web.voice_length import voice_seconds
 from wechat.codes import explain
 
@@ -111,7 +111,7 @@ def gallery(
     def guard() -> Any:
         if request.endpoint == "gallery.static":
             return None
-        if request.method == "POST" and _of_another_site():
+        if request.method == "POST" and sent_by_another_site():
             log.warning("gallery: a form of another site", extra={"path": request.path})
             abort(403)
         g.gallery = session = read_session()
@@ -134,7 +134,7 @@ def gallery(
     def sign_in() -> Response:
         if request.method != "POST":
             return sign_in_page()
-        address, tries = _address(request.remote_addr), attempts()
+        address, tries = sender_address(), attempts()
         wait = tries.try_one(address, clock())
         if wait:
             log.warning("gallery: too many sign-ins", extra={"from": address})
@@ -348,28 +348,8 @@ def _when(seconds: float) -> str:
         return str(seconds)
 
 
-def _of_another_site() -> bool:
-    """Whether a page of another site sent this form. A browser says so, by one header or, without https, the other."""
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    origin = request.headers.get("Origin")
-    return origin is not None and origin.partition("://")[2] != request.host
-
-
 def _same(given: str, password: str) -> bool:
     """In a time that tells nothing, not even the length."""
     return hmac.compare_digest(
         hashlib.sha256(given.encode("utf-8", "replace")).digest(), hashlib.sha256(password.encode()).digest()
     )
-
-
-def _address(given: str | None) -> str:
-    """Under what the tries of an address are counted: one customer's IPv6 network is one address."""
-    try:
-        address = ip_address(given or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(address, IPv6Address):
-        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
-    return str(address)

@@ -19,73 +19,78 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from storage.errors import DatabaseUnavailableError
+from storage.sign_ins import Attempts
 from web import metrics
+from web.senders import sender_address
 from wechat.access_token import AccessToken
 from wechat.errors import TokenUnavailableError
 
 log = logging.getLogger(__name__)
 
+TOO_MANY = "too many wrong keys from this address: mend the client's key, which must be TOKEN_SERVER_KEY"
+
 
 def token_server(
-    token: AccessToken, *, key: str, appid: str, clock: Callable[[], float] = time.time
+    token: AccessToken, attempts: Attempts, *, key: str, appid: str, clock: Callable[[], float] = time.time
 ) -> Blueprint:
     blueprint = Blueprint("token_server", __name__)
 
     @blueprint.get("/token")
     def hand_out() -> tuple[Response, int]:
-        if not _holds_key():
-            return _no_key()
-        return _own_face(token.get)
+        if not holds_key():
+            return no_key()
+        return own_face(token.get)
 
     @blueprint.post("/token/refresh")
     def refresh() -> tuple[Response, int]:
-        if not _holds_key():
-            return _no_key()
+        if not holds_key():
+            return no_key()
         stale = (_json_body() or {}).get("access_token")
         if not isinstance(stale, str) or not stale:
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
-        return _own_face(lambda: token.replace_if_dead(stale))
+        return own_face(lambda: token.replace_if_dead(stale))
 
     @blueprint.get("/cgi-bin/token")
     def platform_token() -> tuple[Response, int]:
-        return _platform_face(request.args.get("appid"), request.args.get("secret"))
+        return platform_face(request.args.get("appid"), request.args.get("secret"))
 
     @blueprint.post("/cgi-bin/stable_token")
     def platform_stable_token() -> tuple[Response, int]:
         asked = _json_body()
         if asked is None:
             return jsonify(errcode=47001, errmsg="the body is no JSON object"), 400
-        return _platform_face(asked.get("appid"), asked.get("secret"))
+        return platform_face(asked.get("appid"), asked.get("secret"))
 
     @blueprint.after_request
     def never_stored(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    def _own_face(get: Callable[[], str]) -> tuple[Response, int]:
+    def own_face(get: Callable[[], str]) -> tuple[Response, int]:
         try:
-            return jsonify(_handed_out(get)), 200
+            return jsonify(handed_out(get)), 200
         except TokenUnavailableError as error:
             return jsonify(error=error.reason), 503
         except DatabaseUnavailableError as error:
             return jsonify(error=str(error)), 503
 
-    def _platform_face(asked_appid: object, secret: object) -> tuple[Response, int]:
+    def platform_face(asked_appid: object, secret: object) -> tuple[Response, int]:
         if asked_appid != appid:
             return jsonify(errcode=40013, errmsg="invalid appid"), 200
         if not _same(secret, key):
-            _refused()
+            if wait := refuse():
+                return too_many(wait, errcode=40125, errmsg=TOO_MANY)
             return jsonify(
                 errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
             ), 200
         try:
-            return jsonify(_handed_out(token.get_checked)), 200
+            return jsonify(handed_out(token.get_checked)), 200
         except TokenUnavailableError as error:
             return jsonify(errcode=error.code or -1, errmsg=error.reason), 200
         except DatabaseUnavailableError as error:
             return jsonify(errcode=-1, errmsg=str(error)), 200
 
-    def _handed_out(get: Callable[[], str]) -> dict[str, Any]:
+    def handed_out(get: Callable[[], str]) -> dict[str, Any]:
         value = get()
         row = token.row()  # as new as `value` or newer
         expires_in = max(int(row.expires_at - clock()), 0)
@@ -95,15 +100,37 @@ def token_server(
         )
         return {"access_token": row.value or value, "expires_in": expires_in}
 
-    def _holds_key() -> bool:
+    def holds_key() -> bool:
         authorization = request.authorization
         return (
             authorization is not None and authorization.type == "bearer" and _same(authorization.token, key)
         )
 
-    def _no_key() -> tuple[Response, int]:
-        _refused()
+    def no_key() -> tuple[Response, int]:
+        if wait := refuse():
+            return too_many(wait, error=TOO_MANY)
         return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
+
+    def refuse() -> int:
+        """Count a wrong key. Returns in how many seconds this address may send one again, 0 for now.
+
+        The right key is taken all the while: clients share an address with others. That makes no key easier to
+        guess, which its length forbids; it keeps the log, and the database, from what a stranger sends.
+        """
+        metrics.REFUSALS.labels("key").inc()
+        try:
+            wait = attempts.try_one(sender_address(), clock())
+        except DatabaseUnavailableError:
+            wait = 0.0
+        if wait:
+            return int(wait) + 1
+        log.warning("refused: wrong TOKEN_SERVER_KEY", extra={"reason": "key", "from": request.remote_addr})
+        return 0
+
+    def too_many(wait: int, **body: Any) -> tuple[Response, int]:
+        response = jsonify(body)
+        response.headers["Retry-After"] = str(wait)
+        return response, 429
 
     return blueprint
 
@@ -119,8 +146,3 @@ def _json_body() -> dict[str, Any] | None:
 
 def _same(given: object, key: str) -> bool:
     return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
-
-
-def _refused() -> None:
-    metrics.REFUSALS.labels("key").inc()
-    log.warning("refused: wrong TOKEN_SERVER_KEY", extra={"reason": "key", "from": request.remote_addr})
