@@ -42,7 +42,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     everything = parts.build(settings)
     app.extensions["parts"] = everything
     app.register_blueprint(
-        callback.callback(everything.receiver, everything.answers, max_push_bytes=settings.max_push_bytes)
+        callback.callback(
+            everything.receiver,
+            everything.answers,
+            everything.refusals,
+            max_push_bytes=settings.max_push_bytes,
+            token=settings.wechat_token.get_secret_value(),
+        )
     )
     app.register_blueprint(
         ops.ops(everything.database, everything.ledger, everything.files, everything.tokens, everything.token)

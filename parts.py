@@ -20,6 +20,7 @@ from storage.deferred import Works
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
+from storage.refusals import Refusals
 from storage.tokens import SqlTokenStore
 from thumbnails.maker import ThumbnailMaker
 from thumbnails.shelf import Thumbnails
@@ -49,6 +50,7 @@ class Parts:
     token: AccessToken
     client: ApiClient
     receiver: Receiver
+    refusals: Refusals
     worker: Worker
     deferred: DeferredReplies
     answers: Answers
@@ -119,6 +121,7 @@ def build(
         token,
         client,
         _receiver(settings),
+        Refusals(database, settings.wechat_appid),
         worker,
         deferred,
         Answers(ledger, deferred, echo_via=settings.echo_via, wake=worker.wake),

@@ -271,6 +271,21 @@ class Database:
         finally:
             self._preparing.release()
 
+    def is_prepared(self, *, wait: float = WAIT_SECONDS) -> bool:
+        """Whether the schema is there and up to date. Changes nothing. Raises as `prepare` does."""
+        if self._ready:
+            return True
+        if self._file is not None and not self._file.is_there():
+            return False
+        return self._run(self._is_newest, wait=wait)
+
+    def _is_newest(self, connection: Connection) -> bool:
+        return _is_newest(connection, self._newest())
+
+    def _newest(self) -> str:
+        versions = (self._migrations / "versions").glob("[0-9]*.py")
+        return max(version.name.partition("_")[0] for version in versions)
+
     def _prepare(self, wait: float) -> None:
         if self._file is None:
             self._bring_up_to_date(wait)
@@ -289,15 +304,13 @@ class Database:
         self._file.sync_folders()
 
     def _bring_up_to_date(self, wait: float) -> None:
-        versions = (self._migrations / "versions").glob("[0-9]*.py")
-        newest = max(version.name.partition("_")[0] for version in versions)
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.
-        if self._run(lambda connection: _revision(connection) == newest, wait=wait):
+        if self._run(self._is_newest, wait=wait):
             return
         if self.is_sqlite:
             wal = "PRAGMA journal_mode = WAL"
             self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
-        self._run(self._transaction(lambda one: _migrate(one, self._migrations, newest)), wait=wait)
+        self._run(self._transaction(lambda one: _migrate(one, self._migrations, self._newest())), wait=wait)
 
     def sync(self) -> None:
         """Return when all that was committed would survive a power cut. Raises DatabaseUnavailableError.
@@ -437,20 +450,24 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
+def _is_newest(connection: Connection, newest: str) -> bool:
+    revision = _revision(connection)
+    if revision is not None and revision > newest:
+        raise SchemaError(
+            f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "
+            "update the program, or name another database by DATABASE_URL"
+        )
+    return revision == newest
+
+
 def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     if connection.dialect.name == "postgresql":
         # A migration may take as long as it takes, and the others wait for it.
         driver_of(connection).patience = None
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-    revision = _revision(connection)
-    if revision == newest:
+    if _is_newest(connection, newest):
         return
-    if revision is not None and revision > newest:
-        raise SchemaError(
-            f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "
-            "update the program, or name another database by DATABASE_URL"
-        )
     from alembic import command
     from alembic.config import Config
 

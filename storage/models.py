@@ -189,6 +189,17 @@ token_fetches = Table(
     Column("count", BigInteger, nullable=False),
 )
 
+# How many requests that look like the platform's were refused, by minute (unix seconds / 60) and reason; for an hour.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("appid", Text, primary_key=True),
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),
+    Column("reason", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("last_at", Double, nullable=False),
+)
+
 # How often a secret was tried, in all processes together, since `first_at`: "gallery 12ab 192.0.2.1" by that address,
 # "gallery 12ab *" by all from which nobody signed in before.
 sign_in_attempts = Table(

@@ -72,6 +72,11 @@ class SqliteFile:
         except OSError as error:
             raise DatabaseUnavailableError(self.explain(f"SQLite: {error}")) from None
 
+    def is_there(self) -> bool:
+        """Whether there is a file. It is taken as it is: nothing is made or changed."""
+        self._identity = self._now_there()
+        return self._identity is not None
+
     def _close_to_others(self) -> None:
         # The file is never opened here: closing it would drop the locks of connections that this process already has.
         for name in (self._path, *(Path(f"{self._path}-{end}") for end in ("wal", "shm", "lock", "open"))):
@@ -139,7 +144,7 @@ class SqliteFile:
     def _now_there(self) -> tuple[int, int] | None:
         try:
             found = os.stat(self._path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_dev, found.st_ino
 

@@ -28,9 +28,11 @@ from sandbox import THROWAWAY, running_sandbox
 from tests import pushing
 from tests.conftest import ACCOUNT, ROOT, Bot, clean_environ, eventually, free_port
 from tests.serving import serving
-from tests.test_flow import calls, control
+from tests.test_flow import calls, control, send
+from web import doctor_mark
 from wechat.access_token import EMPTY
 from wechat.messages import parse_message
+from wechat.signature import sign
 
 CHECKS = ["settings", "database", "media", "token", "platform", "callback", "clock", "worker", "disk"]
 OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
@@ -76,10 +78,13 @@ def bot(place, sandbox):
 def examined(bot, **changed):
     """Every finding, by the bot's settings with some of them changed."""
     findings = list(examination.examine(bot.environ | changed, bot.folder))
-    assert list(dict.fromkeys(finding.check for finding in findings)) == CHECKS
+    checks = dict.fromkeys(finding.check for finding in findings)
+    assert [check for check in checks if check not in examination.ONLY_WHEN_WRONG] == CHECKS
     for finding in findings:
         assert "\n" not in finding.hint
-        assert CHINESE.search(finding.hint.partition(" / ")[2]), finding
+        assert not CHINESE.search(re.sub(r"\(.*?\)", "", finding.english)), finding
+        assert CHINESE.search(finding.chinese), finding
+        assert finding.hint == f"{finding.english} / {finding.chinese}"
         assert not [secret for secret in SECRETS if secret in finding.hint]
     return findings
 
@@ -110,8 +115,8 @@ def silence():
         yield silent.getsockname()[1]
 
 
-def passing_on(target):
-    """A WSGI application that passes everything on to `target`, as a tunnel does."""
+def passing_on(target, more=None):
+    """A WSGI application that passes everything on to `target`, with `more` headers, as a tunnel does."""
     app = Flask("passing_on", static_folder=None)
 
     @app.route("/<path:path>", methods=["GET", "POST"])
@@ -120,10 +125,19 @@ def passing_on(target):
             request.method,
             f"{target}/{path}?{request.query_string.decode()}",
             data=request.get_data(),
-            headers={"Content-Type": request.content_type or "text/plain"},
+            headers={
+                "Content-Type": request.content_type or "text/plain",
+                doctor_mark.HEADER: request.headers.get(doctor_mark.HEADER),
+                **(more or {}),
+            },
             timeout=10,
         )
-        return Response(answer.content, answer.status_code, content_type=answer.headers["Content-Type"])
+        kept = {
+            name: answer.headers[name]
+            for name in ("Content-Type", doctor_mark.HEADER)
+            if name in answer.headers
+        }
+        return Response(answer.content, answer.status_code, kept)
 
     return app
 
@@ -214,6 +228,7 @@ def test_a_file_that_is_no_database(bot, tmp_path):
 
 def test_a_schema_from_the_future(bot, tmp_path):
     url = f"sqlite:///{tmp_path}/bot.db"
+    parts.build(Bot(bot.folder, bot.environ | {"DATABASE_URL": url}).settings).database.prepare()
     all_well(examined(bot, DATABASE_URL=url))
     with contextlib.closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -565,6 +580,157 @@ def test_everything_dead_is_told_within_30_seconds(bot):
     assert "hush" not in str(findings)
 
 
+# -- what was refused lately --------------------------------------------------------------------------------------
+
+
+def refused(bot, **changed):
+    return [finding.hint for finding in examined(bot, **changed) if finding.check == "refused"]
+
+
+def ask(bot, token, now=None, **headers):
+    """A request as the console makes it on 提交, signed with that Token."""
+    timestamp, nonce = str(int(now or time.time())), "7"
+    query = {
+        "signature": sign(token, timestamp, nonce),
+        "timestamp": timestamp,
+        "nonce": nonce,
+        "echostr": "1",
+    }
+    return requests.get(f"{bot.url}/wechat", params=query, headers=headers, timeout=10).status_code
+
+
+def test_the_token_in_the_console_is_another(sandbox, make_bot):
+    bot = make_bot(sandbox, WEB_CONCURRENCY="2")
+    bot.web()
+    assert refused(bot) == []
+    assert ask(bot, "TokenOfTheConsole") == 403
+    (hint,) = refused(bot)
+    assert hint.startswith(
+        "1 requests in the last 10 minutes had a wrong signature: the Token in the console is not WECHAT_TOKEN"
+    )
+    assert "公众平台的令牌(Token)与 WECHAT_TOKEN 不一致" in hint
+    assert bot.flask("doctor").returncode == 1
+    # Corrected, and the first push comes in.
+    send(sandbox)
+    assert refused(bot) == []
+
+
+def test_what_strangers_and_doctors_ask_is_no_sign_of_a_wrong_token(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    assert requests.get(f"{bot.url}/wechat", timeout=5).status_code == 403
+    assert requests.get(f"{bot.url}/wechat?signature=x&timestamp=1&nonce=1", timeout=5).status_code == 403
+    examined(bot)
+    examined(bot, WECHAT_TOKEN="AnotherToken")
+    assert refused(bot) == []
+
+
+def test_a_clock_that_was_off_and_a_push_that_was_not_encrypted(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.web()
+    assert ask(bot, THROWAWAY.token, time.time() - 5000) == 403
+    (hint,) = refused(bot)
+    assert "WECHAT_TIMESTAMP_WINDOW" in hint
+    send(sandbox, mode="plain")
+    assert any("WECHAT_AES_KEY" in hint for hint in refused(bot))
+
+
+def test_the_bots_log_has_one_line_of_the_doctor_and_its_figures_have_none(sandbox, make_bot):
+    bot = make_bot(sandbox, LOG_FORMAT="json")
+    bot.web()
+    all_well(examined(bot))
+    lines = [json.loads(line) for line in bot.logs().splitlines() if line.startswith("{")]
+    of_the_callback = [line for line in lines if line["logger"] == "web.callback"]
+    assert [(line["level"], line["message"]) for line in of_the_callback] == [
+        ("INFO", "flask doctor looks at the callback")
+    ]
+    shown = requests.get(f"{bot.url}/metrics", timeout=5).text
+    assert not re.search(r"^wechat_(refusals|deliveries)_total\{.*\} [1-9]", shown, re.M)
+
+
+def test_a_mark_is_good_for_its_token_and_for_minutes_only():
+    mark = doctor_mark.mark("token", 1000)
+    assert doctor_mark.is_marked(mark, "token", 1100)
+    assert not doctor_mark.is_marked(mark, "another", 1100)
+    assert not doctor_mark.is_marked(mark, "token", 1400)
+    for value in ("", "-", "x", "1000", "1000-x", "٣-x", "9" * 5000 + "-x", "1000-令牌"):
+        assert not doctor_mark.is_marked(value, "token", 1100)
+
+
+# -- proxies and secrets ------------------------------------------------------------------------------------------
+
+
+def test_a_proxy_that_the_settings_do_not_know(sandbox, bot):
+    with serving(passing_on(bot.url, {"X-Forwarded-For": "203.0.113.7, 10.0.0.1"})) as proxy:
+        hint = the_only_one("proxy", examined(bot, PUBLIC_URL=proxy))
+        assert "set PROXY_HOPS=2" in hint
+        all_well(examined(bot, PUBLIC_URL=proxy, PROXY_HOPS="2"))
+
+
+def test_a_setting_that_nobody_knows(bot, tmp_path):
+    hint = the_only_one("settings", examined(bot, WECHAT_APPSECERT="x"))
+    assert "did you mean WECHAT_APPSECRET?" in hint
+    (tmp_path / ".env").write_text("PUBLIC_ULR=https://bot.example\nAWS_REGION=x\nPOSTGRES_PASSWORD=x\n")
+    (tmp_path / ".env").chmod(0o600)
+    findings = list(examination.examine(bot.environ, tmp_path))
+    assert "did you mean PUBLIC_URL?" in the_only_one("settings", findings)
+
+
+def test_secrets_that_others_can_read(bot, tmp_path):
+    (tmp_path / ".env").write_text("PORT=1\n")
+    (tmp_path / ".env").chmod(0o644)
+    assert "chmod 600 .env" in the_only_one("secrets", list(examination.examine(bot.environ, tmp_path)))
+    (tmp_path / ".env").chmod(0o640)
+    all_well(list(examination.examine(bot.environ, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("source", "exposed"),
+    [
+        ("http://token.example", True),
+        ("https://token.example", False),
+        ("http://127.0.0.1:9", False),
+        ("http://localhost:9", False),
+        ("http://[::1]:9", False),
+    ],
+)
+def test_a_token_server_without_tls(bot, source, exposed):
+    findings = examined(
+        bot, WECHAT_TOKEN_SOURCE=source, WECHAT_TOKEN_SOURCE_KEY="key", WECHAT_API_BASE="http://127.0.0.1:9"
+    )
+    secrets = [finding.hint for finding in findings if finding.check == "secrets"]
+    assert len(secrets) == exposed
+    assert all("https://" in hint for hint in secrets)
+
+
+def test_a_proxy_of_this_machine_may_be_in_the_way(bot, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hush@127.0.0.1:9")
+    with silence() as port:
+        hint = the_only_one(
+            "token", examined(bot, WECHAT_API_BASE=f"http://127.0.0.1:{port}"), ["platform", "clock"]
+        )
+    assert "HTTPS_PROXY leads to 127.0.0.1:9" in hint
+    assert "hush" not in hint
+
+
+def test_nothing_is_made_where_nothing_is(bot, tmp_path):
+    well = all_well(
+        examined(bot, DATABASE_URL=f"sqlite:///{tmp_path}/new/bot.db", MEDIA_STORE=f"{tmp_path}/new/media")
+    )
+    assert "at the next start" in well["database"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_made(bot, tmp_path):
+    (tmp_path / "file").write_text("")
+    changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/file/bot.db", "MEDIA_STORE": f"{tmp_path}/file/media"}
+    findings = examined(bot, **changed)
+    assert [finding.check for finding in findings if finding.ok is False] == ["database", "media"]
+    for finding in findings:
+        if finding.ok is False:
+            assert f"{tmp_path}/file cannot be written" in finding.hint
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 
@@ -605,13 +771,13 @@ def test_faulty_settings_are_the_first_findings_and_exit_2(bot):
     assert [each["ok"] for each in shown[:2]] == [False, False]
 
 
-def on_a_terminal(environ, *arguments):
+def on_a_terminal(environ, *arguments, columns=300):
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 300))
+    termios.tcsetwinsize(follower, (24, columns))
     done = subprocess.run(
         [sys.executable, "-m", "flask", *arguments],
         cwd=ROOT,
-        env={**clean_environ(), **environ, "TERM": "xterm"},
+        env={**clean_environ(), "LANG": "C.UTF-8", "COLUMNS": str(columns), **environ, "TERM": "xterm"},
         stdout=follower,
         stderr=subprocess.PIPE,
         timeout=60,
@@ -636,6 +802,43 @@ def test_url_and_token_to_paste_are_shown_on_a_terminal_alone(bot):
     _, shown = on_a_terminal(environ, "doctor", "--json")
     assert THROWAWAY.token not in shown
     assert console_entry(environ | {"WECHAT_APPSECRET": ""}, bot.folder) == ""
+
+
+def plain(shown):
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
+
+
+def test_the_look_on_a_terminal(sandbox, bot):
+    _, shown = on_a_terminal(bot.environ, "doctor", columns=80)
+    assert "\x1b[32m" in shown
+    lines = plain(shown).splitlines()
+    assert lines[0].split()[:2] == ["OK", "settings"]
+    assert not CHINESE.search(lines[0])
+    assert CHINESE.search(lines[1] + lines[2])
+    assert "Nothing is wrong." in lines
+    assert "INFO" not in plain(shown)
+    before_the_entry = plain(shown).partition("\nNothing is wrong")[0].splitlines()
+    assert all(sum(2 if CHINESE.match(letter) else 1 for letter in line) <= 82 for line in before_the_entry)
+
+
+def test_the_look_in_chinese(sandbox, bot):
+    _, shown = on_a_terminal(bot.environ | {"LANG": "zh_CN.UTF-8"}, "doctor")
+    findings = plain(shown).partition("\nNothing is wrong")[0].splitlines()
+    assert len(findings) == len(CHECKS)
+    assert all(CHINESE.search(line) for line in findings)
+
+
+def test_the_last_line_says_what_to_do_first(sandbox, bot):
+    environ = bot.environ | {"PORT": "9", "MEDIA_STORE": "/dev/null/media"}
+    done, shown = on_a_terminal(environ, "doctor")
+    assert done.returncode == 1
+    assert done.stderr == b"", "no log lines in between"
+    assert "\x1b[31m" in shown
+    assert "Begin with media, then run flask doctor again: it may explain the 1 after it." in plain(shown)
+    other = Bot.__new__(Bot)
+    other.environ = environ
+    assert other.flask("doctor").stdout.splitlines()[-1].startswith("Begin with media")
+    assert other.flask("doctor").stderr == ""
 
 
 def test_without_public_url_the_address_is_left_to_fill_in(bot):

@@ -20,9 +20,9 @@ ALLOWED = {
     "worker": {"cores", "wechat", "storage", "thumbnails"},
     "web": {"cores", "wechat", "storage", "answers", "thumbnails"},
     "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
-    "commands": {"answers", "handlers", "wechat", "storage", "config", "logs", "parts", "worker"},
+    "commands": {"answers", "handlers", "wechat", "storage", "config", "logs", "parts", "web", "worker"},
     "app": {"commands", "config", "logs", "parts", "storage", "web"},
-    "run": {"config", "parts", "sandbox", "storage"},
+    "run": {"config", "parts", "storage"},
     "gunicorn.conf": {"config", "cores", "logs", "web"},
 }
 OURS = set(ALLOWED)

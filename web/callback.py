@@ -8,6 +8,7 @@ https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,8 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 from answers.answer import Answers
 from answers.late import HeldError
 from storage.errors import DatabaseUnavailableError
-from web import metrics
+from storage.refusals import Refusals
+from web import doctor_mark, metrics
 from wechat.errors import PushError, UnreadablePushError
 from wechat.messages import UnknownMessage, parse_message
 from wechat.receiver import Receiver
@@ -30,16 +32,25 @@ DEADLINE_SECONDS = 5.0  # then the platform drops the connection and repeats the
 def callback(
     receiver: Receiver,
     answers: Answers,
+    refusals: Refusals,
     *,
     max_push_bytes: int,
+    token: str,
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """The two views. `clock` gives unix seconds."""
+    """The two views. `token` is the callback Token, by which `flask doctor` is known; `clock` gives unix seconds."""
     blueprint = Blueprint("callback", __name__)
 
     @blueprint.get("/wechat", provide_automatic_options=False)
     def verify() -> Response:
-        return Response(receiver.verify_url(request.args, clock()), mimetype="text/plain")
+        response = Response(receiver.verify_url(request.args, clock()), mimetype="text/plain")
+        if is_doctor():
+            log.info("flask doctor looks at the callback")
+            proxies = len(
+                [each for each in request.headers.get("X-Forwarded-For", "").split(",") if each.strip()]
+            )
+            response.headers[doctor_mark.HEADER] = f"{proxies:d}"
+        return response
 
     @blueprint.post("/wechat", provide_automatic_options=False)
     def receive() -> Response:
@@ -64,8 +75,16 @@ def callback(
             metrics.DEADLINE_MISSES.inc()
         return response
 
+    def is_doctor() -> bool:
+        return doctor_mark.is_marked(request.headers.get(doctor_mark.HEADER, ""), token, clock())
+
     @blueprint.errorhandler(PushError)
     def refused(refusal: PushError) -> Response:
+        if is_doctor():
+            return Response(status=refusal.status)
+        # A doctor with another Token leaves no mark that counts, but is not the console either.
+        if doctor_mark.HEADER not in request.headers and _looks_like_the_platform():
+            refusals.count(refusal.reason, clock())
         return refuse(refusal.status, refusal.reason, str(refusal))
 
     @blueprint.errorhandler(UnreadablePushError)
@@ -112,6 +131,12 @@ def body(limit: int) -> bytes:
     if len(data) < (request.content_length or 0):
         raise ClientDisconnected
     return data
+
+
+def _looks_like_the_platform() -> bool:
+    """A stranger who tries addresses does not know what the platform sends."""
+    signature = request.args.get("msg_signature") or request.args.get("signature", "")
+    return bool(re.fullmatch(r"[0-9a-f]{40}", signature)) and {"timestamp", "nonce"} <= request.args.keys()
 
 
 def wrong_method(error: MethodNotAllowed) -> Response:

@@ -16,6 +16,7 @@ import requests
 
 from commands.doctor.findings import Outcome
 from config import Settings
+from web import doctor_mark
 from wechat.envelope import RANDOM_BYTES, Envelope
 from wechat.signature import sign
 
@@ -23,25 +24,81 @@ PROBE_TIMEOUTS = (3.0, 5.0)  # seconds to connect, and the platform's own patien
 _PAGE_BYTES = 64 * 1024
 
 
-def check_callback(settings: Settings, now: int) -> Outcome:
-    here = f"http://127.0.0.1:{settings.port}"
-    base = settings.public_url or here
-    if (trouble := _unreachable_port(base)) is not None:
+class Callback:
+    """The checks of it, and what the answers to the first one tell for the second."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._proxies = 0
+
+    def check(self, now: int) -> Outcome:
+        """`now` in unix seconds."""
+        settings = self._settings
+        here = f"http://127.0.0.1:{settings.port}"
+        base = settings.public_url or here
+        if (trouble := _unreachable_port(base)) is not None:
+            return trouble
+        probes = _probes(settings, now)
+        trouble = self._trouble_at(base, probes)
+        if trouble is None:
+            modes = ", ".join(probe.name for probe in probes if probe.accepted)
+            return Outcome(
+                True,
+                f"{base}/wechat answers signed requests ({modes}) and refuses others",
+                f"{base}/wechat 正确应答已签名的请求（{modes}），并拒绝其他请求",
+            )
+        if base != here and self._trouble_at(here, probes) is None:
+            return Outcome(
+                False,
+                f"{trouble.english} (the bot itself answers well on {here}/wechat: it is the tunnel or proxy)",
+                f"{trouble.chinese}（本机 {here}/wechat 正常，问题在内网穿透或反向代理）",
+            )
         return trouble
-    probes = _probes(settings, now)
-    trouble = _trouble_at(base, probes)
-    if trouble is None:
-        modes = ", ".join(probe.name for probe in probes if probe.accepted)
-        return Outcome(
-            True, f"{base}/wechat answers signed requests ({modes}) and refuses others", "回调应答正常"
-        )
-    if base != here and _trouble_at(here, probes) is None:
-        return Outcome(
-            False,
-            f"{trouble.english} (the bot itself answers well on {here}/wechat: mend the tunnel or proxy before it)",
-            f"{trouble.chinese}（本机 {here}/wechat 正常，请检查隧道或反向代理）",
-        )
-    return trouble
+
+    def check_proxy(self) -> list[Outcome]:
+        """After `check`: an outcome only if a proxy stands before PUBLIC_URL, and PROXY_HOPS says that none does."""
+        if not self._proxies or self._settings.proxy_hops or not self._settings.public_url:
+            return []
+        return [
+            Outcome(
+                False,
+                f"{self._proxies} proxies stand before the bot (X-Forwarded-For) and PROXY_HOPS=0, so that all callers "
+                f"have one address: set PROXY_HOPS={self._proxies}",
+                f"机器人前面有 {self._proxies} 层代理（X-Forwarded-For），而 PROXY_HOPS=0，所有来访者都显示为同一地址："
+                f"请设置 PROXY_HOPS={self._proxies}",
+            )
+        ]
+
+    def _trouble_at(self, base: str, probes: list[_Probe]) -> Outcome | None:
+        """What is wrong with the first probe that goes wrong; None when all are answered as they should be."""
+        for probe in probes:
+            try:
+                page = _ask(f"{base}/wechat", probe)
+            except requests.exceptions.SSLError:
+                return Outcome(
+                    False,
+                    f"{base} has no valid TLS certificate, so the platform will not call it",
+                    f"{base} 的 HTTPS 证书无效，平台不会访问",
+                )
+            except requests.exceptions.ReadTimeout:
+                return Outcome(
+                    False,
+                    f"{base}/wechat gives no answer within 5 s, and the platform waits no longer",
+                    f"{base}/wechat 在 5 秒内无应答，平台不会再等",
+                )
+            except requests.exceptions.RequestException as error:
+                return Outcome(
+                    False,
+                    f"nothing answers at {base} ({type(error).__name__}): start the bot, "
+                    "and the tunnel or proxy before it",
+                    f"{base} 无应答（{type(error).__name__}），请启动机器人，以及它前面的内网穿透或反向代理",
+                )
+            if page.proxies.isdecimal():
+                self._proxies = int(page.proxies)
+            trouble = _trouble_with(page, probe, base)
+            if trouble is not None:
+                return trouble
+        return None
 
 
 @dataclass(frozen=True)
@@ -54,6 +111,7 @@ class _Probe:
     query: Mapping[str, str]
     body: bytes | None
     status: int
+    mark: str
 
     @property
     def accepted(self) -> bool:
@@ -68,6 +126,8 @@ class _Page(NamedTuple):
     text: str
     location: str
     ngrok_error: str
+    proxies: str
+    """The bot says to the doctor how many proxies it was told of; empty when it was not the bot that answered."""
 
 
 def _probes(settings: Settings, now: int) -> list[_Probe]:
@@ -79,18 +139,23 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
     message = "<MsgType><![CDATA[doctor]]></MsgType>"
     # A DOCTYPE is refused once the signature was found right: nothing is handled and nothing recorded.
     plain = f"<!DOCTYPE xml><xml>{message}</xml>".encode()
+    mark = doctor_mark.mark(token, now)
+
+    def probe(name: str, method: str, query: Mapping[str, str], body: bytes | None, status: int) -> _Probe:
+        return _Probe(name, method, query, body, status, mark)
+
     echo = {"echostr": str(secrets.randbelow(9 * 10**18) + 10**18)}
     probes = [
-        _Probe("GET", "GET", signed | echo, None, 200),
-        _Probe("GET with a wrong signature", "GET", wrong | echo, None, 403),
-        _Probe("push with a wrong signature", "POST", wrong, plain, 403),
+        probe("GET", "GET", signed | echo, None, 200),
+        probe("GET with a wrong signature", "GET", wrong | echo, None, 403),
+        probe("push with a wrong signature", "POST", wrong, plain, 403),
     ]
     if settings.wechat_aes_key is None:
         compat = f"<!DOCTYPE xml><xml>{message}<Encrypt>?</Encrypt></xml>".encode()
         return [
             *probes,
-            _Probe("plain", "POST", signed, plain, 400),
-            _Probe("compat", "POST", signed | {"encrypt_type": "aes"}, compat, 400),
+            probe("plain", "POST", signed, plain, 400),
+            probe("compat", "POST", signed | {"encrypt_type": "aes"}, compat, 400),
         ]
     envelope = Envelope(settings.wechat_aes_key.get_secret_value(), settings.wechat_appid)
     encrypt = envelope.seal(plain, secrets.token_bytes(RANDOM_BYTES))
@@ -101,41 +166,12 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
     }
     return [
         *probes,
-        _Probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
-        _Probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
-        _Probe("plain", "POST", signed, plain, 400)
+        probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        probe("plain", "POST", signed, plain, 400)
         if settings.wechat_accept_plaintext
-        else _Probe("plain", "POST", signed, f"<xml>{message}</xml>".encode(), 403),
+        else probe("plain", "POST", signed, f"<xml>{message}</xml>".encode(), 403),
     ]
-
-
-def _trouble_at(base: str, probes: list[_Probe]) -> Outcome | None:
-    """What is wrong with the first probe that goes wrong; None when all are answered as they should be."""
-    for probe in probes:
-        try:
-            page = _ask(f"{base}/wechat", probe)
-        except requests.exceptions.SSLError:
-            return Outcome(
-                False,
-                f"{base} has no valid TLS certificate, so the platform will not call it",
-                "HTTPS 证书无效，平台不会访问",
-            )
-        except requests.exceptions.ReadTimeout:
-            return Outcome(
-                False,
-                f"{base}/wechat gives no answer within 5 s, and the platform waits no longer",
-                "5 秒内无应答，平台不会再等",
-            )
-        except requests.exceptions.RequestException as error:
-            return Outcome(
-                False,
-                f"nothing answers at {base} ({type(error).__name__}): start the bot, and the tunnel or proxy before it",
-                "无法连接，请启动机器人与隧道/反向代理",
-            )
-        trouble = _trouble_with(page, probe, base)
-        if trouble is not None:
-            return trouble
-    return None
 
 
 def _ask(url: str, probe: _Probe) -> _Page:
@@ -148,7 +184,12 @@ def _ask(url: str, probe: _Probe) -> _Page:
             url,
             params=dict(probe.query),
             data=probe.body,
-            headers={"User-Agent": "Mozilla/4.0", "Accept": "*/*", "Content-Type": "text/xml"},
+            headers={
+                "User-Agent": "Mozilla/4.0",
+                "Accept": "*/*",
+                "Content-Type": "text/xml",
+                doctor_mark.HEADER: probe.mark,
+            },
             timeout=PROBE_TIMEOUTS,
             allow_redirects=False,
             stream=True,
@@ -164,6 +205,7 @@ def _ask(url: str, probe: _Probe) -> _Page:
         body.decode("utf-8", "replace"),
         response.headers.get("Location", ""),
         response.headers.get("Ngrok-Error-Code", ""),
+        response.headers.get(doctor_mark.HEADER, ""),
     )
 
 
@@ -175,21 +217,21 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             False,
             "ngrok's free plan shows its warning page instead of the bot (ERR_NGROK_6024), also to the platform: use "
             "another tunnel, or a plan without that page",
-            "ngrok 免费版返回警告页而非机器人的应答，请更换隧道或套餐",
+            "ngrok 免费版返回警告页（ERR_NGROK_6024）而非机器人的应答，平台得到的也是它：请更换内网穿透工具或套餐",
         )
     if code is not None:
         return Outcome(
             False,
             f"ngrok answers instead of the bot: {code[0]}, see https://ngrok.com/docs/errors/{code[0].lower()}; is "
             f"`ngrok http` running, for the bot's PORT?",
-            f"ngrok 返回 {code[0]}，请检查隧道是否在运行、端口是否正确",
+            f"ngrok 返回 {code[0]} 而非机器人的应答，请检查 ngrok 是否在运行、端口是否正确",
         )
     if page.status == 404:
         return Outcome(
             False,
             f"{base}/wechat does not exist (404): PUBLIC_URL is the bot's address without /wechat, or another "
             "program answers there",
-            "404：PUBLIC_URL 不应包含 /wechat，或该地址是其他程序",
+            f"{base}/wechat 不存在（404）：PUBLIC_URL 是机器人的地址，不含 /wechat；或该地址是其他程序",
         )
     if 300 <= page.status < 400:
         target = urlsplit(page.location)
@@ -197,14 +239,14 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             False,
             f"{base} redirects to {target.scheme}://{target.hostname}, and the platform does not follow: set "
             "PUBLIC_URL to the final address",
-            "该地址发生跳转，请将 PUBLIC_URL 设为最终地址",
+            f"{base} 跳转到 {target.scheme}://{target.hostname}，平台不会跟随，请将 PUBLIC_URL 设为最终地址",
         )
     if page.status in (502, 503, 504):
         return Outcome(
             False,
             f"HTTP {page.status} at {base}: the proxy or tunnel there does not reach the bot; is it running on its "
             "PORT?",
-            f"HTTP {page.status}：代理或隧道无法连到机器人，请检查其是否在运行、端口是否正确",
+            f"{base} 返回 HTTP {page.status}：反向代理或内网穿透连不到机器人，请检查机器人是否在运行、端口是否正确",
         )
     # An empty body is no page, whatever it says of itself.
     if page.text.strip() and "html" in page.content_type + page.text[:100].lower():
@@ -212,7 +254,7 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             False,
             f"an HTML page{_title(page.text)} came instead of the bot's answer: a tunnel's or proxy's own page, or "
             "another program",
-            "返回的是 HTML 页面而非机器人的应答，请检查隧道或反向代理",
+            f"返回的是 HTML 页面{_title(page.text)}而非机器人的应答：内网穿透或反向代理自己的页面，或其他程序",
         )
     if page.status == probe.status and (probe.status != 200 or page.text == probe.query["echostr"]):
         return None
@@ -221,7 +263,8 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
         f"{base}/wechat answers HTTP {page.status} to a {probe.name} request, where HTTP {probe.status} is right: "
         "the bot there runs with other settings (WECHAT_TOKEN, WECHAT_AES_KEY, WECHAT_APPID, WECHAT_ACCEPT_PLAINTEXT) "
         "or another clock; restart it after a change",
-        "该处机器人的配置或时钟与此不同，修改配置后请重启",
+        f"{base}/wechat 对 {probe.name} 请求返回 HTTP {page.status}，应为 {probe.status}："
+        "该处机器人的设置或时钟与这里不同，修改设置后请重启",
     )
 
 
@@ -233,7 +276,7 @@ def _unreachable_port(base: str) -> Outcome | None:
     return Outcome(
         False,
         f"PUBLIC_URL has port {address.port}, and the platform calls ports 80 (http) and 443 (https) only",
-        "平台只访问 80（http）与 443（https）端口",
+        f"PUBLIC_URL 的端口是 {address.port}，平台只访问 80（http）与 443（https）端口",
     )
 
 

@@ -1,29 +1,47 @@
-"""`flask doctor`: prints the findings. Exit 0: all well, 1: a check failed, 2: the settings are faulty."""
+"""`flask doctor`: prints the findings. Exit 0: all well, 1: a check failed, 2: the settings are faulty.
+
+On a terminal in columns and colours, each language on its own line, Chinese alone where LANG says so; elsewhere each
+finding is one line. Does not know what is checked.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import sys
+import textwrap
+import unicodedata
+from collections.abc import Mapping
 
 import click
 
 from commands.doctor.console import console_entry
 from commands.doctor.examination import examine
+from commands.doctor.findings import Finding
 from config import settings_of_commands
+
+_WORDS = {True: "OK", False: "FAIL", None: "-"}
+_COLOURS = {True: "green", False: "red", None: "yellow"}
+_CHECK_COLUMNS = 16  # of mark and check, before the text
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One line for machines.")
 def doctor(as_json: bool) -> None:
     """Look for what keeps the bot from working, and say what to do about it."""
-    marks = {True: "OK  ", False: "FAIL", None: "-   "}
+    logging.disable()  # what the checks meet is in the findings
     environ = settings_of_commands(os.environ)
+    on_terminal = sys.stdout.isatty() and not as_json
     findings = []
     for finding in examine(environ):
         findings.append(finding)
-        if not as_json:
-            click.echo(f"{marks[finding.ok]} {finding.check}: {finding.hint}")
+        if on_terminal:
+            _print_in_columns(finding, os.environ)
+        elif not as_json:
+            click.echo(f"{_WORDS[finding.ok]:4} {finding.check}: {finding.hint}")
+    wrong = [finding for finding in findings if finding.ok is False]
     if as_json:
         checked = [
             {"check": finding.check, "ok": finding.ok, "hint": finding.hint}
@@ -31,7 +49,72 @@ def doctor(as_json: bool) -> None:
             if finding.ok is not None
         ]
         click.echo(json.dumps(checked, ensure_ascii=False))
-    elif sys.stdout.isatty() and (entry := console_entry(environ)):
+    elif wrong:
+        english, chinese = _what_to_do_first(wrong)
+        click.echo(f"\n{english}\n{chinese}" if on_terminal else f"{english} / {chinese}")
+    elif on_terminal:
+        click.echo("\nNothing is wrong.\n没有发现问题。")
+    if on_terminal and (entry := console_entry(environ)):
         click.echo(f"\n{entry}")
-    failed = {finding.check for finding in findings if finding.ok is False}
-    sys.exit(2 if "settings" in failed else 1 if failed else 0)
+    sys.exit(2 if "settings" in {finding.check for finding in wrong} else 1 if wrong else 0)
+
+
+def _what_to_do_first(wrong: list[Finding]) -> tuple[str, str]:
+    """The checks are in the order in which one depends on the other, so that the first fault may explain the rest."""
+    first, more = wrong[0].check, len(wrong) - 1
+    if not more:
+        return (
+            f"Correct this ({first}), then run flask doctor again.",
+            f"请先解决这一项（{first}），再运行 flask doctor。",
+        )
+    return (
+        f"Begin with {first}, then run flask doctor again: it may explain the {more} after it.",
+        f"请先解决 {first}，再运行 flask doctor：后面的 {more} 项可能由它引起。",
+    )
+
+
+def _print_in_columns(finding: Finding, environ: Mapping[str, str]) -> None:
+    texts = [finding.chinese] if _speaks_chinese(environ) else [finding.english, finding.chinese]
+    room = max(shutil.get_terminal_size().columns - _CHECK_COLUMNS, 30)
+    mark = click.style(f"{_WORDS[finding.ok]:5}", fg=_COLOURS[finding.ok], bold=finding.ok is False)
+    margin = mark + f"{finding.check:{_CHECK_COLUMNS - 5}}"
+    for number, text in enumerate(texts):
+        for line in _wrapped(text, room):
+            click.echo(margin + click.style(line, dim=number > 0))
+            margin = " " * _CHECK_COLUMNS
+
+
+def _speaks_chinese(environ: Mapping[str, str]) -> bool:
+    language = environ.get("LC_ALL") or environ.get("LC_MESSAGES") or environ.get("LANG") or ""
+    return language.startswith("zh")
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """The text in lines of so many columns. A Chinese character takes two, and a line may end after any."""
+    if not any(_width(letter) == 2 for letter in text):
+        return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
+    lines, line, width = [], "", 0
+    for word in _breakable(text):
+        length = sum(map(_width, word))
+        if line and width + length > columns:
+            lines.append(line.rstrip())
+            line, width = "", 0
+        line, width = line + word, width + length
+    return [*lines, line]
+
+
+def _breakable(text: str) -> list[str]:
+    """The text in pieces between which a line may end: after a Chinese character, and after a space."""
+    pieces = [""]
+    for letter in text:
+        if _width(letter) == 2 and unicodedata.category(letter).startswith("L"):
+            pieces.append(letter)
+        else:
+            pieces[-1] += letter
+        if letter == " ":
+            pieces.append("")
+    return pieces
+
+
+def _width(letter: str) -> int:
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

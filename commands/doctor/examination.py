@@ -15,13 +15,17 @@ from threading import Thread
 
 import parts
 from commands.doctor import stores
-from commands.doctor.callback import check_callback
+from commands.doctor.callback import Callback
 from commands.doctor.findings import Finding, Outcome, finding
 from commands.doctor.platform import Platform
+from commands.doctor.refusals import refused_lately
+from commands.doctor.settings import exposed_secrets, unknown_names
 from config import FOLDER, Settings, SettingsError
 
 DEADLINE_SECONDS = 25.0
 """When it is over, what still hangs is a finding."""
+
+ONLY_WHEN_WRONG = frozenset({"secrets", "proxy", "refused"})
 
 _ACCOUNT = frozenset(
     {
@@ -42,18 +46,35 @@ def examine(
     """All findings in the order of the checks, each as soon as it is there; all within DEADLINE_SECONDS.
 
     Of faulty settings each fault is a finding of the check "settings"; what does not need them is checked all the same.
+    The checks "secrets", "proxy" and "refused" have findings only when something is wrong.
     """
     faulty: frozenset[str] = frozenset()
     try:
         settings = Settings.from_env(environ, folder)
     except SettingsError as error:
         faulty = frozenset(fault.name for fault in error.faults)
-        for name, english, chinese in error.faults:
-            yield finding("settings", Outcome(False, f"{name} {english}", f"{name} {chinese}"))
+        wrong = [
+            Outcome(False, f"{name} {english}", f"{name} {chinese}")
+            for name, english, chinese in error.faults
+        ]
         settings = _without(Settings.given(environ, folder), faulty)
     else:
-        mode = "AES key: safe mode" if settings.wechat_aes_key else "no AES key: plaintext mode"
-        yield finding("settings", Outcome(True, f"complete for {settings.wechat_appid} ({mode})", "配置完整"))
+        wrong = []
+    wrong += unknown_names(environ, folder)
+    if wrong:
+        yield from (finding("settings", outcome) for outcome in wrong)
+    else:
+        english = "AES key: safe mode" if settings.wechat_aes_key else "no AES key: plaintext mode"
+        chinese = "有 AES 密钥，安全模式" if settings.wechat_aes_key else "无 AES 密钥，明文模式"
+        yield finding(
+            "settings",
+            Outcome(
+                True,
+                f"complete for {settings.wechat_appid} ({english})",
+                f"{settings.wechat_appid} 的设置完整（{chinese}）",
+            ),
+        )
+    yield from (finding("secrets", outcome) for outcome in exposed_secrets(settings, folder))
     yield from _Examination(settings, faulty, clock).findings()
 
 
@@ -64,52 +85,82 @@ class _Examination:
         self._settings, self._faulty, self._clock = settings, faulty, clock
         self._parts = parts.build(settings)
         self._platform = Platform(self._parts, clock)
-        self._running: dict[str, Future[Outcome]] = {}
+        self._callback = Callback(settings)
+        self._running: dict[str, Future[list[Outcome]]] = {}
 
     def findings(self) -> Iterator[Finding]:
         give_up_at = time.monotonic() + DEADLINE_SECONDS
-        checks: list[tuple[str, Callable[[], Outcome], frozenset[str]]] = [
-            ("database", lambda: stores.check_database(self._parts), _DATABASE),
-            ("media", lambda: stores.check_media(self._parts), frozenset({"MEDIA_STORE"})),
+        checks: list[tuple[str, Callable[[], list[Outcome]], frozenset[str]]] = [
+            ("database", lambda: [stores.check_database(self._parts)], _DATABASE),
+            ("media", lambda: [stores.check_media(self._parts)], frozenset({"MEDIA_STORE"})),
             ("token", self._token, _ACCOUNT | _DATABASE),
             ("platform", self._callback_url, _ACCOUNT | _DATABASE),
-            ("callback", lambda: check_callback(self._settings, int(self._clock())), _EVERY_SETTING),
-            ("clock", self._platform.check_clock, frozenset({"WECHAT_API_BASE", "WECHAT_TIMESTAMP_WINDOW"})),
+            ("callback", lambda: [self._callback.check(int(self._clock()))], _EVERY_SETTING),
+            ("proxy", self._proxy, _EVERY_SETTING),
+            ("refused", self._refused, _EVERY_SETTING),
+            (
+                "clock",
+                lambda: [self._platform.check_clock()],
+                frozenset({"WECHAT_API_BASE", "WECHAT_TIMESTAMP_WINDOW"}),
+            ),
             ("worker", self._queue, _DATABASE | {"WECHAT_APPID"}),
-            ("disk", lambda: stores.check_disk(self._settings), _DATABASE | {"MEDIA_STORE"}),
+            ("disk", lambda: [stores.check_disk(self._settings)], _DATABASE | {"MEDIA_STORE"}),
         ]
         for name, check, needs in checks:
             faults = needs & self._faulty
-            self._running[name] = _not_checked_before(faults) if faults else _started(check)
+            if not faults:
+                self._running[name] = _started(check)
+            elif name not in ONLY_WHEN_WRONG:
+                self._running[name] = _not_checked_before(faults)
         for name, future in self._running.items():
             try:
-                outcome = future.result(max(give_up_at - time.monotonic(), 0.0))
+                outcomes = future.result(max(give_up_at - time.monotonic(), 0.0))
             except TimeoutError:
-                outcome = Outcome(
-                    False,
-                    f"no result within {DEADLINE_SECONDS:.0f} s: the network or the name look-up (DNS) hangs",
-                    "超时无结果，请检查网络与 DNS",
-                )
-            yield finding(name, outcome)
+                outcomes = [
+                    Outcome(
+                        False,
+                        f"no result within {DEADLINE_SECONDS:.0f} s: the network or the name look-up (DNS) hangs",
+                        f"{DEADLINE_SECONDS:.0f} 秒内无结果，请检查网络与 DNS",
+                    )
+                ]
+            yield from (finding(name, outcome) for outcome in outcomes)
 
     def _database_works(self) -> bool:
-        return bool(self._running["database"].result().ok)
+        return bool(self._running["database"].result()[0].ok)
 
-    def _token(self) -> Outcome:
+    def _token(self) -> list[Outcome]:
         if self._settings.wechat_token_source == "classic" and not self._database_works():  # noqa: S105  (a mode's name)
-            return Outcome(
-                None, "not checked: a classic token is kept in the database", "未检查：需先修复数据库"
-            )
-        return self._platform.check_token()
+            return [
+                Outcome(
+                    None,
+                    "not checked: a classic token is kept in the database",
+                    "未检查：classic 方式的 token 保存在数据库中，请先修复数据库",
+                )
+            ]
+        return [self._platform.check_token()]
 
-    def _callback_url(self) -> Outcome:
+    def _callback_url(self) -> list[Outcome]:
         self._running["token"].result()
-        return self._platform.check_callback_url()
+        return [self._platform.check_callback_url()]
 
-    def _queue(self) -> Outcome:
+    def _proxy(self) -> list[Outcome]:
+        self._running["callback"].result()
+        return self._callback.check_proxy()
+
+    def _refused(self) -> list[Outcome]:
+        if not self._database_works() or not self._parts.database.is_prepared():
+            return []
+        # Of a bot that runs with other settings, which the callback's check says, the refusals say nothing.
+        if not self._running["callback"].result()[0].ok:
+            return []
+        return list(refused_lately(self._parts.refusals, self._settings, self._clock()))
+
+    def _queue(self) -> list[Outcome]:
         if not self._database_works():
-            return Outcome(None, "not checked: the queue is in the database", "未检查：需先修复数据库")
-        return stores.check_queue(self._parts, self._clock())
+            return [Outcome(None, "not checked: the queue is in the database", "未检查：请先修复数据库")]
+        if not self._parts.database.is_prepared():
+            return [Outcome(True, "nothing was ever pending", "还没有过待处理的任务")]
+        return [stores.check_queue(self._parts, self._clock())]
 
 
 def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
@@ -121,9 +172,9 @@ def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
     return Settings.model_validate(dict.fromkeys(names, "unset") | rest)
 
 
-def _started(check: Callable[[], Outcome]) -> Future[Outcome]:
+def _started(check: Callable[[], list[Outcome]]) -> Future[list[Outcome]]:
     """The check in a thread that nobody waits for at the end of the process."""
-    future: Future[Outcome] = Future()
+    future: Future[list[Outcome]] = Future()
 
     def run() -> None:
         try:
@@ -135,10 +186,10 @@ def _started(check: Callable[[], Outcome]) -> Future[Outcome]:
     return future
 
 
-def _not_checked_before(names: frozenset[str]) -> Future[Outcome]:
-    future: Future[Outcome] = Future()
+def _not_checked_before(names: frozenset[str]) -> Future[list[Outcome]]:
+    future: Future[list[Outcome]] = Future()
     settings = ", ".join(sorted(names))
     future.set_result(
-        Outcome(None, f"not checked before {settings} is mended", f"未检查：请先修改 {settings}")
+        [Outcome(None, f"not checked before {settings} is corrected", f"未检查：请先修改 {settings}")]
     )
     return future

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import parts
 from commands.doctor.findings import Outcome, two_texts
@@ -47,8 +48,8 @@ class Platform:
                 return Outcome(False, *two_texts(error.reason))
             return Outcome(
                 False,
-                f"{error.reason}: check the network and WECHAT_API_BASE",
-                "请检查网络与 WECHAT_API_BASE",
+                f"{error.reason}: check the network and WECHAT_API_BASE; {_proxy_hint()[0]}",
+                f"{error.reason}：请检查网络与 WECHAT_API_BASE；{_proxy_hint()[1]}",
             )
 
     def _own_token(self) -> Outcome:
@@ -66,11 +67,16 @@ class Platform:
                 False,
                 f"stable_token is refused ({two_texts(error.reason)[0]}), but /cgi-bin/token works: "
                 "set WECHAT_TOKEN_SOURCE=classic",
-                "stable_token 不可用，请设置 WECHAT_TOKEN_SOURCE=classic",
+                f"stable_token 被拒绝（{two_texts(error.reason, error.reason)[1]}），但 /cgi-bin/token 可用："
+                "请设置 WECHAT_TOKEN_SOURCE=classic",
             )
         self._source = _Fetched(value)
         left = token.row().expires_at - time.time()
-        return Outcome(True, f"an access_token was handed out, good for {left:.0f} s", "已取得 access_token")
+        return Outcome(
+            True,
+            f"an access_token was handed out, good for {left:.0f} s",
+            f"已取得 access_token，{left:.0f} 秒内有效",
+        )
 
     def _classic_works(self) -> bool:
         # /cgi-bin/token and stable_token are two slots: what the bot uses now goes on.
@@ -90,7 +96,9 @@ class Platform:
             token.refresh()
             left, how = token.row().expires_at - time.time(), "was fetched"
         self._source = token
-        return Outcome(True, f"an access_token {how}, good for {left:.0f} s", "access_token 可用")
+        return Outcome(
+            True, f"an access_token {how}, good for {left:.0f} s", f"access_token 可用，{left:.0f} 秒内有效"
+        )
 
     def check_callback_url(self) -> Outcome:
         """POST callback/check: what the platform finds at the URL that its console holds.
@@ -111,16 +119,18 @@ class Platform:
                 return Outcome(
                     None,
                     f"not checked: this account may not ask now ({error.code} {error.errmsg})",
-                    "未检查：该账号暂无此接口权限或额度",
+                    f"未检查：该账号暂无此接口权限或额度（{error.code}）",
                 )
             if error.code == 40201:
                 url = f"{self._settings.public_url or 'https://YOUR-HOST'}/wechat"
                 return Outcome(
                     False,
                     f"40201: the console holds no callback URL, or an invalid one: enter {url} and the Token there",
-                    f"公众平台尚未配置有效的 URL，请填写 {url} 与 Token",
+                    f"40201：公众平台没有填写服务器地址(URL)，或地址无效，请填写 {url} 与令牌(Token)",
                 )
-            return Outcome(False, f"{error.code} ({error.errmsg}): {error.hint_en}", error.hint_zh)
+            return Outcome(
+                False, f"{error.code} ({error.errmsg}): {error.hint_en}", f"{error.code}：{error.hint_zh}"
+            )
         except (TokenUnavailableError, DatabaseUnavailableError, TransportError) as error:
             return Outcome(False, *two_texts(str(error), "请检查网络与 WECHAT_API_BASE"))
         return self._reached(answer)
@@ -132,7 +142,7 @@ class Platform:
             return Outcome(
                 False,
                 "the platform finds no address for the host of the console's URL: check the URL, and its DNS",
-                "平台无法解析回调域名，请检查 URL 与 DNS",
+                "平台无法解析公众平台所填 URL 的域名，请检查 URL 与 DNS",
             )
         lost = sorted({each.get("ip", "?") for each in pings if each.get("package_loss", "0%") != "0%"})
         if lost:
@@ -140,16 +150,18 @@ class Platform:
                 False,
                 f"the platform cannot reach {', '.join(lost)}, where the console's URL leads: is the server up, the "
                 "firewall open for ports 80 and 443, the URL in the console the right one?",
-                f"平台无法连通 {', '.join(lost)}，请检查服务器、防火墙（80/443 端口）与后台 URL",
+                f"平台无法连通 {', '.join(lost)}，请检查服务器是否在运行、防火墙（80、443 端口）与公众平台所填的 URL",
             )
-        outcome = f"the platform reaches the console's URL at {', '.join(addresses)}"
+        english = f"the platform reaches the console's URL at {', '.join(addresses)}"
+        chinese = f"平台可连通公众平台所填的 URL（{', '.join(addresses)}）"
         here = _addresses(urlsplit(self._settings.public_url or "").hostname)
         if here and not here & set(addresses):
-            outcome += (
+            english += (
                 f" (from here PUBLIC_URL leads to {', '.join(sorted(here))}: "
                 "if no push arrives, compare it with the console's URL)"
             )
-        return Outcome(True, outcome, "平台可连通回调地址")
+            chinese += f"（从本机看 PUBLIC_URL 指向 {', '.join(sorted(here))}：收不到推送时请核对两者）"
+        return Outcome(True, english, chinese)
 
     def check_clock(self) -> Outcome:
         def date(answer: Answer) -> str:
@@ -174,9 +186,10 @@ class Platform:
                 False,
                 f"this machine's clock is {off:+d} s off the platform's, more than "
                 f"WECHAT_TIMESTAMP_WINDOW={window}: every push is refused; set the clock (NTP)",
-                f"本机时钟偏差 {off:+d} 秒，所有推送都会被拒绝，请校时（NTP）",
+                f"本机时钟与平台相差 {off:+d} 秒，超出 WECHAT_TIMESTAMP_WINDOW={window}，"
+                "所有推送都会被拒绝，请校时（NTP）",
             )
-        return Outcome(True, f"{off:+d} s off the platform's", "时钟正常")
+        return Outcome(True, f"{off:+d} s off the platform's", f"与平台相差 {off:+d} 秒")
 
 
 class _Fetched:
@@ -193,6 +206,18 @@ class _Fetched:
             "the platform refuses the access_token that it has just handed out: does another program force "
             "new ones for this account? / 平台拒绝刚取得的 token，请检查是否有其他程序在强制刷新"
         )
+
+
+def _proxy_hint() -> tuple[str, str]:
+    """What a proxy may have to do with it that the platform is not reached."""
+    proxy = urlsplit(getproxies().get("https", ""))
+    if not proxy.hostname:
+        return (
+            "if this machine reaches the Internet through a proxy, set HTTPS_PROXY",
+            "若本机须经代理上网，请设置 HTTPS_PROXY",
+        )
+    where = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
+    return f"HTTPS_PROXY leads to {where}, is that right?", f"HTTPS_PROXY 指向 {where}，是否正确？"
 
 
 def _objects(value: object) -> list[dict[str, str]]:

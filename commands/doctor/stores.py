@@ -23,18 +23,41 @@ SLOW_QUEUE_SECONDS = 300.0
 
 
 def check_database(parts: Parts) -> Outcome:
-    try:
-        parts.database.prepare(wait=DATABASE_SECONDS)
-        # A write that changes nothing: a read-only database says so.
-        parts.tokens.release(f"doctor-{secrets.token_hex(8)}")
-    except DatabaseUnavailableError as error:
-        return Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
     kind = "SQLite" if parts.database.is_sqlite else "PostgreSQL"
-    return Outcome(True, f"{kind} can be written, its schema is up to date", "数据库可写，结构为最新")
+    try:
+        if parts.database.is_prepared(wait=DATABASE_SECONDS):
+            # A write that changes nothing: a read-only database says so.
+            parts.tokens.release(f"doctor-{secrets.token_hex(8)}")
+            return Outcome(
+                True, f"{kind} can be written, its schema is up to date", f"{kind} 可写，表结构为最新"
+            )
+    except DatabaseUnavailableError as error:
+        return Outcome(False, str(error), f"数据库不可用，请检查 DATABASE_URL（{error}）")
+    path = _sqlite_path(parts.settings)
+    if path is not None and (wrong := _not_writable(path.parent)):
+        return Outcome(
+            False,
+            f"{wrong} cannot be written, and DATABASE_URL is to lie there: correct its owner or mode",
+            f"{wrong} 不可写，而 DATABASE_URL 在其中，请修改其属主或权限",
+        )
+    return Outcome(
+        True,
+        f"{kind}: the schema is made, or brought up to date, at the next start",
+        f"{kind}：下次启动时建立或更新表结构",
+    )
 
 
 def check_media(parts: Parts) -> Outcome:
-    files = parts.files
+    files, store = parts.files, parts.settings.media_store
+    if not store.startswith("s3://") and not os.path.isdir(store):
+        wrong = _not_writable(Path(store))
+        if wrong:
+            return Outcome(
+                False,
+                f"nothing can be kept in MEDIA_STORE: {wrong} cannot be written, correct its owner or mode",
+                f"无法写入 MEDIA_STORE：{wrong} 不可写，请修改其属主或权限",
+            )
+        return Outcome(True, f"{store} is made at the first picture", f"{store} 将在收到第一张图片时建立")
     try:
         stored = files.put(f"doctor-{secrets.token_hex(8)}", [b"?"], extension=lambda head: "bin", attempt=1)
         files.delete(stored.key)
@@ -42,18 +65,28 @@ def check_media(parts: Parts) -> Outcome:
         return Outcome(
             False,
             f"nothing can be kept in MEDIA_STORE: {error}",
-            "无法写入 MEDIA_STORE，请检查路径、权限或 S3 配置",
+            f"无法写入 MEDIA_STORE，请检查路径、权限或 S3 设置（{error}）",
         )
-    return Outcome(True, f"{parts.settings.media_store} can be written", "媒体存储可写")
+    return Outcome(True, f"{store} can be written", f"{store} 可写")
+
+
+def _sqlite_path(settings: Settings) -> Path | None:
+    scheme, _, path = settings.database_url.get_secret_value().partition(":///")
+    return Path(path) if scheme == "sqlite" else None
+
+
+def _not_writable(folder: Path) -> Path | None:
+    """What keeps the folder from being made or written: it, or the nearest thing above it that is there."""
+    nearest = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    return None if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) else nearest
 
 
 def check_disk(settings: Settings) -> Outcome:
     # What an S3 store is given lies in the temporary folder until it is whole.
     in_bucket = settings.media_store.startswith("s3://")
     places = {"MEDIA_STORE": Path(tempfile.gettempdir() if in_bucket else settings.media_store)}
-    scheme, _, path = settings.database_url.get_secret_value().partition(":///")
-    if scheme == "sqlite":
-        places["DATABASE_URL"] = Path(path)
+    if (database := _sqlite_path(settings)) is not None:
+        places["DATABASE_URL"] = database
     free = {name: _free_bytes(path) for name, path in places.items()}
     name = min(free, key=lambda each: free[each])
     megabytes, least = free[name] >> 20, MIN_FREE_BYTES >> 20
@@ -63,34 +96,43 @@ def check_disk(settings: Settings) -> Outcome:
             f"{megabytes} MB are free on the disk of {name}, less than {least}: make room, downloads pause",
             f"{name} 所在磁盘仅剩 {megabytes} MB，下载已暂停，请清理空间",
         )
-    return Outcome(True, f"{megabytes} MB free", "磁盘空间充足")
+    return Outcome(True, f"{megabytes} MB free", f"剩余 {megabytes} MB")
 
 
 def check_queue(parts: Parts, now: float) -> Outcome:
     try:
         status, backlog = parts.ledger.status(now), parts.ledger.backlog(now)
     except DatabaseUnavailableError as error:
-        return Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
-    queue = (
-        f"{status.pending} downloads and {status.replies_pending} sends are pending, the oldest "
-        f"for {status.oldest_pending_seconds:.0f} s"
-    )
+        return Outcome(False, str(error), f"数据库不可用，请检查 DATABASE_URL（{error}）")
+    seconds = f"{status.oldest_pending_seconds:.0f}"
+    english = f"{status.pending} downloads and {status.replies_pending} sends are pending, the oldest for {seconds} s"
+    chinese = f"{status.pending} 个下载、{status.replies_pending} 个发送待处理，最早的已等待 {seconds} 秒"
     if backlog.waiting_seconds > IDLE_QUEUE_SECONDS and not backlog.held:
-        start = (
+        external = parts.settings.worker == "external"
+        what = (
             "start `flask worker` (WORKER=external)"
-            if parts.settings.worker == "external"
+            if external
             else "start the bot (WORKER=embedded), or restart it"
         )
-        return Outcome(False, f"{queue}, and no worker takes them: {start}", "没有 worker 在处理队列，请启动")
+        was = (
+            "请启动 flask worker（WORKER=external）" if external else "请启动或重启机器人（WORKER=embedded）"
+        )
+        return Outcome(
+            False, f"{english}, and no worker takes them: {what}", f"{chinese}，没有 worker 在处理：{was}"
+        )
     if backlog.waiting_seconds > SLOW_QUEUE_SECONDS:
         return Outcome(
             False,
-            f"{queue}: the workers do not keep up, start more `flask worker` processes",
-            "队列积压，请增加 worker 进程",
+            f"{english}: the workers do not keep up, start more `flask worker` processes",
+            f"{chinese}：worker 来不及处理，请增加 flask worker 进程",
         )
     if not status.pending and not status.replies_pending:
-        return Outcome(True, "nothing is pending, so a worker shows no sign of life", "队列为空")
-    return Outcome(True, f"{queue}, {backlog.held} in hand", "队列处理中")
+        return Outcome(
+            True,
+            "nothing is pending, so a worker shows no sign of life",
+            "没有待处理的任务，因此看不出 worker 是否在运行",
+        )
+    return Outcome(True, f"{english}, {backlog.held} in hand", f"{chinese}，{backlog.held} 个正在处理")
 
 
 def _free_bytes(path: Path) -> int:

@@ -1,0 +1,68 @@
+"""The settings themselves, for `flask doctor`: names that nobody knows, and secrets that others can read.
+
+Knows the environment and `.env`. Faults that stop the start are `config`'s to find.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from commands.doctor.findings import Outcome
+from config import OF_LIBRARIES, Settings
+
+_KNOWN = [name.upper() for name in Settings.model_fields]
+
+
+def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]:
+    """Of the environment only what begins with WECHAT_: everything else there may be another program's."""
+    in_file = [name for name in dotenv_values(folder / ".env") if not OF_LIBRARIES.fullmatch(name)]
+    others = [name for name in environ if name.startswith("WECHAT_")]
+    for name in dict.fromkeys([*in_file, *others]):
+        if name in _KNOWN:
+            continue
+        meant = difflib.get_close_matches(name.upper(), _KNOWN, n=1, cutoff=0.75)
+        if meant:
+            yield Outcome(
+                False,
+                f"nobody knows the setting {name}: did you mean {meant[0]}?",
+                f"没有 {name} 这个设置，是不是 {meant[0]}？",
+            )
+        elif name.startswith("WECHAT_"):
+            yield Outcome(
+                False,
+                f"nobody knows the setting {name}: README.md lists them all",
+                f"没有 {name} 这个设置，全部设置见 README.zh-CN.md",
+            )
+
+
+def exposed_secrets(settings: Settings, folder: Path) -> Iterator[Outcome]:
+    try:
+        mode = (folder / ".env").stat().st_mode
+    except OSError:
+        mode = 0
+    if mode & 0o004:
+        yield Outcome(
+            False,
+            "every user of this machine can read .env and its secrets: chmod 600 .env",
+            "本机所有用户都能读取 .env 中的密钥，请执行 chmod 600 .env",
+        )
+    source = urlsplit(settings.wechat_token_source)
+    if source.scheme == "http" and not _is_loopback(source.hostname or ""):
+        yield Outcome(
+            False,
+            "WECHAT_TOKEN_SOURCE is http://, so key and access_token cross the network in clear: use https://",
+            "WECHAT_TOKEN_SOURCE 使用 http://，密钥和 access_token 以明文传输，请改用 https://",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
