@@ -1,7 +1,7 @@
 """Refused requests, counted for the doctor: over processes, by minute, without a write for each."""
 
 from storage.database import Database
-from storage.refusals import Refused, Refusals
+from storage.refusals import Refusals, Refused
 
 NOW = 1_700_000_000.0
 
