@@ -80,7 +80,8 @@ def running_sandbox(
             temporary = tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True)
             state = State(account, Path(stack.enter_context(temporary)), clock)
         else:
-            (data / "media").mkdir(parents=True, exist_ok=True)
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (data / "media").mkdir(exist_ok=True)
             state = State(account, data / "media", clock)
             history = History(data, state.snapshot)
             state.restore(history.read())

@@ -41,10 +41,10 @@ _CLEARINGS_A_MONTH = 10
 _KEPT_PUSHES = 1000
 _KEPT_CALLS = 200
 
-# What somebody who begins to listen is told of the past, at most.
-_TOLD_PUSHES = 50
-_TOLD_FANS = 50
-_TOLD_MESSAGES = 100
+# What somebody who begins to listen is given of the past, at most.
+_FEED_PUSHES = 50
+_FEED_FANS = 50
+_FEED_MESSAGES = 100
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
@@ -85,7 +85,7 @@ class Push:
             "shown": [message.to_json() for message in self.shown],
         }
 
-    def told(self) -> dict[str, Any]:
+    def for_feed(self) -> dict[str, Any]:
         """The same and more, for the page: a copy that later deliveries do not change.
 
         `msg_id` is text here: a browser's numbers are exact up to 2**53 only, and a MsgId is larger.
@@ -110,9 +110,9 @@ class Push:
         }
 
 
-def _push_from(told: Mapping[str, Any]) -> Push:
-    """What `Push.told` gave, as a push of an earlier run."""
-    encoded = told["plain_base64"]
+def _push_from(facts: Mapping[str, Any]) -> Push:
+    """What `Push.for_feed` gave, as a push of an earlier run."""
+    encoded = facts["plain_base64"]
     same = (
         "openid",
         "type",
@@ -126,11 +126,11 @@ def _push_from(told: Mapping[str, Any]) -> Push:
         "for_page",
     )
     return Push(
-        **{name: told[name] for name in same},
-        msg_id=None if told["msg_id"] is None else int(told["msg_id"]),
-        xml=told["plain"].encode() if encoded is None else base64.b64decode(encoded),
+        **{name: facts[name] for name in same},
+        msg_id=None if facts["msg_id"] is None else int(facts["msg_id"]),
+        xml=facts["plain"].encode() if encoded is None else base64.b64decode(encoded),
         ended=True,
-        shown=[Message.from_json(one) for one in told["shown"]],
+        shown=[Message.from_json(one) for one in facts["shown"]],
     )
 
 
@@ -262,17 +262,17 @@ class State:
         faults = [fault_from_json(one) for one in value]
         with self._lock:
             self._faults.replace(faults)
-            self._tell("faults", self._told_faults())
+            self._tell("faults", self._faults_for_feed())
         return faults
 
     def take_fault(self, path: str) -> Fault | None:
         with self._lock:
             fault = self._faults.take(path)
             if fault is not None and fault.times is not None:
-                self._tell("faults", self._told_faults())
+                self._tell("faults", self._faults_for_feed())
             return fault
 
-    def _told_faults(self) -> dict[str, Any]:
+    def _faults_for_feed(self) -> dict[str, Any]:
         return {"faults": [vars(fault) for fault in self._faults.in_force()]}
 
     # Counting.
@@ -523,7 +523,7 @@ class State:
 
     def _say(self, fan: Fan, message: Message) -> None:
         fan.chat.append(message)
-        self._tell("message", {"openid": fan.openid, **self._told_message(message)})
+        self._tell("message", {"openid": fan.openid, **self._message_for_feed(message)})
 
     def message(
         self, sender: str, by: str, kind: str, content: str | None = None, media_id: str | None = None
@@ -564,19 +564,19 @@ class State:
         return len(self._listeners)
 
     def _so_far(self) -> dict[str, Any]:
-        fans = list(self._fans.values())[-_TOLD_FANS:]
+        fans = list(self._fans.values())[-_FEED_FANS:]
         return {
             "fans": {
-                fan.openid: [self._told_message(message) for message in fan.chat[-_TOLD_MESSAGES:]]
+                fan.openid: [self._message_for_feed(message) for message in fan.chat[-_FEED_MESSAGES:]]
                 for fan in fans
             },
-            "pushes": [push.told() for push in list(self._pushes)[-_TOLD_PUSHES:]],
+            "pushes": [push.for_feed() for push in list(self._pushes)[-_FEED_PUSHES:]],
             "calls": list(self._latest_calls),
             "menu": self._menu,
-            **self._told_faults(),
+            **self._faults_for_feed(),
         }
 
-    def _told_message(self, message: Message) -> dict[str, Any]:
+    def _message_for_feed(self, message: Message) -> dict[str, Any]:
         """A chat entry with what a page must know of its media to show them; None when they are gone."""
         media = None if message.media_id is None else self._media.find(message.media_id, self.now())
         facts = media and {"extension": media.extension, "size": media.size, "seconds": media.seconds}
@@ -585,7 +585,7 @@ class State:
     def _tell_push(self, push: Push) -> None:
         """Tells nothing of a push that a reset has forgotten: numbers go on growing."""
         if self._listeners and self._pushes and push.number >= self._pushes[0].number:
-            self._tell("push", push.told())
+            self._tell("push", push.for_feed())
 
     def _tell(self, name: str, facts: Mapping[str, Any]) -> None:
         """Under the lock, so that everybody hears the same order."""

@@ -596,9 +596,12 @@ def start(*arguments, **environ):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_program_says_where_it_is_and_ends_cleanly(number):
+def test_the_program_says_where_it_is_and_ends_cleanly(number, tmp_path):
     environ = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "topsecret", "WECHAT_TOKEN": "token"}
-    process = start("--port", "0", "--callback", "http://127.0.0.1:1/wechat", **environ)
+    folder = tmp_path / "kept"
+    process = start(
+        "--port", "0", "--callback", "http://127.0.0.1:1/wechat", "--data", str(folder), **environ
+    )
     try:
         first = process.stdout.readline()
         assert first.startswith("sandbox on http://127.0.0.1:")
@@ -615,6 +618,8 @@ def test_the_program_says_where_it_is_and_ends_cleanly(number):
     assert "GET /cgi-bin/token 200" in err
     assert "topsecret" not in err
     assert "Traceback" not in err
+    assert "/cgi-bin/token" in (folder / "history.jsonl").read_text(encoding="utf-8")
+    assert "topsecret" not in (folder / "history.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

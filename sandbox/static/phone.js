@@ -397,8 +397,9 @@ function showFollow() {
   $("follow").textContent = t(follows(current) ? "Unfollow" : "Follow");
   $("gone").textContent = gone ? t("This fan has unfollowed: follow again to write.") : "";
   for (const control of $("screen").querySelectorAll("textarea, input, .composer button, .acts button, .menu button")) {
-    control.disabled = gone && !["follow"].includes(control.id) && control.dataset.act !== "scan";
+    control.disabled = gone && control.id !== "follow" && control.dataset.act !== "scan";
   }
+  stayAtEnd(); // what is said here has taken room from the chat
 }
 
 function addMessage(openid, message) {
@@ -596,7 +597,7 @@ function actions(one) {
 
 async function copy(text) {
   await navigator.clipboard.writeText(text);
-  $("told").textContent = t("Copied.");
+  $("copied").textContent = t("Copied.");
 }
 
 // The newest delivery as it crossed the wire; the bot takes its timestamp for ten minutes.
