@@ -92,52 +92,38 @@ class Push:
         """
         return {
             **self.to_json(),
+            **{name: getattr(self, name) for name in _PUSH_FACTS},
             "msg_id": None if self.msg_id is None else str(self.msg_id),
             "attempts": list(self.attempts),
             "for_page": list(self.for_page),
             "number": self.number,
             "id": self.id,
-            "openid": self.openid,
-            "type": self.type,
-            "event": self.event,
-            "summary": self.summary,
-            "mode": self.mode,
-            "timeout": self.timeout,
             "plain": self.xml.decode(errors="backslashreplace"),
             "plain_base64": as_base64(self.xml),
-            "time": self.time,
             "ended": self.ended,
         }
 
+    @classmethod
+    def from_feed(cls, facts: Mapping[str, Any]) -> Push:
+        """A push of an earlier run, of what `for_feed` gave."""
+        encoded = facts["plain_base64"]
+        return cls(
+            **{name: facts[name] for name in (*_PUSH_FACTS, "attempts", "for_page")},
+            msg_id=None if facts["msg_id"] is None else int(facts["msg_id"]),
+            xml=facts["plain"].encode() if encoded is None else base64.b64decode(encoded),
+            ended=True,
+            shown=[Message.from_json(one) for one in facts["shown"]],
+        )
 
-def _push_from(facts: Mapping[str, Any]) -> Push:
-    """What `Push.for_feed` gave, as a push of an earlier run."""
-    encoded = facts["plain_base64"]
-    same = (
-        "openid",
-        "type",
-        "event",
-        "summary",
-        "media_id",
-        "mode",
-        "timeout",
-        "time",
-        "attempts",
-        "for_page",
-    )
-    return Push(
-        **{name: facts[name] for name in same},
-        msg_id=None if facts["msg_id"] is None else int(facts["msg_id"]),
-        xml=facts["plain"].encode() if encoded is None else base64.b64decode(encoded),
-        ended=True,
-        shown=[Message.from_json(one) for one in facts["shown"]],
-    )
+
+_PUSH_FACTS = ("openid", "type", "event", "summary", "media_id", "mode", "timeout", "time")
+"""Fields of a push that are the same in JSON."""
 
 
 class State:
     """The platform's memory for one account. Every method may be called from any thread.
 
-    `folder` receives the media and must be empty; `clock` gives Unix seconds. `base_url` is the
+    `folder` receives the media; `clock` gives Unix seconds. `base_url` is the
     sandbox's own address and `callback` the bot's: both may be set later.
     """
 
@@ -183,7 +169,7 @@ class State:
             self._tell("cleared", self._so_far())
 
     def snapshot(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """What `restore` makes the same of, as far as a page would be told of it."""
+        """What `restore` makes the same of, as far as a page is given it."""
         with self._lock:
             so_far = self._so_far()
             events: list[tuple[str, Mapping[str, Any]]] = [
@@ -215,7 +201,7 @@ class State:
             case "message":
                 self._restore_message(facts["openid"], Message.from_json(facts))
             case "push":
-                push = _push_from(facts)
+                push = Push.from_feed(facts)
                 self._pushed += 1
                 push.number = self._pushed
                 self._pushes.append(push)
