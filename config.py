@@ -231,7 +231,7 @@ class Settings(BaseModel):
     wechat_token_source: Annotated[str, AfterValidator(_token_source)] = "stable"  # noqa: S105  (a mode's name)
     wechat_token_source_key: SecretStr | None = None
     token_server_key: Annotated[SecretStr, _at_least(16)] | None = None
-    echo_via: Literal["passive", "upload"] = "passive"
+    echo_via: Literal["auto", "passive", "upload"] = "auto"
     reply_seconds: float = Field(4.5, gt=0, lt=5)
     late_reply: Literal["customer_service", "redelivery"] = "customer_service"
     database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite:///data/bot.db")

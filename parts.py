@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cores
 from answers.answer import Answers
+from answers.copies import StoredCopies
 from answers.late import DeferredReplies
 from config import Settings
 from storage.database import Database
@@ -87,6 +88,7 @@ def build(
     tokens = SqlTokenStore(database, settings.wechat_appid)
     token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch)
     client = ApiClient(hosts, token)
+    copies = StoredCopies(client, files)
     works = Works(database, ledger, settings.wechat_appid)
     worker = Worker(
         ledger,
@@ -94,6 +96,7 @@ def build(
         files,
         token,
         works,
+        copies,
         lease_seconds=settings.lease_seconds,
         max_media_bytes=settings.max_media_bytes,
         retention_days=settings.retention_days,
@@ -105,10 +108,11 @@ def build(
     )
     deferred = DeferredReplies(
         works,
+        copies,
+        echo_via=settings.echo_via,
         reply_seconds=settings.reply_seconds,
         late_reply=settings.late_reply,
         lease_seconds=settings.lease_seconds,
-        wake=worker.wake,
     )
     return Parts(
         settings,
@@ -124,7 +128,7 @@ def build(
         Refusals(database, settings.wechat_appid),
         worker,
         deferred,
-        Answers(ledger, deferred, echo_via=settings.echo_via, wake=worker.wake),
+        Answers(ledger, deferred, echo_via=settings.echo_via),
     )
 
 

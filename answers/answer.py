@@ -8,12 +8,10 @@ the ledger id, and the message is answered `success`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import handlers
-from answers.late import DeferredReplies, tell_of_cut
+from answers.late import DeferredReplies, EchoVia, answered_with_copy, tell_of_cut
 from handlers import Deferred
 from storage.ledger import Ledger, Recorded
 from wechat.messages import Message
@@ -26,10 +24,12 @@ log = logging.getLogger(__name__)
 class Answer:
     """What a handler's reply becomes: plain XML, or None for `success`.
 
+    `by_copy`: instead, the fan's own video is answered with a copy of it that is uploaded first (ECHO_VIA=auto).
     `send_back`: the fan's own file is sent back later from the stored copy (ECHO_VIA=upload).
     """
 
     xml: bytes | None = field(repr=False)
+    by_copy: bool = False
     send_back: bool = False
 
 
@@ -41,11 +41,9 @@ class Answers:
         ledger: Ledger,
         late: DeferredReplies,
         *,
-        echo_via: Literal["passive", "upload"],
-        wake: Callable[[], None],
+        echo_via: EchoVia,
     ) -> None:
-        """`wake` is called when a download was recorded."""
-        self._ledger, self._late, self._echo_via, self._wake = ledger, late, echo_via, wake
+        self._ledger, self._late, self._echo_via = ledger, late, echo_via
 
     def answer(self, message: Message, now: float, arrived: float) -> Recorded:
         """What to answer this delivery of `message`; it is in the ledger when this returns.
@@ -73,6 +71,8 @@ class Answers:
             fault = error
         if isinstance(outcome, Deferred):
             return self._late.answer(message, outcome, now, arrived)
+        if answer.by_copy:
+            return self._late.answer_with_copy(message, now, arrived)
         recorded = self._ledger.record(message, answer.xml, now, send_back=answer.send_back)
         if fault is not None:
             log.error(
@@ -82,18 +82,16 @@ class Answers:
             )
         elif answer.xml is not None:
             tell_of_cut(outcome, recorded.id)
-        if message.media_id is not None:
-            self._wake()
         return recorded
 
 
-def rendered(
-    reply: Reply | None, message: Message, now: float, *, echo_via: Literal["passive", "upload"]
-) -> Answer:
+def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: EchoVia) -> Answer:
     """The answer that a handler's `reply` to `message` becomes. `now` (unix seconds) is its CreateTime.
 
     Raises `ReplyError` for a reply that cannot be.
     """
+    if answered_with_copy(reply, message, echo_via):
+        return Answer(None, by_copy=True)
     own = isinstance(reply, ImageReply | VoiceReply | VideoReply) and reply.media_id == message.media_id
     if reply is None or (own and echo_via == "upload"):
         return Answer(None, send_back=reply is not None)

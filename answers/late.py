@@ -12,16 +12,26 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypeAlias
 
 import cores
 import handlers
+from answers.copies import StoredCopies
+from answers.failures import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    SEND_LIFE_SECONDS,
+    SEND_REFUSALS,
+    failure,
+)
 from handlers import Deferred
 from storage.deferred import Work, Works
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
+from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
-from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, render_reply
+from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, VideoReply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +44,16 @@ WAITING_AT_ONCE = {
     "redelivery": 64,
 }  # deliveries; each keeps a thread of the web server
 LOOK_SECONDS = 0.25  # between looks at work that another process does
-ORPHANS_SECONDS = 1.0  # between looks for work that nobody does
+ORPHANS_SECONDS = 0.5  # between looks for work that nobody does
 ATTEMPTS = 3  # work that takes its process down with it is not tried for ever
 GRACE_SECONDS = 20.0
 STILL_WORKING = (
     "Still working on it. Send any text in a moment to get the answer.\n"
     "还在处理中，请稍后发送任意文字获取回复。"
 )
+
+
+EchoVia: TypeAlias = Literal["auto", "passive", "upload"]
 
 
 def tell_of_cut(reply: Reply | None, ledger_id: int) -> None:
@@ -64,15 +77,15 @@ class DeferredReplies:
     def __init__(
         self,
         works: Works,
+        copies: StoredCopies,
         *,
+        echo_via: EchoVia,
         reply_seconds: float,
         late_reply: Literal["customer_service", "redelivery"],
         lease_seconds: float,
-        wake: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`wake` is called when a result is to be sent."""
-        self._works, self._wake, self._clock = works, wake, clock
+        self._works, self._copies, self._echo_via, self._clock = works, copies, echo_via, clock
         self._reply_seconds, self._late_reply, self._lease = reply_seconds, late_reply, lease_seconds
         self._waiting = threading.BoundedSemaphore(WAITING_AT_ONCE[late_reply])
         self._running: dict[int, tuple[Work, Future[None]]] = {}
@@ -94,6 +107,14 @@ class DeferredReplies:
             self._begin(work, message, deferred)
             return self._wait(recorded.id, 1, arrived)
         return self.answer_again(recorded, arrived) if recorded.working else recorded
+
+    def answer_with_copy(self, message: Message, now: float, arrived: float) -> Recorded:
+        """Records a new message that is answered by the stored copy of its own file, and waits for that as `answer()`
+        does: the file is downloaded as every other, and then uploaded."""
+        recorded, _ = self._works.record(message, now, None, wait_for_file=True)
+        if recorded.repeated:
+            return self.answer_again(recorded, arrived) if recorded.working else recorded
+        return self._wait(recorded.id, 1, arrived)
 
     def answer_again(self, recorded: Recorded, arrived: float) -> Recorded:
         """Waits in one more delivery of a message whose work is not done. Raises as `answer()` does."""
@@ -159,16 +180,31 @@ class DeferredReplies:
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
         cores.roam()  # work may take all that the machine has
         try:
-            result, reason = None, None
+            result, code, reason = None, None, None
             try:
                 reply = deferred.work()
                 tell_of_cut(reply, work.id)
+                if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
+                    reply = self._reply_with_copy(work, reply)
                 if reply is not None:
                     result = render_reply(reply, message, int(self._clock()))
+            except _UploadFailed as failed:
+                code, reason = failed.code, failed.reason
+                if failed.try_at is not None:
+                    log.warning(
+                        "a stored copy cannot be uploaded yet",
+                        extra={"ledger_id": work.id, "code": code, "reason": reason},
+                    )
+                    self._works.put_off(work, failed.try_at, code, reason)
+                    return
+                log.error(
+                    "a stored copy cannot be uploaded; the fan gets no reply",
+                    extra={"ledger_id": work.id, "code": code, "reason": reason},
+                )
             except Exception as fault:
                 reason = f"the deferred work failed: {type(fault).__name__}"
                 log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
-            if not self._works.finish(work, result, self._clock(), reason=reason):
+            if not self._works.finish(work, result, self._clock(), reason=reason, code=code):
                 log.warning("another process took this work over", extra={"ledger_id": work.id})
         except DatabaseUnavailableError as error:
             # The lease runs out, and whoever reaches the database first runs the work again.
@@ -177,7 +213,6 @@ class DeferredReplies:
             with self._lock:
                 del self._running[work.id]
             done.set_result(None)
-            self._wake()
 
     # -- in the background -----------------------------------------------------------------------------------------
 
@@ -223,8 +258,7 @@ class DeferredReplies:
         adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(self._running), 0))
         for work in adopted:
             self._run_again(work)
-        if self._works.settle(now, "pending" if self._late_reply == "customer_service" else "owed"):
-            self._wake()
+        self._works.settle(now, "pending" if self._late_reply == "customer_service" else "owed")
         return len(adopted)
 
     def _run_again(self, work: Work) -> None:
@@ -232,15 +266,53 @@ class DeferredReplies:
         if work.attempt <= ATTEMPTS:
             try:
                 outcome = handlers.dispatch(message)
-                if isinstance(outcome, Deferred):
-                    self._begin(work, message, outcome)
-                    return
-                reason = "today's handler does not defer this message any more"
+                deferred = outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome)
+                self._begin(work, message, deferred)
+                return
             except Exception:
                 log.exception("a handler failed", extra={"ledger_id": work.id})
                 reason = "the handler failed when the work was to be run again"
         log.error("deferred work is given up", extra={"ledger_id": work.id, "reason": reason})
         self._works.finish(work, None, self._clock(), reason=reason)
+
+    def _reply_with_copy(self, work: Work, reply: VideoReply) -> VideoReply:
+        """The fan's video under a MediaId of our own upload. Raises `_UploadFailed`."""
+        now = self._clock()
+        age = max(
+            now - work.received_at, FIRST_PAUSE_SECONDS
+        )  # as long as the message is old: so pauses double
+        try_at = now + min(age, LONGEST_PAUSE_SECONDS)
+        if work.media_key is None:
+            raise _UploadFailed(None, "the file is not stored yet", try_at)
+        try:
+            return replace(reply, media_id=self._copies.upload(work.media_key, "video"))
+        except (WeChatError, OSError) as error:
+            failed = failure(error)
+        try_at = max(try_at, failed.not_before)
+        over = try_at > work.received_at + SEND_LIFE_SECONDS
+        final = failed.final or failed.code in SEND_REFUSALS or over
+        raise _UploadFailed(failed.code, failed.reason, None if final else try_at)
+
+
+class _UploadFailed(Exception):
+    """`try_at` is when to try again, in unix seconds; None: never."""
+
+    def __init__(self, code: int | None, reason: str, try_at: float | None) -> None:
+        super().__init__(reason)
+        self.code, self.reason, self.try_at = code, reason, try_at
+
+
+def answered_with_copy(reply: Reply | None, message: Message, echo_via: EchoVia) -> bool:
+    """The reply is the fan's own video, which the platform does not show: a copy of it has to be uploaded first.
+
+    Reported by users of other libraries, in no document: https://github.com/w7corp/easywechat/issues/2124
+    """
+    return (
+        echo_via == "auto"
+        and isinstance(reply, VideoReply)
+        and message.media_id is not None
+        and reply.media_id == message.media_id
+    )
 
 
 def _wait_for(done: Future[None], seconds: float) -> None:

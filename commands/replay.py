@@ -38,6 +38,11 @@ def replay(ledger_id: int) -> None:
                 f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
                 f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
             )
+    if answer.by_copy:
+        click.echo(
+            "ECHO_VIA=auto: the stored copy would be uploaded, and be the answer under its new MediaId."
+        )
+        return
     if answer.send_back:
         click.echo("ECHO_VIA=upload: the stored copy would be sent later by customer-service message.")
     if answer.xml != entry.reply:

@@ -1,7 +1,7 @@
-"""图尚往来: whoever sends a picture, a voice or a video gets it back by the very MediaId it came with.
+"""图尚往来: whoever sends a picture, a voice or a video gets it back.
 
-The official start guide's second exercise answers an image with its own MediaId; that voice and video may be answered
-alike is unconfirmed, and `ECHO_VIA=upload` is the other way for them.
+A handler answers with the MediaId that the message came with. How that reaches the fan is not known here: with
+`ECHO_VIA=auto` a video, which is reported not to be shown under the fan's own id, is uploaded first (`answers/`).
 https://developers.weixin.qq.com/doc/service/guide/dev/start.html
 """
 

@@ -2,14 +2,14 @@
 
 A message whose handler deferred has a row in `works` beside its row in the ledger, and its send lane says what the
 fan is still owed: `working` (deliveries wait for the result) -> NULL (a delivery carried it) | `later` (a
-customer-service message will) -> `pending` and so on | `owed` (the fan's next text gets it) -> `given`. Each step is
-one transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or clock.
+customer-service message will) -> `pending` and so on | `owed` (the fan's next text gets it) -> `given`; `failed` when
+the work is. The work itself is `waiting` (for the message's file) -> `pending` -> `done` | `failed`. Each step is one
+transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or clock.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,17 @@ from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, u
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded
-from storage.models import AHEAD_SECONDS, OWED, PENDING, WORKING, lease_over, messages, works
+from storage.models import (
+    AHEAD_SECONDS,
+    OWED,
+    PENDING,
+    UNFINISHED,
+    WORKING,
+    failed_send,
+    lease_over,
+    messages,
+    works,
+)
 from wechat.messages import Message
 
 # No delivery comes so long after the last one: then a result that none has fetched goes another way.
@@ -26,12 +36,17 @@ DELIVERIES_OVER_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Work:
-    """Claimed work. `xml` is the push; `attempt` counts from 1. Times are unix seconds."""
+    """Claimed work. `xml` is the push; `attempt` counts from 1; `received_at` is in unix seconds.
+
+    `media_key`: where the message's file is stored, None while it is not.
+    """
 
     id: int
     xml: bytes = field(repr=False)
     attempt: int
     claim: int
+    received_at: float
+    media_key: str | None = None
 
 
 class Works:
@@ -42,7 +57,7 @@ class Works:
         here = messages.c
         self._mine = (works.c.appid == appid, works.c.state == PENDING)
         self._running = (
-            select(and_(here.send_state == WORKING, works.c.state == PENDING))
+            select(and_(here.send_state == WORKING, works.c.state.in_(UNFINISHED)))
             .join_from(messages, works, works.c.id == here.id)
             .where(here.id == bindparam("an_id"))
         )
@@ -54,12 +69,15 @@ class Works:
         )
 
     def record(
-        self, message: Message, now: float, lease_seconds: float | None
+        self, message: Message, now: float, lease_seconds: float | None, *, wait_for_file: bool = False
     ) -> tuple[Recorded, Work | None]:
         """Keep the message and its work, claimed for that long (None: for whoever comes first).
 
+        `wait_for_file`: nobody can claim the work before the message's file is stored.
         The work is None when the message was already there, or is not claimed; then what was recorded is returned.
         """
+        if wait_for_file:
+            lease_seconds = None
         claim = None if lease_seconds is None else secrets.randbits(63)
 
         def both(connection: Connection) -> tuple[Recorded, Work | None]:
@@ -70,7 +88,7 @@ class Works:
                 insert(works).values(
                     id=recorded.id,
                     appid=self._appid,
-                    state="pending",
+                    state="waiting" if wait_for_file else "pending",
                     due=now,
                     lease_until=None if lease_seconds is None else now + lease_seconds,
                     claim=claim,
@@ -78,7 +96,7 @@ class Works:
                     deliveries=1,
                 )
             )
-            return recorded, None if claim is None else Work(recorded.id, message.raw, 1, claim)
+            return recorded, None if claim is None else Work(recorded.id, message.raw, 1, claim, now)
 
         self._ledger.ids.before_insert()
         return self._database.transact(both)
@@ -113,9 +131,10 @@ class Works:
             row = connection.execute(self._look, {"an_id": ledger_id}).one()
             if row.send_state != "working":
                 return Recorded(ledger_id, row.reply)
-            if row.state == "pending" and otherwise is None:
+            unfinished = row.state in UNFINISHED
+            if unfinished and otherwise is None:
                 return None
-            reply, state = (text, otherwise) if row.state == "pending" else (row.result, None)
+            reply, state = (text, otherwise) if unfinished else (row.result, None)
             connection.execute(
                 update(messages).where(messages.c.id == ledger_id).values(reply=reply, send_state=state)
             )
@@ -123,8 +142,17 @@ class Works:
 
         return self._database.transact(decide)
 
-    def finish(self, work: Work, result: bytes | None, now: float, *, reason: str | None = None) -> bool:
-        """The work is done; `result` is the reply's plain XML, None for none; `reason` says that it failed.
+    def finish(
+        self,
+        work: Work,
+        result: bytes | None,
+        now: float,
+        *,
+        reason: str | None = None,
+        code: int | None = None,
+    ) -> bool:
+        """The work is done; `result` is the reply's plain XML, None for none. `reason` says that it failed, for the
+        platform's `code` if it gave one: then both are in the message's send lane, and `retry` begins anew.
 
         False: the claim was lost.
         """
@@ -144,13 +172,14 @@ class Works:
             )
             if row is None or done.rowcount != 1:
                 return False
-            owed = {"later": "pending", "owed": "owed"}.get(row.send_state or "")
-            if row.send_state != "working":
-                connection.execute(
-                    update(messages)
-                    .where(messages.c.id == work.id)
-                    .values(send_state=owed if result is not None else None, send_due=now)
-                )
+            values: dict[str, Any] = {}
+            if reason is not None:
+                values = failed_send(code, reason, now)
+            elif row.send_state != "working":
+                owed = {"later": "pending", "owed": "owed"}.get(row.send_state or "")
+                values = {"send_state": owed if result is not None else None, "send_due": now}
+            if values:
+                connection.execute(update(messages).where(messages.c.id == work.id).values(values))
             return True
 
         return self._database.transact(end)
@@ -160,7 +189,11 @@ class Works:
         claim = secrets.randbits(63)
         due = (
             select(works.c.id)
-            .where(*self._mine, lease_over(works.c.lease_until, now))
+            .where(
+                *self._mine,
+                lease_over(works.c.lease_until, now),
+                or_(works.c.due <= now, works.c.due > now + AHEAD_SECONDS),
+            )
             .order_by(works.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -175,8 +208,11 @@ class Works:
 
         def both(connection: Connection) -> list[Work]:
             attempts: dict[int, int] = {row.id: row.attempts for row in connection.execute(take)}
-            pushes = select(messages.c.id, messages.c.xml).where(messages.c.id.in_(list(attempts)))
-            return [Work(row.id, row.xml, attempts[row.id], claim) for row in connection.execute(pushes)]
+            columns = messages.c.id, messages.c.xml, messages.c.received_at, messages.c.media_key
+            rows = connection.execute(select(*columns).where(messages.c.id.in_(list(attempts))))
+            return [
+                Work(row.id, row.xml, attempts[row.id], claim, row.received_at, row.media_key) for row in rows
+            ]
 
         return self._database.transact(both)
 
@@ -187,6 +223,21 @@ class Works:
     def give_back(self, work: Work) -> bool:
         """Somebody else may have the work at once. False: the claim was lost."""
         return self._mark(work, lease_until=None, claim=None, attempts=works.c.attempts - 1)
+
+    def put_off(self, work: Work, due: float, code: int | None, reason: str) -> bool:
+        """Nobody takes the work before then; the reason is visible meanwhile, and this attempt does not count. False:
+        the claim was lost."""
+
+        def both(connection: Connection) -> bool:
+            values = {"lease_until": None, "claim": None, "attempts": works.c.attempts - 1, "due": due}
+            if not self._change(connection, work, values):
+                return False
+            connection.execute(
+                update(messages).where(messages.c.id == work.id).values(send_code=code, send_reason=reason)
+            )
+            return True
+
+        return self._database.transact(both)
 
     def result(self, ledger_id: int) -> bytes | None:
         """The plain XML of the result that is owed for this message; None when there is none."""
@@ -239,7 +290,7 @@ class Works:
             .where(
                 messages.c.appid == self._appid,
                 messages.c.send_state == WORKING,
-                works.c.state != "pending",
+                works.c.state.not_in(UNFINISHED),
                 or_(
                     works.c.done_at < now - DELIVERIES_OVER_SECONDS,
                     works.c.done_at > now + AHEAD_SECONDS,
@@ -260,10 +311,9 @@ class Works:
         return self._database.transact(step)
 
     def _mark(self, work: Work, **values: Any) -> bool:
-        statement = (
-            update(works)
-            .where(works.c.id == work.id, works.c.claim == work.claim, *self._mine)
-            .values(values)
-        )
-        change: Callable[[Connection], bool] = lambda connection: connection.execute(statement).rowcount == 1  # noqa: E731
-        return self._database.write(change)
+        return self._database.write(lambda connection: self._change(connection, work, values))
+
+    def _change(self, connection: Connection, work: Work, values: dict[str, Any]) -> bool:
+        """False: the claim was lost."""
+        here = works.c.id == work.id, works.c.claim == work.claim, *self._mine
+        return connection.execute(update(works).where(*here).values(values)).rowcount == 1

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     Update,
+    and_,
     bindparam,
     case,
     delete,
@@ -49,6 +50,7 @@ from storage.models import (
     STORED,
     UNKNOWN,
     WAITING,
+    failed_send,
     files_to_delete,
     last_claims,
     lease_over,
@@ -473,9 +475,20 @@ class Ledger:
             "size": stored.size,
             "sha256": stored.sha256,
         }
-        return self._database.write(
-            lambda connection: bool(self._mark_stored(connection, **values).rowcount == 1)
-        )
+
+        def mark(connection: Connection) -> bool:
+            return bool(self._mark_stored(connection, **values).rowcount == 1)
+
+        def mark_and_release(connection: Connection) -> bool:
+            if not mark(connection):
+                return False
+            waits = works.c.id == job.id, works.c.state == WAITING
+            connection.execute(update(works).where(*waits).values(state=PENDING, due=now))
+            return True
+
+        if job.media_kind == "video":  # the one kind that work waits for
+            return self._database.transact(mark_and_release)
+        return self._database.write(mark)
 
     def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
         """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
@@ -497,14 +510,28 @@ class Ledger:
     def mark_failed(self, job: Job, code: int | None, reason: str, now: float) -> bool:
         """There will be no further attempt, unless `retry` is asked for. False: the claim was lost.
 
-        A send that waited for a failed download fails with it, for the same reason.
+        A send, or work, that waited for a failed download fails with it, for the same reason.
         """
         values = _done(_LANES[job.lane], FAILED, code, reason, now)
-        if isinstance(job, Download):
-            waiting = messages.c.send_state == WAITING
-            for column, value in _done(_LANES["send"], FAILED, code, reason, now).items():
-                values[column] = case((waiting, value), else_=column)
-        return self._mark(job, [PENDING, FAILED], values)
+        if not isinstance(job, Download):
+            return self._mark(job, [PENDING, FAILED], values)
+        waiting = messages.c.send_state == WAITING
+        for column, value in _done(_LANES["send"], FAILED, code, reason, now).items():
+            values[column] = case((waiting, value), else_=column)
+        mark = _update_of_claimed(_LANES["media"], [PENDING, FAILED]).values(values)
+        given = {"job_id": job.id, "job_claim": job.claim}
+
+        def fail(connection: Connection) -> bool:
+            if connection.execute(mark, given).rowcount != 1:
+                return False
+            waits = works.c.id == job.id, works.c.state == WAITING
+            over = {"state": FAILED, "reason": reason, "done_at": now}
+            if connection.execute(update(works).where(*waits).values(over)).rowcount:
+                here = messages.c.id == job.id
+                connection.execute(update(messages).where(here).values(failed_send(code, reason, now)))
+            return True
+
+        return self._database.transact(fail)
 
     def mark_uploaded(self, send: Send, media_id: str) -> bool:
         """The file is on the platform under this MediaId: a later attempt need not upload it. False: claim lost."""
@@ -543,7 +570,7 @@ class Ledger:
             count(messages.c.send_state == PENDING),
             select(func.count())
             .select_from(works)
-            .where(works.c.appid == self._appid, works.c.state == PENDING)
+            .where(works.c.appid == self._appid, or_(works.c.state == PENDING, works.c.state == WAITING))
             .scalar_subquery(),
             count(messages.c.media_state == STORED),
             count(messages.c.media_state == FAILED),
@@ -829,6 +856,19 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
             lane.done_at: None,
         }
 
+    # The same for work that failed, or waited for a file that did not come: its result will be sent.
+    wanting = and_(messages.c.media_kind == "video", messages.c.media_state != STORED)
+    begun_anew = (
+        select(works.c.id, case((wanting, WAITING), else_=PENDING).label("state"))
+        .join_from(works, messages, messages.c.id == works.c.id)
+        .where(*here, send_failed, works.c.state == FAILED)
+    )
+    work_anew = connection.execute(begun_anew).all()
+    for row in work_anew:
+        values = {"state": row.state, "due": now, "lease_until": None, "claim": None, "attempts": 0}
+        connection.execute(update(works).where(works.c.id == row.id).values(values))
+        later = {"send_state": "later", "send_code": None, "send_reason": None, "send_done_at": None}
+        connection.execute(update(messages).where(messages.c.id == row.id).values(later))
     downloads = (
         update(messages)
         .where(*here, messages.c.media_state == FAILED)
@@ -839,14 +879,20 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
                 messages.c.send_done_at: case((send_failed, null()), else_=messages.c.send_done_at),
             }
         )
+        .returning(messages.c.id)
     )
+    has_result = messages.c.id.in_(select(works.c.id).where(works.c.result.is_not(None)))
+    is_copy = and_(messages.c.media_state == STORED, messages.c.id.not_in(select(works.c.id)))
     sends = (
         update(messages)
-        .where(*here, or_(messages.c.media_state == STORED, messages.c.id.in_(select(works.c.id))), again)
+        .where(*here, or_(is_copy, has_result), again)
         # The file is uploaded anew: what was uploaded may be older than the platform keeps it.
         .values(
             due_again(_LANES["send"])
             | {messages.c.send_uploaded_media_id: None, messages.c.send_sending: False}
         )
+        .returning(messages.c.id)
     )
-    return connection.execute(downloads).rowcount + connection.execute(sends).rowcount
+    changed = {row.id for row in work_anew}
+    changed.update(connection.execute(downloads).scalars(), connection.execute(sends).scalars())
+    return len(changed)

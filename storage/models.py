@@ -249,3 +249,17 @@ works = Table(
 )
 _works_pending = text("state = 'pending'")
 Index("works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending)
+
+# Work whose result is still to come: it waits for the message's file, or somebody has it or may take it.
+UNFINISHED = ("waiting", "pending")
+
+
+def failed_send(code: int | None, reason: str, now: float) -> dict[str, object]:
+    """The columns of a message to which nothing will be sent any more, and why."""
+    return {
+        "send_state": "failed",
+        "send_code": code,
+        "send_reason": reason,
+        "send_done_at": now,
+        "send_lease_until": None,
+    }

@@ -38,7 +38,7 @@ def test_three_settings_are_enough(tmp_path):
     assert settings.database_url.get_secret_value() == f"sqlite:///{FOLDER}/data/bot.db"
     assert settings.media_store == f"{FOLDER}/data/media"
     assert settings.wechat_aes_key is None
-    assert settings.echo_via == "passive"
+    assert settings.echo_via == "auto"
     assert 1 <= settings.web_concurrency <= 4
 
 

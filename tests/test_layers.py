@@ -17,7 +17,7 @@ ALLOWED = {
     "logs": set(),
     "answers": {"cores", "wechat", "storage", "handlers"},
     "thumbnails": {"storage"},
-    "worker": {"cores", "wechat", "storage", "thumbnails"},
+    "worker": {"answers", "cores", "wechat", "storage", "thumbnails"},
     "web": {"cores", "wechat", "storage", "answers", "thumbnails"},
     "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
     "commands": {"answers", "handlers", "wechat", "storage", "config", "logs", "parts", "web", "worker"},

@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import cores
+from answers.copies import StoredCopies
+from answers.failures import FIRST_PAUSE_SECONDS, SEND_LIFE_SECONDS, SEND_REFUSALS, failure, pause
 from storage import purge
 from storage.deferred import Works
 from storage.errors import DatabaseUnavailableError
@@ -26,24 +27,15 @@ from thumbnails.shelf import Thumbnails
 from wechat import customer_service, media
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
-from wechat.codes import Kind
 from wechat.errors import (
-    ApiError,
-    MediaError,
-    MediaRefusedError,
-    ReplyError,
-    TokenUnavailableError,
     TransportError,
     WeChatError,
 )
-from wechat.messages import MediaKind
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, parse_reply
 
 log = logging.getLogger(__name__)
 
 MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three days
-SEND_LIFE_SECONDS = 2 * 86400  # a fan's message gives the right to send for 48 hours
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 MIN_FREE_BYTES = 200 * 1024 * 1024
 LOW_DISK_PAUSE_SECONDS = 10.0
 IDLE_SECONDS = (0.05, 0.2)  # between looks at an empty ledger: the first, the longest
@@ -73,6 +65,7 @@ class Worker:
         files: FileStore,
         token: AccessToken,
         works: Works,
+        copies: StoredCopies,
         *,
         lease_seconds: float,
         max_media_bytes: int,
@@ -85,7 +78,7 @@ class Worker:
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._ledger, self._client, self._files = ledger, client, files
-        self._token, self._works = token, works
+        self._token, self._works, self._copies = token, works, copies
         self._lease, self._max_media_bytes = lease_seconds, max_media_bytes
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
         self._thumbnails, self._thumbnail_maker = thumbnails, thumbnail_maker
@@ -133,11 +126,11 @@ class Worker:
         """Renews the access_token while the old one still serves, until `stop()`."""
         while not self._stop.is_set():
             try:
-                pause = self._token.keep_fresh()
+                seconds = self._token.keep_fresh()
             except DatabaseUnavailableError as error:
                 log.error("the token row cannot be read", extra={"reason": str(error)})
-                pause = FIRST_PAUSE_SECONDS
-            self._stop.wait(pause)
+                seconds = FIRST_PAUSE_SECONDS
+            self._stop.wait(seconds)
 
     def keep_tidy(self) -> None:
         """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows, until `stop()`."""
@@ -306,11 +299,11 @@ class Worker:
                     job.stem, self._watched(chunks, held), extension=media.extension, attempt=job.attempt
                 )
         except (WeChatError, OSError) as error:
-            code, reason, final = _explain(error)
-            if final:
-                self._fail(job, code, reason)
+            failed = failure(error)
+            if failed.final:
+                self._fail(job, failed.code, failed.reason)
             else:
-                self._retry(job, code, reason, not_before=_retry_at(error))
+                self._retry(job, failed.code, failed.reason, failed.not_before)
             return
         if self._ledger.mark_stored(job, stored, self._clock()):
             self._stored.set()
@@ -347,14 +340,12 @@ class Worker:
                 log.warning("a message's fate is unknown", extra={"ledger_id": job.id, "reason": str(error)})
                 self._ledger.mark_unknown(job, reason, self._clock())
                 return
-        except FileNotFoundError:
-            self._fail(job, None, "the stored file is gone from MEDIA_STORE")
         except (WeChatError, OSError) as error:
-            code, reason, final = _explain(error)
-            if final or code in _SEND_REFUSALS:
-                self._fail(job, code, reason)
+            failed = failure(error)
+            if failed.final or failed.code in SEND_REFUSALS:
+                self._fail(job, failed.code, failed.reason)
             else:
-                self._retry(job, code, reason, not_before=_retry_at(error))
+                self._retry(job, failed.code, failed.reason, failed.not_before)
         else:
             self._ledger.mark_sent(job, self._clock())
             log.info("sent back", extra={"ledger_id": job.id})
@@ -367,30 +358,16 @@ class Worker:
         return _reply(job.media_kind, job.uploaded_media_id or self._upload(job))
 
     def _upload(self, job: Send) -> str:
-        size = self._files.size(job.media_key)
-        if size is None:
-            raise FileNotFoundError(job.media_key)
-        with self._files.open(job.media_key) as file:
-            answer = media.upload(
-                self._client,
-                kind=cast(MediaKind, job.media_kind),
-                file=file,
-                filename=job.media_key,
-                size=size,
-            )
-        media_id = media.uploaded_media_id(answer)
+        media_id = self._copies.upload(job.media_key, job.media_kind)
         if not self._ledger.mark_uploaded(job, media_id):
             raise _ClaimLost
         return media_id
 
     # -- marks -------------------------------------------------------------------------------------------------
 
-    def _retry(
-        self, job: Download | Send, code: int | None, reason: str, not_before: float | None = None
-    ) -> None:
+    def _retry(self, job: Download | Send, code: int | None, reason: str, not_before: float = 0.0) -> None:
         now = self._clock()
-        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(job.attempt - 1, 20), LONGEST_PAUSE_SECONDS)
-        due = max(now + pause * (0.75 + 0.5 * self._jitter()), not_before or 0.0)
+        due = max(now + pause(job.attempt, self._jitter()), not_before)
         life = MEDIA_LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
         if due > min(job.create_time, job.received_at) + life:
             self._fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
@@ -415,30 +392,3 @@ def _reply(media_kind: str, media_id: str) -> ImageReply | VoiceReply | VideoRep
     if media_kind == "image":
         return ImageReply(media_id)
     return VoiceReply(media_id) if media_kind == "voice" else VideoReply(media_id)
-
-
-# The account may not send this, or not now: neither waiting nor repeating helps this message.
-_SEND_REFUSALS = frozenset({48001, 48004, 48008, 50001, 50002})
-
-
-def _explain(error: WeChatError | OSError) -> tuple[int | None, str, bool]:
-    """(the platform's code, a reason a person can act on, whether repeating is useless)."""
-    if isinstance(error, ApiError):
-        rid = f" rid: {error.rid}" if error.rid and error.rid not in error.errmsg else ""
-        reason = f"{error.code} {error.errmsg}{rid}. {error.hint_en} ({error.hint_zh})"
-        return error.code, reason, error.kind is Kind.GIVE_UP
-    if isinstance(error, MediaRefusedError):
-        return error.code, str(error), True
-    if isinstance(error, ReplyError):
-        return None, str(error), True
-    if isinstance(error, MediaError):
-        return None, str(error), not error.retryable
-    if isinstance(error, TokenUnavailableError):
-        return error.code, error.reason, False
-    if isinstance(error, OSError):
-        return None, f"MEDIA_STORE: {error.strerror or error}", False
-    return None, str(error), False
-
-
-def _retry_at(error: Exception) -> float | None:
-    return error.retry_at if isinstance(error, TokenUnavailableError) else None
