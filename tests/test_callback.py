@@ -102,17 +102,10 @@ def test_a_picture_is_answered_with_its_own_media_id(plain_app):
     assert entry.reply == response.data
 
 
-@pytest.mark.parametrize(
-    ("elements", "tag"),
-    [
-        ({"MsgType": "voice", "MediaId": "V", "Format": "amr", "MsgId": 1}, "Voice"),
-        ({"MsgType": "video", "MediaId": "V", "ThumbMediaId": "T", "MsgId": 1}, "Video"),
-        ({"MsgType": "shortvideo", "MediaId": "V", "ThumbMediaId": "T", "MsgId": 1}, "Video"),
-    ],
-)
-def test_voice_and_video_come_back_too(plain_app, elements, tag):
-    reply = reply_of(post(plain_app, pushing.plain(pushing.message(**elements))))
-    assert (reply["MsgType"], reply[tag]) == (tag.lower(), "V")
+def test_a_voice_comes_back_too(plain_app):
+    xml = pushing.message(MsgType="voice", MediaId="V", Format="amr", MsgId=1)
+    reply = reply_of(post(plain_app, pushing.plain(xml)))
+    assert (reply["MsgType"], reply["Voice"]) == ("voice", "V")
 
 
 @pytest.mark.parametrize(
