@@ -102,6 +102,7 @@ def test_a_web_process_killed_between_upload_and_reply(sandbox, make_bot):
     web = bot.web()
     push = film(sandbox, timeout="0.5", attempts="1")  # nobody downloads it yet
     assert verdicts(push) == ["timeout"]
+    eventually(lambda: entries(bot, push), what="the row")
     web.kill()
     bot.worker()
     eventually(lambda: work_of(bot, push) == "done", what="the result")
