@@ -10,7 +10,8 @@ import os
 
 from flask import Flask, Request
 from flask.sessions import NullSession, SessionInterface
-from werkzeug.exceptions import MethodNotAllowed
+from pydantic import SecretStr
+from werkzeug.exceptions import InternalServerError, MethodNotAllowed, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import commands
@@ -51,9 +52,18 @@ def create_app(settings: Settings | None = None) -> Flask:
         )
     )
     app.register_blueprint(
-        ops.ops(everything.database, everything.ledger, everything.files, everything.tokens, everything.token)
+        ops.ops(
+            everything.database,
+            everything.ledger,
+            everything.files,
+            everything.tokens,
+            everything.token,
+            key=_secret(settings.metrics_key),
+        )
     )
     app.register_error_handler(MethodNotAllowed, callback.wrong_method)
+    app.register_error_handler(NotFound, callback.not_found)
+    app.register_error_handler(InternalServerError, ops.fault)
     app.register_error_handler(UnicodeDecodeError, lambda error: ("", 400))  # a query that is not UTF-8
     if settings.token_server_key is not None:
         key = settings.token_server_key.get_secret_value()
@@ -78,9 +88,13 @@ def create_app(settings: Settings | None = None) -> Flask:
             )
         )
     if hops := settings.proxy_hops:
-        proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops, x_prefix=hops)
+        proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops)
         app.wsgi_app = proxied  # type: ignore[method-assign]
     return app
+
+
+def _secret(setting: SecretStr | None) -> str | None:
+    return setting.get_secret_value() if setting is not None else None
 
 
 class _NoSessions(SessionInterface):

@@ -239,6 +239,7 @@ class Settings(BaseModel):
     media_store: Annotated[str, AfterValidator(_media_store)] = "data/media"
     max_push_bytes: int = Field(256 * 1024, gt=0)
     max_media_bytes: int = Field(30 * 1024 * 1024, gt=0)
+    metrics_key: SecretStr | None = None
     admin_password: Annotated[SecretStr, _at_least(8)] | None = None
     worker: Literal["embedded", "external"] = "embedded"
     lease_seconds: float = Field(15.0, ge=1, le=1800)

@@ -12,6 +12,7 @@ import itertools
 import re
 import socket
 import struct
+import threading
 import time
 import zlib
 from urllib.parse import urlencode
@@ -285,6 +286,43 @@ def test_strange_elements_are_kept_and_answered(make_app):
         assert post(app, pushing.plain(wrapped(inside))).status_code == 200
 
 
+def test_a_bad_padding_and_another_appid_are_counted_alike(safe_app):
+    """Whoever could tell them apart could open an envelope byte by byte."""
+    other = Envelope(THROWAWAY.aes_key, "wx00000000other000")
+    key = Envelope("Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM", THROWAWAY.appid)
+
+    def counted():
+        text = safe_app.test_client().get("/metrics").text
+        return {
+            line: float(value)
+            for line, value in re.findall(r"^(wechat_refusals_total\S+) (\S+)$", text, re.M)
+        }
+
+    changes = []
+    for envelope in (other, key):
+        before = counted()
+        assert post(safe_app, pushing.safe(pushing.text(next(NUMBERS)), envelope=envelope)).status_code == 403
+        after = counted()
+        changes.append({line: after[line] - before[line] for line in after if after[line] != before[line]})
+    assert changes == [{'wechat_refusals_total{reason="envelope"}': 1}] * 2
+
+
+def test_a_fault_of_ours_is_no_refusal(make_app, monkeypatch, caplog):
+    app = make_app()
+
+    def broken(*arguments):
+        raise ZeroDivisionError("a fault of this test")
+
+    monkeypatch.setattr(app.extensions["parts"].answers, "answer", broken)
+    caplog.clear()
+    response = post(app, pushing.plain(pushing.text(next(NUMBERS))))
+    assert (response.status_code, response.data) == (500, b"")
+    (record,) = caplog.records
+    assert "a fault of this test" in logs.Formatter(as_json=False).format(record)
+    assert not re.search(r"reason=|signature=", logs.Formatter(as_json=False).format(record))
+    assert re.search(r"^wechat_faults_total [1-9]", app.test_client().get("/metrics").text, re.M)
+
+
 # -- size and time, against the real server -----------------------------------------------------------------------
 
 
@@ -388,6 +426,60 @@ def test_a_chunked_body_without_end(server, kind):
     answered(server)
     assert ("MAX_PUSH_BYTES" in server.news()) is (kind == "chunks")
     assert "Traceback" not in server.news()
+
+
+MALFORMED = {
+    "a chunk's size": b"xyz\r\n",
+    "an end of a chunk": b"5\r\nhelloXX0\r\n\r\n",
+    "a trailer": b"0\r\nno trailer\r\n\r\n",
+    "a line's end": b"0\r\na: b\n\n",
+    "10,000 trailers": b"0\r\n" + b"a: b\r\n" * 10_000 + b"\r\n",
+    "no end": b"5\r\nhel",
+}
+
+
+@pytest.mark.parametrize("path", ["/wechat", "/token/refresh", "/healthz", "/nowhere"])
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_chunked_body_is_no_fault_of_ours(server, kind, path):
+    path += "?" + pushing.safe(pushing.text(next(NUMBERS)))[0].partition("?")[2]
+    with connect(server) as sock:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with contextlib.suppress(OSError):  # closed before all was said
+            sock.sendall(head.encode() + MALFORMED[kind])
+            sock.shutdown(socket.SHUT_WR)
+        assert status_of(sock) in (None, 400, 401, 403, 404, 405, 431)
+    answered(server)
+    assert "Traceback" not in server.news()
+
+
+def test_unsigned_bodies_cost_no_memory(server):
+    """20 at once, then 60 one after the other, each as large as it may be and with names that nobody has seen."""
+    limit = server.settings.max_push_bytes
+
+    def unsigned(number):
+        names = (f"<n{number}x{place}/>".encode() for place in itertools.count())
+        body = b"<xml>" + b"".join(itertools.islice(names, limit // 14))
+        path = pushing.safe(pushing.text(number))[0].replace("signature=", "signature=0")
+        return f"{server.url}{path}", body[:limit]
+
+    def push(number):
+        url, body = unsigned(number)
+        assert len(body) > limit - 20_000
+        assert requests.post(url, data=body, timeout=30).status_code == 403
+
+    answered(server)
+    before = most = server.rss()
+    threads = [threading.Thread(target=push, args=(next(NUMBERS),)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, server.rss())
+        time.sleep(0.005)
+    assert most - before < 60
+    before = server.rss()
+    for _ in range(60):
+        push(next(NUMBERS))
+    assert server.rss() - before < 40
 
 
 def test_fewer_slow_clients_than_threads_leave_the_others_answered(server):

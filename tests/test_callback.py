@@ -85,6 +85,29 @@ def test_a_wrong_verification_is_refused(plain_app, change):
     assert (response.status_code, response.data) == (403, b"")
 
 
+def test_the_url_may_end_in_a_slash(plain_app):
+    client = plain_app.test_client()
+    query = pushing.query() | {"echostr": "4375120948345356249"}
+    assert client.get("/wechat/", query_string=query).data == b"4375120948345356249"
+    path, body = pushing.plain(pushing.text(7))
+    response = client.post(path.replace("/wechat?", "/wechat/?"), data=body)
+    assert (response.status_code, reply_of(response)["MsgType"]) == (200, "text")
+    assert client.put("/wechat/").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/weixin", "/wechat/x", "/api/wechat"])
+def test_a_url_that_is_not_the_callbacks_is_told_in_the_log(plain_app, caplog, path):
+    caplog.clear()
+    client = plain_app.test_client()
+    assert client.get(path, query_string=pushing.query() | {"echostr": "1"}).status_code == 404
+    assert client.post(path, query_string=pushing.query()).status_code == 404
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "the callback is at /wechat"
+    ] * 2
+    assert client.get(path, query_string={"x": "signature"}).status_code == 404
+    assert len(caplog.records) == 2
+
+
 # -- answers ----------------------------------------------------------------------------------------------------
 
 

@@ -1,19 +1,25 @@
 """/healthz, /readyz and /metrics: what is told while all is well, and while something is away."""
 
+import contextlib
 import re
 import shutil
+import signal
 
+import psutil
 import pytest
 import requests
 
+from app import create_app
+from config import Settings
 from tests import pushing
-from tests.conftest import eventually
+from tests.conftest import ACCOUNT, eventually
 from tests.test_flow import control, send, stored
 
 METRICS = {
     "wechat_deliveries_total",
     "wechat_duplicates_total",
     "wechat_refusals_total",
+    "wechat_faults_total",
     "wechat_deadline_misses_total",
     "wechat_reply_seconds",
     "wechat_media",
@@ -84,8 +90,6 @@ def test_killed_processes_leave_their_counts(sandbox, make_bot):
     send(sandbox)
     worker = requests.get(f"{bot.url}/healthz", timeout=5)
     assert worker.ok
-    import psutil
-
     (child,) = psutil.Process(web.pid).children()
     child.kill()
     eventually(
@@ -145,3 +149,125 @@ def test_not_ready_without_the_database(sandbox, make_bot, postgresql):
     finally:
         postgresql.start()
     eventually(lambda: requests.get(f"{bot.url}/readyz", timeout=20).status_code == 200, what="ready again")
+
+
+# -- who may ask ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_app(tmp_path):
+    def make(**environ):
+        given = ACCOUNT | {
+            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "MEDIA_STORE": f"{tmp_path}/media",
+        }
+        return create_app(Settings.from_env(given | environ, tmp_path)).test_client()
+
+    return make
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/readyz"])
+class TestWhoMayAsk:
+    @pytest.mark.parametrize(
+        ("address", "headers", "status"),
+        [
+            ("127.0.0.1", {}, 200),
+            ("::1", {}, 200),
+            ("10.1.2.3", {}, 200),
+            ("fd00::1", {}, 200),
+            ("93.184.216.34", {}, 404),
+            ("2606:4700::1111", {}, 404),
+            ("", {}, 404),
+            ("127.0.0.1", {"X-Forwarded-For": "10.0.0.1"}, 404),
+            ("127.0.0.1", {"X-Forwarded-For": ""}, 404),
+        ],
+    )
+    def test_without_a_key_those_who_are_near(self, make_app, path, address, headers, status):
+        for hops in ("0", "1"):
+            client = make_app(PROXY_HOPS=hops)
+            answer = client.get(path, headers=headers, environ_overrides={"REMOTE_ADDR": address})
+            assert answer.status_code == status
+
+    @pytest.mark.parametrize(
+        ("authorization", "status"),
+        [("Bearer the-key", 200), ("Bearer other", 401), ("Basic dGhlLWtleTp4", 401), ("Bearer \xff", 401)],
+    )
+    def test_with_a_key_those_who_have_it(self, make_app, path, authorization, status):
+        client = make_app(METRICS_KEY="the-key")
+        for address in ("127.0.0.1", "93.184.216.34"):
+            answer = client.get(
+                path,
+                headers={"Authorization": authorization, "X-Forwarded-For": "10.0.0.1"},
+                environ_overrides={"REMOTE_ADDR": address},
+            )
+            assert answer.status_code == status
+            assert client.get(path).status_code == 401
+        assert client.get("/healthz").status_code == 200
+
+
+# -- the folder of the counters ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """temporary(bot): its processes have a temporary directory of their own; returns the folders that are in it."""
+
+    def given(bot):
+        folder = tmp_path / "temporary"
+        folder.mkdir(exist_ok=True)
+        bot.environ["TMPDIR"] = str(folder)
+        return lambda: sorted(folder.iterdir())
+
+    return given
+
+
+def test_counters_whose_folder_was_cleaned_away_end_nothing(sandbox, make_bot, temporary):
+    bot = make_bot(sandbox)
+    folders = temporary(bot)
+    web = bot.web()
+    send(sandbox)
+    (folder,) = folders()
+    shutil.rmtree(folder)
+    assert requests.get(f"{bot.url}/metrics", timeout=5).status_code == 200
+    shutil.rmtree(folder)
+    assert send(sandbox)["attempts"][0]["verdict"] == "reply"
+    (child,) = psutil.Process(web.pid).children()
+    child.kill()
+
+    def counts():
+        with contextlib.suppress(requests.ConnectionError):
+            send(sandbox)
+            return scrape(bot).get('wechat_deliveries_total{type="image"}')
+
+    assert eventually(counts, what="the next process")
+    assert web.popen.poll() is None
+
+
+def test_no_folder_of_counters_is_left_behind(sandbox, make_bot, temporary):
+    bot = make_bot(sandbox)
+    folders = temporary(bot)
+    first = bot.web()
+    kept = folders()
+    assert len(kept) == 1
+    first.popen.send_signal(signal.SIGHUP)
+    assert first.stop() == 0
+    assert folders() == []
+    bot.web().kill()
+    assert len(folders()) == 1
+    (left,) = folders()
+    last = bot.web()
+    (now,) = folders()
+    assert now != left
+    assert last.stop() == 0
+    assert folders() == []
+
+
+def test_the_folder_of_a_living_server_is_left_alone(sandbox, make_bot, temporary):
+    bot = make_bot(sandbox)
+    folders = temporary(bot)
+    bot.web()
+    other = make_bot(sandbox)
+    temporary(other)
+    assert other.web().stop() == 0
+    assert len(folders()) == 1
+    assert scrape(bot)

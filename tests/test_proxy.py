@@ -11,6 +11,7 @@ FORWARDED = {
     "X-Forwarded-Proto": "https",
     "X-Forwarded-Host": "bot.example",
     "X-Forwarded-Port": "443",
+    "X-Forwarded-Prefix": "/elsewhere",
     "X-Forwarded-Ssl": "on",
     "X-Forwarded-Protocol": "ssl",
 }

@@ -13,7 +13,13 @@ import time
 from collections.abc import Callable
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+)
 
 from answers.answer import Answers
 from answers.late import HeldError
@@ -41,7 +47,7 @@ def callback(
     """The two views. `token` is the callback Token, by which `flask doctor` is known; `clock` gives unix seconds."""
     blueprint = Blueprint("callback", __name__)
 
-    @blueprint.get("/wechat", provide_automatic_options=False)
+    @blueprint.get("/wechat", provide_automatic_options=False, strict_slashes=False)
     def verify() -> Response:
         response = Response(receiver.verify_url(request.args, clock()), mimetype="text/plain")
         if is_doctor():
@@ -52,7 +58,7 @@ def callback(
             response.headers[doctor_mark.HEADER] = f"{proxies:d}"
         return response
 
-    @blueprint.post("/wechat", provide_automatic_options=False)
+    @blueprint.post("/wechat", provide_automatic_options=False, strict_slashes=False)
     def receive() -> Response:
         arrived = time.monotonic()
         now = clock()
@@ -115,8 +121,8 @@ def callback(
     def too_large(error: RequestEntityTooLarge) -> Response:
         return refuse(413, "size", f"the body is over MAX_PUSH_BYTES={max_push_bytes}")
 
-    @blueprint.errorhandler(HTTPException)
-    def unreadable(error: HTTPException) -> Response:
+    @blueprint.errorhandler(BadRequest)
+    def unreadable(error: BadRequest) -> Response:
         return refuse(400, "xml", "the body could not be read")
 
     return blueprint
@@ -141,12 +147,23 @@ def _looks_like_the_platform() -> bool:
 
 def wrong_method(error: MethodNotAllowed) -> Response:
     """405, for the application: routing fails before a blueprint is chosen."""
-    if request.path != "/wechat":
+    if request.path.rstrip("/") != "/wechat":
         return Response(status=405, headers={"Allow": ", ".join(error.valid_methods or ())})
     return refuse(405, "method", "the platform calls with GET and POST only")
 
 
+def not_found(error: NotFound) -> Response:
+    """404, for the application. Who sends a signature is perhaps the platform, with a wrong URL in the console."""
+    if re.search(r"(^|&)(signature|echostr)=", request.environ.get("QUERY_STRING", "")):
+        log.warning(
+            "the callback is at /wechat: mend the URL in the console (请检查服务器配置中的 URL)",
+            extra={"path": request.path[:100]},
+        )
+    return Response(status=404)
+
+
 def refuse(status: int, reason: str, why: str) -> Response:
-    metrics.REFUSALS.labels(reason).inc()
+    # One label for all that strangers could try on an envelope: our count of bad paddings would help them to open it.
+    metrics.REFUSALS.labels("envelope" if reason == "appid" else reason).inc()
     log.warning("refused: %s", why, extra={"reason": reason, "status": status})
     return Response(status=status)

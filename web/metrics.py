@@ -12,6 +12,9 @@ _DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included",
 deliveries = cache(_DELIVERIES.labels)
 DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger")
 REFUSALS = Counter("wechat_refusals", "Requests to the callback that were refused", ["reason"])
+FAULTS = Counter(
+    "wechat_faults", "Requests that a fault of ours ended: answered 500, its traceback is in the log"
+)
 DEADLINE_MISSES = Counter("wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds")
 REPLY_SECONDS = Histogram(
     "wechat_reply_seconds",
@@ -20,5 +23,5 @@ REPLY_SECONDS = Histogram(
 )
 
 # A rate over a counter that appears with its first refusal would miss that one.
-for reason in ("signature", "timestamp", "envelope", "appid", "doctype", "xml", "method", "size", "key"):
+for reason in ("signature", "timestamp", "envelope", "doctype", "xml", "method", "size", "key"):
     REFUSALS.labels(reason)

@@ -6,28 +6,50 @@ the moment of asking. Does not know how they are counted. Shows no secret, and n
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from collections.abc import Iterable
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from werkzeug.exceptions import InternalServerError
 
 from storage.database import Database
 from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
+from web import metrics
 from wechat.access_token import AccessToken
+from wechat.addresses import is_public
 
 
 def ops(
-    database: Database, ledger: Ledger, files: FileStore, tokens: SqlTokenStore, token: AccessToken
+    database: Database,
+    ledger: Ledger,
+    files: FileStore,
+    tokens: SqlTokenStore,
+    token: AccessToken,
+    *,
+    key: str | None = None,
 ) -> Blueprint:
+    """The three views. `key` (METRICS_KEY) is wanted for /readyz and /metrics; without one they answer who is near."""
     blueprint = Blueprint("ops", __name__)
+
+    @blueprint.before_request
+    def only_ours() -> Response | None:
+        if request.endpoint == "ops.healthz":
+            return None
+        if key is None:
+            return None if _is_near() else Response(status=404)
+        authorization = request.authorization
+        if authorization is not None and authorization.type == "bearer" and _same(authorization.token, key):
+            return None
+        return Response("send METRICS_KEY as Authorization: Bearer KEY\n", 401, mimetype="text/plain")
 
     @blueprint.get("/healthz")
     def healthz() -> Response:
@@ -44,10 +66,11 @@ def ops(
         return jsonify(ready=ready, checks=checks, last_claim_seconds=seconds), 200 if ready else 503
 
     @blueprint.get("/metrics")
-    def metrics() -> Response:
+    def scrape() -> Response:
         registry = CollectorRegistry()
         registry.register(_DatabaseFigures(ledger, tokens))
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            os.makedirs(folder, mode=0o700, exist_ok=True)  # as it is when somebody has cleaned up
             counters = CollectorRegistry()
             MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
         else:
@@ -57,6 +80,25 @@ def ops(
         )
 
     return blueprint
+
+
+def fault(error: InternalServerError) -> Response:
+    """500, for the application, which has logged the traceback."""
+    metrics.FAULTS.inc()
+    return Response(status=500)
+
+
+def _is_near() -> bool:
+    """Whether the caller is of this machine or its private network, and came through no proxy."""
+    try:
+        near = not is_public(request.remote_addr or "")
+    except ValueError:  # a Unix socket has no address
+        near = False
+    return near and "X-Forwarded-For" not in request.headers
+
+
+def _same(given: str | None, key: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode(), key.encode())
 
 
 def _database(database: Database) -> str:
