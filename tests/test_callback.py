@@ -439,32 +439,43 @@ RELAXED = settings(
 )
 
 
+@pytest.fixture
+def apps(make_app):
+    """One in plaintext mode and one in safe mode, for all examples."""
+    return make_app(), make_app(**AES)
+
+
+@pytest.fixture
+def echo(make_app, monkeypatch):
+    """Says each text again."""
+    monkeypatch.setattr(handlers, "HANDLERS", {TextMessage: lambda message: TextReply(message.content)})
+    return make_app()
+
+
 @RELAXED
 @given(
     body=st.binary(max_size=2000),
     query=st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=6),
 )
-def test_any_bytes_get_a_4xx(make_app, body, query):
-    for app in (make_app(), make_app(**AES)):
+def test_any_bytes_get_a_4xx(apps, body, query):
+    for app in apps:
         assert app.test_client().post("/wechat", query_string=query, data=body).status_code in (400, 403)
 
 
 @RELAXED
 @given(body=st.one_of(st.binary(max_size=2000), st.text(max_size=500).map(str.encode)))
-def test_any_signed_bytes_get_an_answer_or_a_4xx(make_app, body):
-    for app, push in ((make_app(), pushing.plain(body)), (make_app(**AES), pushing.safe(body))):
+def test_any_signed_bytes_get_an_answer_or_a_4xx(apps, body):
+    for app, push in zip(apps, (pushing.plain(body), pushing.safe(body)), strict=True):
         assert post(app, push).status_code in (200, 400, 403)
 
 
 @RELAXED
 @given(content=st.text(max_size=3000))
-def test_whatever_a_fan_writes_the_echo_is_one_reply(make_app, content):
+def test_whatever_a_fan_writes_the_echo_is_one_reply(echo, content):
     sent = legal(content)  # what the platform could push at all
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handlers, "HANDLERS", {TextMessage: lambda message: TextReply(message.content)})
-        escaped = sent.replace("]]>", "]]]]><![CDATA[>")
-        push = pushing.plain(pushing.message(MsgType="text", MsgId=next(MSG_IDS), Content=escaped))
-        response = post(make_app(), push)
+    escaped = sent.replace("]]>", "]]]]><![CDATA[>")
+    push = pushing.plain(pushing.message(MsgType="text", MsgId=next(MSG_IDS), Content=escaped))
+    response = post(echo, push)
     assert response.status_code == 200
     if response.data == b"success":
         assert sent == "", "nothing to say"
