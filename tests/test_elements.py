@@ -1,10 +1,11 @@
 """XML in and out: what the parser takes and refuses, and the one escaping function."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wechat.elements import cdata, legal, parse
+from wechat.elements import cdata, legal, mended, parse, texts
 from wechat.errors import DoctypeError, UnreadablePushError
 
 BOMB = (
@@ -121,3 +122,30 @@ def test_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(read, range(3000)))
     assert [(element.tag, element.text) for element in found] == [(f"a{n}", str(n)) for n in range(3000)]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"<a><![CDATA[x</a>",
+        b"<a><![CDATA[x</a>]]>",
+        b"<a><![CDATA[]]></b></a>",
+        b"<Content><![CDATA[</Content>",
+        b"<b>]]></b>",
+        b"<a>",
+        b"a",
+        b"<" + b" " * 100,
+        b"]]>" + b" " * 50,
+    ],
+)
+def test_a_scan_costs_no_more_than_the_bodys_length(unit):
+    def seconds(size):
+        body = b"<xml><x" + unit * (size // len(unit))
+        began = time.process_time()
+        texts(body, "Encrypt")
+        mended(body)
+        return time.process_time() - began
+
+    # Eight times as long: a square would be 64 times as much.
+    small = min(seconds(32 * 1024) for _ in range(3))
+    assert min(seconds(256 * 1024) for _ in range(2)) < 24 * small + 0.1

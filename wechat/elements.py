@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from lxml import etree
@@ -96,11 +97,12 @@ def is_json(body: bytes) -> bool:
 
 # -- the lenient reading ------------------------------------------------------------------------------------------
 
-_OPENING = re.compile(rb"<([A-Za-z_][A-Za-z0-9_.:-]*)([^<>]*)>")
-_CLOSING = re.compile(rb"</([A-Za-z_][A-Za-z0-9_.:-]*)\s*>")
+# The quantifiers are possessive: what does not match costs one pass.
+_OPENING = re.compile(rb"<([A-Za-z_][A-Za-z0-9_.:-]*+)([^<>]*+)>")
+_CLOSING = re.compile(rb"</([A-Za-z_][A-Za-z0-9_.:-]*+)\s*+>")
 _CDATA = b"<![CDATA["
-_CDATA_OPENING = re.compile(rb"\s*<!\[CDATA\[")
-_CDATA_CLOSING = re.compile(rb"\]\]>\s*</([A-Za-z_][A-Za-z0-9_.:-]*)\s*>")
+_CDATA_OPENING = re.compile(rb"\s*+<!\[CDATA\[")
+_CDATA_CLOSING = re.compile(rb"\]\]>\s*+</([A-Za-z_][A-Za-z0-9_.:-]*+)\s*+>")
 _CDATA_BORDER = re.compile(rb"<!\[CDATA\[|\]\]>")
 
 # What people write. Its CDATA may hold its own closing tag, so that only the last one counts: nothing that a fan types
@@ -145,6 +147,7 @@ def texts(body: bytes, name: str) -> list[str]:
 
 def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
     """Name, content, and whether that is CDATA, of each element from `start` on, until one is not closed."""
+    closings, cdata_closings = _Closings(_CLOSING, xml), _Closings(_CDATA_CLOSING, xml)
     while (opening := _OPENING.search(xml, start)) is not None:
         name, start = opening[1], opening.end()
         if opening[2].endswith(b"/"):
@@ -153,27 +156,38 @@ def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
         is_cdata = _CDATA_OPENING.match(xml, start) is not None
         closing = None
         if is_cdata:
-            closing = _closing(_CDATA_CLOSING, xml, start, name, last=name in _WRITTEN)
+            closing = cdata_closings.find(name, start, last=name in _WRITTEN)
         if closing is None:
-            closing = _closing(_CLOSING, xml, start, name)
+            closing = closings.find(name, start)
         if closing is None:
             return
-        content = xml[start : closing.start()]
+        content = xml[start : closing[0]]
         yield name, content.lstrip()[len(_CDATA) :] if is_cdata else content, is_cdata
-        start = closing.end()
+        start = closing[1]
 
 
-def _closing(
-    tags: re.Pattern[bytes], xml: bytes, start: int, name: bytes, *, last: bool = False
-) -> re.Match[bytes] | None:
-    """The first closing tag of that name, or the last one."""
-    closing = None
-    for found in tags.finditer(xml, start):
-        if found[1] == name:
-            closing = found
-            if not last:
-                break
-    return closing
+class _Closings:
+    """The closing tags in `xml`, by name. Each is looked up once, however often its name is asked for: a body that
+    anybody may have sent must not cost the square of its length."""
+
+    def __init__(self, tags: re.Pattern[bytes], xml: bytes) -> None:
+        self._tags, self._xml = tags, xml
+        self._found: dict[bytes, list[tuple[int, int]]] | None = None
+
+    def find(self, name: bytes, start: int, *, last: bool = False) -> tuple[int, int] | None:
+        """Where the first closing tag of that name from `start` on begins and ends, or the last one."""
+        if self._found is None:
+            next_one = self._tags.search(self._xml, start)
+            if (
+                next_one is not None and next_one[1] == name and not last
+            ):  # in a usual push it is the next one
+                return next_one.span()
+            self._found = {}
+            for tag in self._tags.finditer(self._xml, start):
+                self._found.setdefault(tag[1], []).append(tag.span())
+        places = self._found.get(name, [])
+        place = len(places) - 1 if last else bisect_left(places, (start, 0))
+        return places[place] if 0 <= place < len(places) and places[place][0] >= start else None
 
 
 def _rewritten(content: bytes, depth: int) -> bytes:
