@@ -10,7 +10,7 @@ import click
 from flask import Flask
 from flask.cli import FlaskGroup
 
-from commands import common, ledger, media, replay, token, worker
+from commands import common, ledger, media, menu, replay, token, worker
 from commands.doctor import command as doctor_command
 from config import SettingsError
 
@@ -18,6 +18,7 @@ COMMANDS = (
     doctor_command.doctor,
     ledger.ledger,
     media.media,
+    menu.menu,
     replay.replay,
     token.token,
     worker.worker,

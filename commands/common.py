@@ -22,6 +22,8 @@ from wechat.errors import ApiError, TokenUnavailableError, WeChatError
 if TYPE_CHECKING:
     from parts import Parts
 
+LEDGER_ID = click.IntRange(1, 2**63 - 1)
+
 
 def app_parts() -> Parts:
     """The application's parts. With faulty settings there are none: the command ends with exit code 2."""

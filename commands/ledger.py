@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import Any
 
 import click
 
-from commands.common import app_parts, errors_in_one_line, show_json
+from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail, show_json
+from logs import escaped, escaped_lines
 from storage import purge
+from storage.ledger import Entry
 
 
 @click.group()
@@ -31,12 +35,73 @@ def ledger_status() -> None:
         )
 
 
+@ledger.command("list")
+@click.option("--failed", is_flag=True, help="Only what failed.")
+@click.option("--fan", metavar="OPENID", help="Only what this fan sent.")
+@click.option("--last", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
+def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
+    """List the newest messages, the newest last; each is a line of JSON unless this is a terminal."""
+    with errors_in_one_line():
+        entries = app_parts().ledger.newest(limit, failed=failed, fan=fan)
+    for entry in entries:
+        line = _summary(entry)
+        if sys.stdout.isatty():
+            words = [f"{line['id']:>6}", line["received_at"], f"{line['type']:10}", line["fan"]]
+            words += [
+                str(line[name]) for name in ("media", "send", "code", "reason") if line[name] is not None
+            ]
+            click.echo(escaped("  ".join(words)))
+        else:
+            show_json(line)
+
+
+@ledger.command("show")
+@click.argument("ledger_id", type=LEDGER_ID)
+def ledger_show(ledger_id: int) -> None:
+    """Show one message: what the fan sent, what was answered, and what became of it."""
+    with errors_in_one_line():
+        entry = app_parts().ledger.get(ledger_id)
+    if entry is None:
+        fail(f"the ledger has no row {ledger_id}")
+    click.echo(f"Message:\n{escaped_lines(entry.xml.decode(errors='replace'))}\nReply:")
+    click.echo("success" if entry.reply is None else escaped_lines(entry.reply.decode()))
+    show_json(
+        _summary(entry)
+        | {
+            "msg_id": entry.msg_id,
+            "event": entry.event,
+            "media_id": entry.media_id,
+            "file": entry.media_key,
+            "size": entry.media_size,
+            "sha256": entry.media_sha256,
+            "attempts": entry.media_attempts,
+        }
+    )
+
+
+def _summary(entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "received_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.received_at)),
+        "type": entry.event or entry.msg_type,
+        "fan": entry.sender,
+        "media": entry.media_state,
+        "send": entry.send_state,
+        "code": entry.send_code if entry.media_code is None else entry.media_code,
+        "reason": entry.media_reason or entry.send_reason,
+    }
+
+
 @ledger.command("retry")
-@click.argument("ids", nargs=-1, type=int)
+@click.argument("ids", nargs=-1, type=LEDGER_ID)
 def ledger_retry(ids: tuple[int, ...]) -> None:
     """Try the failed ones again: those with the given ledger IDs, or all."""
     with errors_in_one_line():
-        show_json({"rows": app_parts().ledger.retry(ids or None, time.time())})
+        kept = app_parts().ledger
+        unknown = [str(each) for each in ids if kept.get(each) is None]
+        if unknown:
+            fail(f"the ledger has no row {', '.join(unknown)}; nothing was changed")
+        show_json({"rows": kept.retry(ids or None, time.time())})
 
 
 @ledger.command("purge")
@@ -44,12 +109,20 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
     "--before", "days", type=click.IntRange(min=0), metavar="DAYS", help="What is older than so many days."
 )
 @click.option("--fan", metavar="OPENID", help="What this fan sent.")
-def ledger_purge(days: int | None, fan: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Say how much it would be, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask; without a terminal nothing is asked.")
+def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) -> None:
     """Delete rows and their files for good: old ones, a fan's, or a fan's old ones."""
     if days is None and fan is None:
         raise click.UsageError("say what to delete: --before DAYS, --fan OPENID, or both")
     with errors_in_one_line():
         parts, now = app_parts(), time.time()
         before = None if days is None else now - days * 86400
+        if dry_run or (sys.stdin.isatty() and not yes):
+            rows, files = parts.ledger.count_to_purge(before=before, fan=fan)
+            if dry_run:
+                show_json({"rows": rows, "files": files})
+                return
+            click.confirm(f"Delete {rows} messages and {files} files for good?", abort=True, err=True)
         gone = purge.purge(parts.ledger, parts.files, parts.thumbnails, now=now, before=before, fan=fan)
         show_json({"rows": gone.rows, "files": gone.files})

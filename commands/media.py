@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
-from commands.common import app_parts, errors_in_one_line, progress_bar, show_json
+from commands.common import app_parts, errors_in_one_line, fail, progress_bar, show_json
 from wechat import media as wechat_media
 
 DEFAULT_KIND = {
@@ -57,17 +58,22 @@ def media_upload(file: Path, kind: str | None) -> None:
 @click.option(
     "-o", "path", type=click.Path(dir_okay=False, path_type=Path), help="Where to; by default a name here."
 )
-def media_get(media_id: str, path: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+def media_get(media_id: str, path: Path | None, force: bool) -> None:
     """Download MEDIA_ID and print the path it was written to."""
     parts = app_parts()
+    name = path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))
     with errors_in_one_line():
-        partial = (path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))).with_suffix(".part")
+        # A name that nothing else has: what lies there is never the user's.
+        partial = name.with_name(f".{name.name[:100]}.{secrets.token_hex(8)}.part")
         try:
+            if path is not None:
+                _refuse_to_overwrite(path, force)
             with (
                 wechat_media.open_media(
                     parts.client, media_id, max_bytes=parts.settings.max_media_bytes
                 ) as chunks,
-                partial.open("wb") as file,
+                partial.open("xb") as file,
                 progress_bar(None, "download") as progress,
             ):
                 head = b""
@@ -75,8 +81,14 @@ def media_get(media_id: str, path: Path | None) -> None:
                     head = head or chunk[:512]
                     file.write(chunk)
                     progress(len(chunk))
-            path = path or partial.with_suffix(f".{wechat_media.extension(head)}")
+            path = path or name.with_name(f"{name.name}.{wechat_media.extension(head)}")
+            _refuse_to_overwrite(path, force)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     click.echo(str(path))
+
+
+def _refuse_to_overwrite(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        fail(f"{path} is there already: name another one with -o, or say --force")

@@ -9,23 +9,27 @@ import click
 
 import handlers
 from answers.answer import rendered
-from commands.common import app_parts, errors_in_one_line, fail
+from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
 from wechat.messages import parse_message
 
 
 @click.command()
-@click.argument("ledger_id", type=int)
-def replay(ledger_id: int) -> None:
+@click.argument("ledger_id", type=LEDGER_ID, required=False)
+@click.option("--last", is_flag=True, help="The newest message.")
+def replay(ledger_id: int | None, last: bool) -> None:
     """Show what the recorded message LEDGER_ID would be answered today. Nothing is sent or recorded.
 
     The work of a Deferred handler is done, since its result is the answer.
     """
+    if last == (ledger_id is not None):
+        raise click.UsageError("say which message: its ledger ID, or --last")
     with errors_in_one_line():
         parts = app_parts()
-        entry = parts.ledger.get(ledger_id)
+        newest = parts.ledger.newest(1) if ledger_id is None else []
+        entry = newest[0] if newest else None if ledger_id is None else parts.ledger.get(ledger_id)
         if entry is None:
-            fail(f"the ledger has no row {ledger_id}")
+            fail("the ledger is empty" if ledger_id is None else f"the ledger has no row {ledger_id}")
         message = parse_message(entry.xml)
         try:
             outcome = handlers.dispatch(message)

@@ -743,6 +743,29 @@ class Ledger:
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
 
+    def newest(self, limit: int, *, failed: bool = False, fan: str | None = None) -> list[Entry]:
+        """The newest rows, the newest last; of those that failed alone, or of that fan."""
+        wanted = [messages.c.appid == self._appid]
+        if failed:
+            wanted.append(or_(messages.c.media_state == FAILED, messages.c.send_state == FAILED))
+        if fan is not None:
+            wanted.append(messages.c.sender == fan)
+        statement = select(messages).where(*wanted).order_by(messages.c.id.desc()).limit(limit)
+        rows = self._database.run(lambda connection: connection.execute(statement).mappings().all())
+        return [Entry(**row) for row in reversed(rows)]
+
+    def count_to_purge(self, *, before: float | None = None, fan: str | None = None) -> tuple[int, int]:
+        """How many rows, and how many stored files, `purge` would delete by and by."""
+        wanted = [messages.c.appid == self._appid]
+        if before is not None:
+            wanted.append(messages.c.received_at < before)
+        if fan is not None:
+            wanted.append(messages.c.sender == fan)
+        stored = func.count().filter(messages.c.media_state == STORED)
+        statement = select(func.count(), stored).where(*wanted)
+        rows, files = self._database.run(lambda connection: connection.execute(statement).one())
+        return int(rows), int(files)
+
     def _entries(self, condition: ColumnElement[bool]) -> list[Entry]:
         statement = select(messages).where(condition, messages.c.appid == self._appid).order_by(messages.c.id)
         rows = self._database.run(lambda connection: connection.execute(statement).mappings().all())

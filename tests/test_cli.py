@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ import requests
 from flask import Flask, request
 
 import parts
+from storage.files import StoredFile
+from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, clean_environ, eventually
 from tests.project import copy, flask
 from tests.serving import serving
 from tests.test_flow import PHOTO, calls, control, send, stored
+from wechat.messages import parse_message
 
 
 def last(done):
@@ -102,6 +106,25 @@ def test_a_failed_download_leaves_no_file(sandbox, bot, tmp_path):
     assert not list(tmp_path.glob("x.*"))
 
 
+def test_a_download_touches_nothing_of_the_users(sandbox, bot, tmp_path):
+    media_id = last(bot.flask("media", "upload", str(PHOTO)))["media_id"]
+    part, target = tmp_path / "x.part", tmp_path / "x.jpg"
+    part.write_text("the user's")
+    target.write_text("the user's too")
+    assert "--force" in failed(bot.flask("media", "get", media_id, "-o", str(target)))
+    assert target.read_text() == "the user's too"
+    assert bot.flask("media", "get", media_id, "-o", str(target), "--force").returncode == 0
+    assert target.read_bytes() == PHOTO.read_bytes()
+    assert part.read_text() == "the user's"
+    part.unlink()
+    assert bot.flask("media", "get", media_id, "-o", str(part)).returncode == 0
+    assert part.read_bytes() == PHOTO.read_bytes()
+    assert {each.name for each in tmp_path.iterdir() if each.name.startswith(("x", "."))} == {
+        "x.part",
+        "x.jpg",
+    }
+
+
 def test_an_upload_shows_a_progress_bar_on_a_terminal(sandbox, bot):
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 80))
@@ -146,6 +169,122 @@ def test_ledger_status_and_retry(sandbox, bot):
     assert last(bot.flask("ledger", "retry")) == {"rows": 1}
     entry = stored(bot, push)
     assert last(bot.flask("ledger", "retry", str(entry.id))) == {"rows": 0}
+
+
+@pytest.fixture
+def three(bot):
+    """A stored picture, a failed one, and a text, in the ledger of a bot that does not run."""
+    ledger = parts.build(bot.settings).ledger
+    now = time.time()
+    for xml in (pushing.image(1), pushing.image(2, fan="oAnother-fan"), pushing.text(3, "hello\x1b[2J")):
+        ledger.record(parse_message(xml.encode()), None, now)
+    first, second = ledger.claim_downloads(now, 60, 2)
+    ledger.mark_stored(first, StoredFile(f"{first.stem}.jpg", 5, "0" * 64), now)
+    ledger.mark_failed(second, 40007, "invalid media_id", now)
+    return bot
+
+
+def listed(bot, *options):
+    done = bot.flask("ledger", "list", *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_ledger_list_and_show(three):
+    assert [entry["id"] for entry in listed(three)] == [1, 2, 3]
+    assert [entry["id"] for entry in listed(three, "--last", "2")] == [2, 3]
+    (entry,) = listed(three, "--failed")
+    assert entry | {"received_at": ""} == {
+        "id": 2,
+        "received_at": "",
+        "type": "image",
+        "fan": "oAnother-fan",
+        "media": "failed",
+        "send": None,
+        "code": 40007,
+        "reason": "invalid media_id",
+    }
+    assert [entry["id"] for entry in listed(three, "--fan", FAN)] == [1, 3]
+    done = three.flask("ledger", "show", "3")
+    assert "<Content><![CDATA[hello" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert last(done)["fan"] == FAN
+    assert "no row 99" in failed(three.flask("ledger", "show", "99"))
+    shown, _ = on_a_terminal(three, "ledger", "list")
+    assert "40007" in shown
+    assert "{" not in shown
+
+
+def test_retry_says_which_rows_there_are_not(three):
+    assert "no row 98, 99" in failed(three.flask("ledger", "retry", "2", "98", "99"))
+    assert last(three.flask("ledger", "retry", "2")) == {"rows": 1}
+    assert last(three.flask("ledger", "retry", "1")) == {"rows": 0}
+
+
+def test_replay_the_newest(three, tmp_path):
+    assert "CDATA[text]" in three.flask("replay", "--last").stdout
+    assert "no row 99" in failed(three.flask("replay", "99"))
+    for arguments in ([], ["1", "--last"]):
+        assert "--last" in failed(three.flask("replay", *arguments), 2)
+    three.environ["DATABASE_URL"] = f"sqlite:///{tmp_path}/empty.db"
+    assert "the ledger is empty" in failed(three.flask("replay", "--last"))
+
+
+def test_purge_asks_on_a_terminal_and_can_only_say(three):
+    assert last(three.flask("ledger", "purge", "--before", "0", "--dry-run")) == {"rows": 3, "files": 1}
+    assert last(three.flask("ledger", "purge", "--fan", "oAnother-fan", "--dry-run")) == {
+        "rows": 1,
+        "files": 0,
+    }
+    shown, status = on_a_terminal(three, "ledger", "purge", "--before", "0", typed="n\n")
+    assert "Delete 3 messages and 1 files for good?" in shown
+    assert status == 1
+    assert len(listed(three)) == 3
+    shown, status = on_a_terminal(three, "ledger", "purge", "--fan", FAN, typed="y\n")
+    assert status == 0
+    assert [entry["id"] for entry in listed(three)] == [2]
+    shown, status = on_a_terminal(three, "ledger", "purge", "--before", "0", "--yes")
+    assert status == 0
+    assert listed(three) == []
+
+
+def on_a_terminal(bot, *arguments, typed=""):
+    """What is shown there, and the exit code."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 200))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flask", *arguments],
+        cwd=ROOT,
+        env={**clean_environ(), **bot.environ, "TERM": "xterm"},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    os.write(leader, typed.encode())
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
+        while chunk := os.read(leader, 100_000):
+            shown += chunk
+    os.close(leader)
+    return shown.decode(), process.wait(60)
+
+
+def test_a_menu_is_set_shown_and_deleted(sandbox, bot, tmp_path):
+    assert "no menu" in failed(bot.flask("menu", "show"))
+    menu = {"button": [{"type": "click", "name": "天气", "key": "weather"}]}
+    file = tmp_path / "menu.json"
+    file.write_text(json.dumps(menu), encoding="utf-8")
+    assert last(bot.flask("menu", "set", str(file))) == {"buttons": 1}
+    shown = bot.flask("menu", "show")
+    assert last(shown)["button"][0]["name"] == "天气"
+    file.write_text(shown.stdout, encoding="utf-8")
+    assert last(bot.flask("menu", "set", str(file))) == {"buttons": 1}, "what is shown can be set"
+    assert last(bot.flask("menu", "delete")) == {"buttons": 0}
+    assert "no menu" in failed(bot.flask("menu", "show"))
+    for wrong in ("{", "[]", '{"button": 1}'):
+        file.write_text(wrong)
+        failed(bot.flask("menu", "set", str(file)), 2)
 
 
 def test_faulty_settings_exit_2_and_name_the_faults(bot):
@@ -234,7 +373,7 @@ def test_what_env_says_to_libraries_reaches_them(tmp_path):
 def test_help_begins_with_our_commands(bot):
     listed = bot.flask("--help").stdout.partition("Commands:\n")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    assert names == ["doctor", "ledger", "media", "replay", "token", "worker"]
+    assert names == ["doctor", "ledger", "media", "menu", "replay", "token", "worker"]
 
 
 def test_flasks_own_server_says_that_settings_are_missing(bot):

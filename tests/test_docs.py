@@ -163,7 +163,7 @@ def test_every_command_is_documented_with_its_options(readme):
         options = {
             option for each in command.params for option in each.opts if isinstance(each, click.Option)
         }
-        assert set(re.findall(r"\[(--?\w+)", documented[name])) == options, name
+        assert set(re.findall(r"\[(--?[\w-]+)", documented[name])) == options, name
 
 
 def test_the_application_has_these_commands(app):

@@ -1,0 +1,50 @@
+"""`flask menu`: the account's custom menu (自定义菜单), shown, set from a file, or deleted."""
+
+from __future__ import annotations
+
+import json
+from typing import TextIO
+
+import click
+
+from commands.common import app_parts, errors_in_one_line, fail, show_json
+from wechat.menu import delete_menu, get_menu, set_menu
+
+
+@click.group()
+def menu() -> None:
+    """The custom menu (自定义菜单)."""
+
+
+@menu.command("show")
+def menu_show() -> None:
+    """Print the menu as JSON, such as `set` takes."""
+    with errors_in_one_line():
+        found = get_menu(app_parts().client)
+    if found is None:
+        fail("the account has no menu: flask menu set FILE (公众号没有自定义菜单)")
+    show_json(found)
+
+
+@menu.command("set")
+@click.argument("file", type=click.File(encoding="utf-8-sig"))
+def menu_set(file: TextIO) -> None:
+    """Make the menu what FILE says: JSON, {"button": [...]}. `-` reads from the standard input."""
+    parts = app_parts()
+    try:
+        wanted = json.load(file)
+    except ValueError as error:
+        raise click.UsageError(f"{file.name} is not JSON: {error}") from None
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("button"), list):
+        raise click.UsageError(f'{file.name} must be a JSON object with a list "button"')
+    with errors_in_one_line():
+        set_menu(parts.client, wanted)
+    show_json({"buttons": len(wanted["button"])})
+
+
+@menu.command("delete")
+def menu_delete() -> None:
+    """Take the menu away."""
+    with errors_in_one_line():
+        delete_menu(app_parts().client)
+    show_json({"buttons": 0})

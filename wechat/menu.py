@@ -1,0 +1,34 @@
+"""The custom menu (自定义菜单): what it is now, another one, none.
+
+Knows the three calls. What may stand in a menu is the platform's to judge.
+https://developers.weixin.qq.com/doc/service/api/custommenu/api_createcustommenu.html
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wechat.client import ApiClient
+from wechat.errors import ApiError
+
+_NO_MENU = 46003
+
+
+def get_menu(client: ApiClient) -> dict[str, Any] | None:
+    """The menu, as `set_menu` takes it; None when the account has none. Raises as `client.call` does."""
+    try:
+        menu = client.call("GET", "/cgi-bin/menu/get", repeatable=True).get("menu")
+    except ApiError as error:
+        if error.code == _NO_MENU:
+            return None
+        raise
+    return menu if isinstance(menu, dict) else None
+
+
+def set_menu(client: ApiClient, menu: Mapping[str, Any]) -> None:
+    """Make `menu`, `{"button": [...]}`, the account's. Fans see it after some minutes. Raises as `client.call` does."""
+    client.call("POST", "/cgi-bin/menu/create", json=menu, repeatable=True)
+
+
+def delete_menu(client: ApiClient) -> None:
+    """Take the menu away. Raises as `client.call` does."""
+    client.call("GET", "/cgi-bin/menu/delete", repeatable=True)
