@@ -28,11 +28,90 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from wechat.codes import explain
+from wechat.errors import Cause, WeChatError
+
 FOLDER = Path(__file__).resolve().parent
 SANDBOX_SETTINGS = Path("data/sandbox/settings.env")
 """In the project's folder: what `make run` without an account runs with. Locked (shared) while it runs."""
 OF_LIBRARIES = re.compile(r"AWS_\w+|(?:HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE", re.IGNORECASE)
 """Names in .env that are not the bot's settings, but those of the libraries that it uses."""
+
+
+# What to look at when an error of the protocol has this cause: in English and in Chinese.
+HINTS: Mapping[Cause, tuple[str, str]] = {
+    Cause.TOKEN: ("is WECHAT_TOKEN the console's token?", "请检查 WECHAT_TOKEN 是否与后台的令牌一致"),
+    Cause.NO_AES_KEY: (
+        "set WECHAT_AES_KEY to the console's EncodingAESKey",
+        "请将 WECHAT_AES_KEY 设为后台的 EncodingAESKey",
+    ),
+    Cause.NOT_ENCRYPTED: (
+        "WECHAT_AES_KEY is set: choose safe mode (安全模式) in the console, "
+        "or set WECHAT_ACCEPT_PLAINTEXT=1 for the change-over",
+        "已设置 WECHAT_AES_KEY：请在后台选择安全模式，过渡期可设 WECHAT_ACCEPT_PLAINTEXT=1",
+    ),
+    Cause.AES_KEY: (
+        "is WECHAT_AES_KEY the console's EncodingAESKey?",
+        "请检查 WECHAT_AES_KEY 是否与后台的 EncodingAESKey 一致",
+    ),
+    Cause.APPID: ("is WECHAT_APPID that of this account?", "请检查 WECHAT_APPID 是否为本账号"),
+    Cause.APPSECRET: ("is WECHAT_APPSECRET that of this account?", "请检查 WECHAT_APPSECRET"),
+    Cause.WINDOW: (
+        "set this machine's clock (NTP), or WECHAT_TIMESTAMP_WINDOW (seconds; 0 = no check)",
+        "请校准本机时间（NTP），或调整 WECHAT_TIMESTAMP_WINDOW",
+    ),
+    Cause.MEDIA_SIZE: ("the cap is MAX_MEDIA_BYTES", "上限为 MAX_MEDIA_BYTES"),
+    Cause.API_BASE: ("check WECHAT_API_BASE", "请检查 WECHAT_API_BASE"),
+    Cause.CENTRAL_SERVER: (
+        "check WECHAT_TOKEN_SOURCE, and that TOKEN_SERVER_KEY is set over there",
+        "请检查 WECHAT_TOKEN_SOURCE，以及对方是否设置了 TOKEN_SERVER_KEY",
+    ),
+    Cause.CENTRAL_KEY: (
+        "WECHAT_TOKEN_SOURCE_KEY must equal TOKEN_SERVER_KEY over there",
+        "WECHAT_TOKEN_SOURCE_KEY 须与对方的 TOKEN_SERVER_KEY 一致",
+    ),
+}
+
+
+def explained(error: WeChatError) -> str:
+    """What happened and what to do about it, in one line, with the names of our settings."""
+    text = error.what
+    if error.hint_en:
+        text += f". {error.hint_en} ({error.hint_zh})"
+    if error.cause is not None:
+        text += f": {HINTS[error.cause][0]}"
+    return text
+
+
+def token_reason(error: WeChatError) -> str:
+    """Why there is no access_token, and what to do: English, a slash, Chinese. For the row that all processes share."""
+    english, chinese, cause = error.hint_en, error.hint_zh, error.cause
+    if error.code in _OF_TOKEN_CALLS:
+        # 40001 for such a call means the AppSecret, not a token.
+        cause = _OF_TOKEN_CALLS[error.code]
+        known = explain(40125 if error.code == 40001 else error.code)
+        english, chinese = known.hint_en, known.hint_zh
+    ip = _CALLER_IP.search(error.what)
+    if error.code == 40164 and ip:
+        english, chinese = (
+            f"Add {ip[1]} to the account's IP whitelist",
+            f"请将 {ip[1]} 加入公众平台 IP 白名单",
+        )
+    what, _, chinese_what = error.what.partition(" / ")
+    in_english = [each for each in (english, HINTS[cause][0] if cause else "") if each]
+    in_chinese = [each for each in (chinese_what, chinese, HINTS[cause][1] if cause else "") if each]
+    text = ". ".join([what, *in_english])
+    return text + (f" / {'；'.join(in_chinese)}" if in_chinese else "")
+
+
+_OF_TOKEN_CALLS = {
+    40001: Cause.APPSECRET,
+    40013: Cause.APPID,
+    40125: Cause.APPSECRET,
+    41002: Cause.APPID,
+    41004: Cause.APPSECRET,
+}
+_CALLER_IP = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")
 
 
 class Fault(NamedTuple):

@@ -15,7 +15,7 @@ import cores
 from answers.answer import Answers
 from answers.copies import StoredCopies
 from answers.late import DeferredReplies
-from config import Settings
+from config import Settings, token_reason
 from storage.database import Database
 from storage.deferred import Works
 from storage.files import FileStore, open_store
@@ -86,7 +86,7 @@ def build(
     thumbnails = Thumbnails(settings.media_store, files)
     hosts = ApiHosts(settings.wechat_api_base)
     tokens = SqlTokenStore(database, settings.wechat_appid)
-    token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch)
+    token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch, explained=token_reason)
     client = ApiClient(hosts, token)
     copies = StoredCopies(client, files)
     works = Works(database, ledger, settings.wechat_appid)

@@ -8,15 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from answers.copies import StoredFileGoneError
-from wechat.codes import Kind
-from wechat.errors import (
-    ApiError,
-    MediaError,
-    MediaRefusedError,
-    ReplyError,
-    TokenUnavailableError,
-    WeChatError,
-)
+from config import explained
+from wechat.errors import WeChatError
 
 SEND_LIFE_SECONDS = 2 * 86400  # a fan's message gives the right to send for 48 hours
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
@@ -37,23 +30,11 @@ class Failure:
 
 def failure(error: WeChatError | OSError) -> Failure:
     """What the error of a call to the platform, or of the media store, means."""
-    if isinstance(error, ApiError):
-        rid = f" rid: {error.rid}" if error.rid and error.rid not in error.errmsg else ""
-        reason = f"{error.code} {error.errmsg}{rid}. {error.hint_en} ({error.hint_zh})"
-        return Failure(error.code, reason, final=error.kind is Kind.GIVE_UP)
-    if isinstance(error, MediaRefusedError):
-        return Failure(error.code, str(error), final=True)
-    if isinstance(error, ReplyError):
-        return Failure(None, str(error), final=True)
-    if isinstance(error, MediaError):
-        return Failure(None, str(error), final=not error.retryable)
-    if isinstance(error, TokenUnavailableError):
-        return Failure(error.code, error.reason, not_before=error.retry_at or 0.0)
+    if isinstance(error, WeChatError):
+        return Failure(error.code, explained(error), final=error.final, not_before=error.retry_at or 0.0)
     if isinstance(error, StoredFileGoneError):
         return Failure(None, "the stored file is gone from MEDIA_STORE", final=True)
-    if isinstance(error, OSError):
-        return Failure(None, f"MEDIA_STORE: {error.strerror or error}")
-    return Failure(None, str(error))
+    return Failure(None, f"MEDIA_STORE: {error.strerror or error}")
 
 
 def pause(attempt: int, jitter: float) -> float:

@@ -14,10 +14,10 @@ import click
 from flask import current_app
 from tqdm import tqdm
 
-from config import SettingsError
+from config import SettingsError, explained
 from logs import escaped, escaped_lines, json_line
 from storage.errors import DatabaseUnavailableError
-from wechat.errors import ApiError, TokenUnavailableError, WeChatError
+from wechat.errors import WeChatError
 
 if TYPE_CHECKING:
     from parts import Parts
@@ -44,11 +44,9 @@ def errors_in_one_line() -> Iterator[None]:
     """Turns what may go wrong into one line with its hint, and exit code 1."""
     try:
         yield
-    except ApiError as error:
-        fail(f"{error.code} {error.errmsg}. {error.hint_en} ({error.hint_zh})")
-    except TokenUnavailableError as error:
-        fail(error.reason)
-    except (WeChatError, DatabaseUnavailableError) as error:
+    except WeChatError as error:
+        fail(explained(error))
+    except DatabaseUnavailableError as error:
         fail(error)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)

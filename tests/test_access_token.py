@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from config import token_reason
 from tests.stub_platform import Leaks, StubPlatform, hang, raw, reply
 from wechat import access_token
 from wechat.access_token import (
     EMPTY,
+    FETCH_LEASE_SECONDS,
     FETCH_TIMEOUT,
-    LEASE_SECONDS,
     AccessToken,
     CentralTokenFetcher,
     ClassicTokenFetcher,
@@ -123,7 +124,9 @@ def make(platform, clock, store):
     def one(kind=StableTokenFetcher, *, store=store, random=lambda: 0.0, sleep=clock.sleep, **kwargs):
         hosts = ApiHosts([platform.url], sleep=clock.sleep)
         fetcher = kind(hosts, APPID, SECRET)
-        return AccessToken(store, fetcher, clock=clock, random=random, sleep=sleep, **kwargs)
+        return AccessToken(
+            store, fetcher, clock=clock, random=random, sleep=sleep, explained=token_reason, **kwargs
+        )
 
     return one
 
@@ -236,11 +239,11 @@ def test_an_answer_without_a_usable_token_is_a_failure(platform, make, answer):
 def test_a_lease_outlives_a_step_of_a_renewal():
     assert FETCH_TIMEOUT.host <= 5
     assert FETCH_TIMEOUT.call <= 10
-    assert FETCH_TIMEOUT.call + FETCH_TIMEOUT.connect < LEASE_SECONDS < 20
+    assert FETCH_TIMEOUT.call + FETCH_TIMEOUT.connect < FETCH_LEASE_SECONDS < 20
 
 
 def test_a_caller_waits_for_the_process_that_fetches(platform, make, store, clock):
-    assert store.lease("other", clock(), LEASE_SECONDS)
+    assert store.lease("other", clock(), FETCH_LEASE_SECONDS)
 
     def other_process():
         if len(clock.pauses) == 3:
@@ -252,14 +255,14 @@ def test_a_caller_waits_for_the_process_that_fetches(platform, make, store, cloc
 
 
 def test_a_lease_of_a_process_that_died_is_taken_over(platform, make, store, clock):
-    assert store.lease("dead", clock(), LEASE_SECONDS)
+    assert store.lease("dead", clock(), FETCH_LEASE_SECONDS)
     assert make().get() == platform.value
-    assert clock.now == pytest.approx(START + LEASE_SECONDS, abs=1)
+    assert clock.now == pytest.approx(START + FETCH_LEASE_SECONDS, abs=1)
     assert not store.save("dead", EMPTY, clock())
 
 
 def test_waiting_for_another_process_is_bounded(platform, make, store, clock):
-    clock.while_waiting = lambda: store.lease("other", clock(), LEASE_SECONDS)
+    clock.while_waiting = lambda: store.lease("other", clock(), FETCH_LEASE_SECONDS)
     clock.while_waiting()
     with pytest.raises(TokenUnavailableError, match="another thread or process"):
         make().get()
@@ -310,7 +313,7 @@ def test_a_fetch_that_outlasted_its_lease_changes_nothing(platform, make, store,
 
     def slow(sock, request):
         clock.now += 60
-        assert store.lease("other", clock(), LEASE_SECONDS)
+        assert store.lease("other", clock(), FETCH_LEASE_SECONDS)
         assert store.save("other", TokenRow(value="theirs", expires_at=clock() + 7200), clock())
         store.release("other")
         return reply({"access_token": "ours", "expires_in": 7200})(sock, request)
@@ -340,7 +343,7 @@ def test_a_lease_that_was_lost_ends_a_renewal_before_its_next_step(platform, mak
 def test_a_failure_after_the_lease_was_lost_is_not_recorded(platform, make, store, clock):
     def slow(sock, request):
         clock.now += 60
-        assert store.lease("other", clock(), LEASE_SECONDS)
+        assert store.lease("other", clock(), FETCH_LEASE_SECONDS)
         assert store.save("other", TokenRow(value="theirs", expires_at=clock() + 7200), clock())
         return reply({"errcode": 40125, "errmsg": "invalid appsecret"})(sock, request)
 
@@ -505,7 +508,7 @@ def test_the_watcher_does_not_wait_for_others(platform, make, store, clock):
     token = make()
     token.get()
     clock.now += 7000
-    store.lease("other", clock(), LEASE_SECONDS)
+    store.lease("other", clock(), FETCH_LEASE_SECONDS)
     assert token.keep_fresh() == 1
     assert platform.fetches == 1
     store.release("other")
@@ -874,7 +877,9 @@ def central(platform, clock, store):
     """A process that takes its token from a central server, and that server's present answer."""
     platform.on("/hub/token", {"access_token": "one", "expires_in": 7200})
     fetcher = CentralTokenFetcher(platform.url + "/hub/", KEY, sleep=clock.sleep)
-    return AccessToken(store, fetcher, clock=clock, random=lambda: 0.0, sleep=clock.sleep)
+    return AccessToken(
+        store, fetcher, clock=clock, random=lambda: 0.0, sleep=clock.sleep, explained=token_reason
+    )
 
 
 def test_the_token_comes_from_the_central_server(platform, central, clock):

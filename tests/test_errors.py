@@ -1,17 +1,21 @@
 """The code table and the error tree: complete, and without secrets."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from config import HINTS, Settings, explained, token_reason
 from wechat.codes import CODES, Kind, explain
 from wechat.errors import (
     ApiError,
+    Cause,
     InvalidTokenError,
     MediaError,
     MediaRefusedError,
     MediaTooLargeError,
     PushError,
+    ReplyError,
     TimestampError,
     TokenUnavailableError,
     TransportError,
@@ -236,7 +240,7 @@ def test_media_errors_say_whether_to_try_again():
         )
     ] == [(True, True), (False, True), (True, True), (False, True), (True, True)]
     assert MediaTooLargeError(5).limit == 5
-    assert "MAX_MEDIA_BYTES" in str(MediaTooLargeError(5))
+    assert "MAX_MEDIA_BYTES" in explained(MediaTooLargeError(5))
 
 
 def test_a_refused_upload_has_the_platforms_code_and_hints():
@@ -251,7 +255,7 @@ def test_an_unavailable_token_says_why_and_until_when():
 
 
 def test_the_window_is_named():
-    assert "WECHAT_TIMESTAMP_WINDOW" in str(TimestampError(None))
+    assert "WECHAT_TIMESTAMP_WINDOW" in explained(TimestampError(None))
     assert "+700 seconds" in str(TimestampError(700))
 
 
@@ -270,3 +274,44 @@ def test_every_refusal_has_a_status_and_a_word():
 def test_one_root():
     for kind in (PushError, ApiError, TransportError, MediaError, MediaRefusedError, TokenUnavailableError):
         assert issubclass(kind, WeChatError)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_names_a_setting_in_both_languages(cause):
+    names = {name.upper() for name in Settings.model_fields}
+    for hint in HINTS[cause]:
+        assert set(re.findall(r"[A-Z]+(?:_[A-Z]+)+", hint)) & names
+    assert re.search("[\u4e00-\u9fff]", HINTS[cause][1])
+
+
+def test_no_setting_is_named_inside():
+    names = "|".join(name.upper() for name in Settings.model_fields if "_" in name)
+    for path in sorted((Path(__file__).parent.parent / "wechat").glob("*.py")):
+        assert re.findall(rf"\b(?:{names})\b", path.read_text(encoding="utf-8")) == [], path
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "final"),
+    [
+        (api_error(40007, "x rid: 1-2", "/p"), "40007 x rid: 1-2. Media expired", True),
+        (api_error(45009, "x", "/p"), "45009 x. Daily API quota used up", False),
+        (TransportError("/p", sent=True, status=502), "/p: no answer (HTTP 502)", False),
+        (MediaRefusedError(40009, "photo.jpg has 11 MB"), "photo.jpg has 11 MB. Shrink the image", True),
+        (MediaTooLargeError(5), "the file is larger than 5 bytes: the cap is MAX_MEDIA_BYTES", True),
+        (TruncatedMediaError(), "the download broke off", False),
+        (ReplyError("no"), "no", True),
+        (TokenUnavailableError("no token", code=40164, retry_at=5.0), "no token", False),
+    ],
+)
+def test_an_error_tells_what_to_do_as_data(error, said, final):
+    assert explained(error).startswith(said)
+    assert error.final == final
+    assert (error.retry_at == 5.0) == isinstance(error, TokenUnavailableError)
+    assert explained(error).isprintable()
+
+
+def test_a_reason_for_the_shared_row_has_both_languages():
+    assert token_reason(api_error(40013, "invalid appid", "/p")) == (
+        "40013 invalid appid. Check the AppID (case, stray characters). is WECHAT_APPID that of this account? / "
+        "请检查 AppID（大小写、多余字符）；请检查 WECHAT_APPID 是否为本账号"
+    )

@@ -462,7 +462,8 @@ def test_a_video_url_never_leads_inside(platform, elsewhere, client, url, redire
 
 
 @pytest.mark.parametrize(
-    "url", ["", "nonsense", "/path", "http:", "http:///video", "http://", "://", "\ud800"]
+    "url",
+    ["", "nonsense", "/path", "http:", "http:///video", "http://", "://", "\ud800", "http://[", "http://a]/"],
 )
 def test_what_is_no_address_is_refused(platform, client, url):
     platform.on(GET, video(url))
@@ -477,6 +478,13 @@ def test_what_is_no_address_is_refused(platform, client, url):
 )
 def test_any_text_as_a_video_url_is_a_file_or_one_of_our_errors(platform, client, text, place):
     platform.on(GET, video(f"http://{text}.invalid/" if place == "host" else f"{platform.url}{text}"))
+    with pytest.raises((MediaError, TransportError)):
+        fetch(client)
+
+
+@pytest.mark.parametrize("path", ["\\[", "\\]", "\\[::1]", "/[", "?[", "#]"])
+def test_brackets_after_an_address_are_no_fault_of_ours(platform, client, path):
+    platform.on(GET, video(platform.url + path))
     with pytest.raises((MediaError, TransportError)):
         fetch(client)
 

@@ -23,6 +23,7 @@ from werkzeug.exceptions import (
 
 from answers.answer import Answers
 from answers.late import HeldError
+from config import explained
 from storage.errors import DatabaseUnavailableError
 from storage.refusals import Refusals
 from web import doctor_mark, metrics
@@ -91,7 +92,7 @@ def callback(
         # A doctor with another Token leaves no mark that counts, but is not the console either.
         if doctor_mark.HEADER not in request.headers and _looks_like_the_platform():
             refusals.count(refusal.reason, clock())
-        return refuse(refusal.status, refusal.reason, str(refusal))
+        return refuse(refusal.status, refusal.reason, explained(refusal))
 
     @blueprint.errorhandler(UnreadablePushError)
     def not_understood(error: UnreadablePushError) -> Response:

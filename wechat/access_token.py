@@ -21,15 +21,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from wechat.client import ApiHosts, Timeouts
-from wechat.codes import explain
-from wechat.errors import ApiError, InvalidTokenError, TokenUnavailableError, TransportError, WeChatError
+from wechat.errors import (
+    ApiError,
+    Cause,
+    InvalidTokenError,
+    TokenUnavailableError,
+    TransportError,
+    WeChatError,
+)
 
 log = logging.getLogger(__name__)
 
 #: One HTTP step of a renewal: at most 5 s per host, 10 s for all hosts with their pauses.
 FETCH_TIMEOUT = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
 #: A lease outlives any such step (a host's last connect may overrun by its 3 s), and is taken anew before each.
-LEASE_SECONDS = 15.0
+FETCH_LEASE_SECONDS = 15.0
 
 _MARGIN_SECONDS = 10.0  # what is left of a life must be enough for the call it is taken for
 _LONGEST_LIFE = 7200.0
@@ -215,7 +221,7 @@ class ClassicTokenFetcher:
 
 class CentralTokenFetcher:
     """A central token server (中控服务器) that does the fetching: no AppSecret here, and no call of ours to
-    the platform's token APIs. `base_url` is WECHAT_TOKEN_SOURCE, `key` WECHAT_TOKEN_SOURCE_KEY."""
+    the platform's token APIs."""
 
     force_is_limited = False
 
@@ -241,26 +247,28 @@ class CentralTokenFetcher:
             failure = error
         else:
             return _grant(answer)
-        if failure.status in _CENTRAL_REASONS:
-            raise TokenUnavailableError(_CENTRAL_REASONS[failure.status])
-        raise TokenUnavailableError(f"the central token server (WECHAT_TOKEN_SOURCE) failed: {failure}")
+        what, cause = _CENTRAL_REASONS.get(failure.status, _CENTRAL_FAILED)
+        raise TokenUnavailableError(what.format(failure=failure), cause=cause)
 
 
-_CENTRAL_REASONS: dict[int | None, str] = {
-    401: "the central token server refuses WECHAT_TOKEN_SOURCE_KEY: it must equal TOKEN_SERVER_KEY over there / "
-    "中控服务器拒绝了 WECHAT_TOKEN_SOURCE_KEY，须与其 TOKEN_SERVER_KEY 一致",
-    404: "no central token server at WECHAT_TOKEN_SOURCE: check the address, and that TOKEN_SERVER_KEY is set "
-    "over there / WECHAT_TOKEN_SOURCE 处没有中控服务器，请检查地址及其 TOKEN_SERVER_KEY",
-    503: "the central token server (WECHAT_TOKEN_SOURCE) has no token itself: see its /readyz and log / "
-    "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
+_CENTRAL_REASONS: dict[int | None, tuple[str, Cause | None]] = {
+    401: ("the central token server refuses the key / 中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
+    404: ("there is no central token server at that address / 该地址没有中控服务器", Cause.CENTRAL_SERVER),
+    503: (
+        "the central token server has no token itself: see its /readyz and log / "
+        "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
+        None,
+    ),
 }
+_CENTRAL_FAILED = ("the central token server failed: {failure}", Cause.CENTRAL_SERVER)
 
 
 class AccessToken:
     """The account's token for any number of threads; with a shared store, of processes and machines.
 
     `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
-    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "failed".
+    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "failed". `explained` makes of a failed
+    fetch the reason that people will read.
     """
 
     def __init__(
@@ -272,6 +280,7 @@ class AccessToken:
         random: Callable[[], float] = randomness.random,
         sleep: Callable[[float], None] = time.sleep,
         on_fetch: Callable[[str], None] = lambda result: None,
+        explained: Callable[[WeChatError], str] = str,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
@@ -279,6 +288,7 @@ class AccessToken:
         self._random = random
         self._sleep = sleep
         self._on_fetch = on_fetch
+        self._explained = explained
         self._lock = threading.Lock()
         self._jitter: tuple[str | None, float] = (None, 0.0)
 
@@ -378,7 +388,7 @@ class AccessToken:
 
     def _renew_if_due(self) -> None:
         holder = secrets.token_hex(8)
-        if not self._store.lease(holder, self._clock(), LEASE_SECONDS):
+        if not self._store.lease(holder, self._clock(), FETCH_LEASE_SECONDS):
             return
         try:
             if self._until_due() <= 0:
@@ -407,7 +417,7 @@ class AccessToken:
                     value = look()
                     if value is not None:
                         return value
-                    if self._store.lease(holder, self._clock(), LEASE_SECONDS):
+                    if self._store.lease(holder, self._clock(), FETCH_LEASE_SECONDS):
                         try:
                             return look() or act(holder)
                         except _LeaseLostError:
@@ -450,7 +460,7 @@ class AccessToken:
             failure = error
         row = self._store.load()
         retry_at = self._clock() + min(_FIRST_BACKOFF * 2.0 ** min(row.failures, 10), _LONGEST_BACKOFF)
-        reason = _reason(failure)
+        reason = self._explained(failure)
         code = getattr(failure, "code", None)
         row = replace(row, retry_at=retry_at, failures=row.failures + 1, reason=reason, code=code)
         self._save(holder, row)
@@ -524,7 +534,7 @@ class AccessToken:
         return replace(row, forced_at=now, forced_day=day, forced_count=count + 1)
 
     def _hold(self, holder: str) -> None:
-        if not self._store.lease(holder, self._clock(), LEASE_SECONDS):
+        if not self._store.lease(holder, self._clock(), FETCH_LEASE_SECONDS):
             raise _LeaseLostError
 
     def _save(self, holder: str, row: TokenRow) -> None:
@@ -581,28 +591,3 @@ def _grant(answer: dict[str, Any]) -> Grant:
         raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
     # Also for what is no number of seconds: the token is there, and will show what it is worth.
     return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)
-
-
-_CALLER_IP = re.compile(r"invalid ip ([0-9A-Fa-f.:]+)")
-_SETTINGS = {
-    40001: "WECHAT_APPSECRET",
-    40013: "WECHAT_APPID",
-    40125: "WECHAT_APPSECRET",
-    41002: "WECHAT_APPID",
-    41004: "WECHAT_APPSECRET",
-}
-
-
-def _reason(failure: WeChatError) -> str:
-    """What to show an operator: code, the platform's text, and what to do, in English and Chinese."""
-    if not isinstance(failure, ApiError):
-        return str(failure)
-    # 40001 for a token call means the AppSecret, not a token.
-    known = explain(40125 if failure.code == 40001 else failure.code)
-    hint_en, hint_zh = known.hint_en, known.hint_zh
-    ip = _CALLER_IP.search(failure.errmsg)
-    if failure.code == 40164 and ip:
-        hint_en = f"Add {ip[1]} to the account's IP whitelist"
-        hint_zh = f"请将 {ip[1]} 加入公众平台 IP 白名单"
-    setting = f" ({_SETTINGS[failure.code]})" if failure.code in _SETTINGS else ""
-    return f"{failure.code} ({failure.errmsg}): {hint_en} / {hint_zh}{setting}"

@@ -38,6 +38,7 @@ from urllib3.util.timeout import Timeout
 from wechat.addresses import is_public
 from wechat.errors import (
     ApiError,
+    Cause,
     InvalidTokenError,
     TransportError,
     UnsafeMediaUrlError,
@@ -224,7 +225,8 @@ class ApiHosts:
         UnsafeMediaUrlError or TransportError.
         """
         # What is judged is the very address that will be used, not the text it was made from.
-        place = _place_of(_prepared(url).url or "")
+        url = _prepared(url).url or ""
+        place = _place_of(url)
         if place is None:
             raise UnsafeMediaUrlError("video_url is no plain http or https address")
         adapter = self._adapter if place in map(_place_of, self.bases) else self._public
@@ -250,7 +252,7 @@ class ApiHosts:
     ) -> Answer:
         """The answer as soon as its headers are there."""
         if not route.host:
-            raise TransportError(path, sent=False, detail="no web address (WECHAT_API_BASE)")
+            raise TransportError(path, sent=False, detail="no web address", cause=Cause.API_BASE)
         attempt = _Attempt(time.monotonic() + seconds, timeout.read)
         context = _ATTEMPT.set(attempt)
         unsafe = False

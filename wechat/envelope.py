@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 from cryptography.hazmat.primitives.padding import PKCS7
 
-from wechat.errors import AppIdError, EnvelopeError
+from wechat.errors import AppIdError, Cause, EnvelopeError
 
 RANDOM_BYTES = 16
 _LENGTH_BYTES = 4
@@ -54,11 +54,9 @@ class Envelope:
         end = _START + int.from_bytes(content[RANDOM_BYTES:_START], "big")
         # Also true of a content too short for its own length field.
         if len(content) < end:
-            raise EnvelopeError(
-                "the envelope cannot be opened: is WECHAT_AES_KEY the console's EncodingAESKey?"
-            )
+            raise EnvelopeError("the envelope cannot be opened", Cause.AES_KEY)
         if content[end:] != self._appid:
-            raise AppIdError("the envelope is for another AppID: is WECHAT_APPID that of this account?")
+            raise AppIdError("the envelope is for another AppID", Cause.APPID)
         return content[_START:end]
 
     def seal(self, message: bytes, random: bytes) -> str:

@@ -20,13 +20,45 @@ No error holds a message's text, a secret or a URL's query.
 
 from __future__ import annotations
 
+import enum
 import re
 
-from wechat.codes import explain
+from wechat.codes import Kind, explain
+
+
+class Cause(enum.Enum):
+    """What the caller has configured that an error may come from. Which setting that is, the caller knows."""
+
+    TOKEN = enum.auto()  # the callback token
+    NO_AES_KEY = enum.auto()  # an encrypted push, and no key is set
+    NOT_ENCRYPTED = enum.auto()  # a key is set, and the push is plain
+    AES_KEY = enum.auto()
+    APPID = enum.auto()
+    APPSECRET = enum.auto()
+    WINDOW = enum.auto()  # the seconds that a push's timestamp may be off
+    MEDIA_SIZE = enum.auto()  # the cap on a download
+    API_BASE = enum.auto()
+    CENTRAL_SERVER = enum.auto()  # the central token server's address
+    CENTRAL_KEY = enum.auto()
 
 
 class WeChatError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package. Each tells what to do about it, as data.
+
+    `what` says what happened, without a hint. `code` is the platform's, with its hints in English and Chinese. `final`:
+    a repeat would end alike. `retry_at` (unix seconds): not before. `cause`: which of the caller's values to look at.
+    """
+
+    code: int | None = None
+    hint_en: str = ""
+    hint_zh: str = ""
+    final: bool = False
+    retry_at: float | None = None
+    cause: Cause | None = None
+
+    @property
+    def what(self) -> str:
+        return str(self)
 
 
 class PushError(WeChatError):
@@ -35,6 +67,10 @@ class PushError(WeChatError):
 
     status: int
     reason: str
+
+    def __init__(self, message: str, cause: Cause | None = None) -> None:
+        self.cause = cause
+        super().__init__(message)
 
 
 class SignatureError(PushError):
@@ -59,9 +95,7 @@ class TimestampError(PushError):
             off = "the push's timestamp is not a number"
         else:
             off = f"the push's timestamp is {seconds_off:+d} seconds off"
-        super().__init__(
-            f"{off}: set this machine's clock (NTP), or WECHAT_TIMESTAMP_WINDOW (seconds; 0 = no check)"
-        )
+        super().__init__(off, Cause.WINDOW)
 
 
 class EnvelopeError(PushError):
@@ -98,6 +132,8 @@ class UnreadablePushError(PushError):
 class ReplyError(WeChatError, ValueError):
     """A handler built a reply that the platform could not take."""
 
+    final = True
+
 
 class ApiError(WeChatError):
     """The platform answered with an errcode other than 0. Build it with `api_error`, which picks the class.
@@ -116,7 +152,13 @@ class ApiError(WeChatError):
         self.kind = known.kind
         self.hint_en = known.hint_en
         self.hint_zh = known.hint_zh
+        self.final = known.kind is Kind.GIVE_UP
         super().__init__(f"{self.path} answered {code} ({self.errmsg}): {self.hint_en} / {self.hint_zh}")
+
+    @property
+    def what(self) -> str:
+        rid = f" rid: {self.rid}" if self.rid and self.rid not in self.errmsg else ""
+        return f"{self.code} {self.errmsg}{rid}"
 
 
 class InvalidTokenError(ApiError):
@@ -128,8 +170,15 @@ class TransportError(WeChatError):
     could act twice; `status` is the HTTP status where there was one. Of a body no more than its beginning is kept."""
 
     def __init__(
-        self, path: str, *, sent: bool, status: int | None = None, detail: str = "no answer"
+        self,
+        path: str,
+        *,
+        sent: bool,
+        status: int | None = None,
+        detail: str = "no answer",
+        cause: Cause | None = None,
     ) -> None:
+        self.cause = cause
         self.path = path.partition("?")[0]
         self.sent = sent
         self.status = status
@@ -142,6 +191,7 @@ class MediaError(WeChatError):
 
     def __init__(self, message: str, *, retryable: bool = True) -> None:
         self.retryable = retryable
+        self.final = not retryable
         super().__init__(message)
 
 
@@ -155,9 +205,11 @@ class TruncatedMediaError(MediaError):
 class MediaTooLargeError(MediaError):
     """The body is larger than `limit` bytes."""
 
+    cause = Cause.MEDIA_SIZE
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        super().__init__(f"the file is larger than {limit} bytes (MAX_MEDIA_BYTES)", retryable=False)
+        super().__init__(f"the file is larger than {limit} bytes", retryable=False)
 
 
 class UnsafeMediaUrlError(MediaError):
@@ -170,22 +222,37 @@ class UnsafeMediaUrlError(MediaError):
 class MediaRefusedError(WeChatError):
     """Our own check before an upload. `code` is what the platform would have answered, with its hints."""
 
+    final = True
+
     def __init__(self, code: int, message: str) -> None:
         known = explain(code)
         self.code = code
         self.hint_en = known.hint_en
         self.hint_zh = known.hint_zh
+        self._message = message
         super().__init__(f"{message}: {self.hint_en} / {self.hint_zh} ({code})")
+
+    @property
+    def what(self) -> str:
+        return self._message
 
 
 class TokenUnavailableError(WeChatError):
     """No valid access_token, and none to be had now.
 
-    `reason` says why and what to do, `code` is the platform's code where there was one, `retry_at` (unix
-    seconds) when the next fetch will be tried.
+    `reason` says why and what to do, in English and Chinese, `code` is the platform's code where there was one,
+    `retry_at` (unix seconds) when the next fetch will be tried.
     """
 
-    def __init__(self, reason: str, *, code: int | None = None, retry_at: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        code: int | None = None,
+        retry_at: float | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        self.cause = cause
         self.reason = _without_secrets(reason)
         self.code = code
         self.retry_at = retry_at

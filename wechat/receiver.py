@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from wechat.elements import JSON_PUSH, cdata, is_json, legal, refuse_doctype, texts
 from wechat.envelope import RANDOM_BYTES, Envelope
-from wechat.errors import AppIdError, EnvelopeError, SignatureError, TimestampError
+from wechat.errors import AppIdError, Cause, EnvelopeError, SignatureError, TimestampError
 from wechat.signature import sign, verify
 
 _MAX_TIMESTAMP_DIGITS = 15
@@ -74,11 +74,11 @@ class Receiver:
         Raises ValueError for an empty token or AppID, a key that is none, or a previous key without a key.
         """
         if not token:
-            raise ValueError("WECHAT_TOKEN is empty: anybody could sign with that")
+            raise ValueError("the token is empty: anybody could sign with that")
         if not appid:
-            raise ValueError("WECHAT_APPID is empty")
+            raise ValueError("the AppID is empty")
         if previous_aes_key and not aes_key:
-            raise ValueError("WECHAT_AES_KEY_PREVIOUS needs WECHAT_AES_KEY")
+            raise ValueError("a previous AES key needs an AES key")
         self._tokens = tuple(each for each in (token, previous_token) if each)
         self._envelopes = tuple(Envelope(each, appid) for each in (aes_key, previous_aes_key) if each)
         self._accept_plaintext = accept_plaintext
@@ -106,7 +106,7 @@ class Receiver:
         refuse_doctype(body)
         # A compat body has the message beside Encrypt and can be read; a safe body has nothing to read.
         if b"<Encrypt" in body and texts(body, "Encrypt") and not texts(body, "MsgType"):
-            raise EnvelopeError("the push is encrypted: set WECHAT_AES_KEY to the console's EncodingAESKey")
+            raise EnvelopeError("the push is encrypted", Cause.NO_AES_KEY)
         return Push(body)
 
     def _open_sealed(self, query: Mapping[str, str], body: bytes, now: float) -> Push:
@@ -138,10 +138,7 @@ class Receiver:
         if is_json(body):
             raise EnvelopeError(JSON_PUSH)
         if not self._accept_plaintext:
-            raise EnvelopeError(
-                "WECHAT_AES_KEY is set, but the push is not encrypted: choose safe mode (安全模式) in the console, "
-                "or set WECHAT_ACCEPT_PLAINTEXT=1 for the change-over"
-            )
+            raise EnvelopeError("the push is not encrypted", Cause.NOT_ENCRYPTED)
         refuse_doctype(body)
         if _encrypt(body) is not None:
             raise SignatureError("an encrypted push without msg_signature")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from wechat.errors import SignatureError
+from wechat.errors import Cause, SignatureError
 
 
 def sign(token: str, *parts: str) -> str:
@@ -20,7 +20,7 @@ def sign(token: str, *parts: str) -> str:
     Raises SignatureError for an empty token: anybody could sign with that.
     """
     if not token:
-        raise SignatureError("no callback token is set: set WECHAT_TOKEN")
+        raise SignatureError("no callback token is set", Cause.TOKEN)
     # Code points sort as their UTF-8 bytes do, which is the order that the platform means.
     joined = "".join(sorted((token, *parts)))
     # A lone surrogate in a query must end as a wrong signature, not as an encoding error.
@@ -31,4 +31,4 @@ def verify(signature: str, token: str, *parts: str) -> None:
     """Check that `signature` is that of `parts` under `token`. Raises SignatureError if it is not."""
     # Compared as bytes: compare_digest refuses text that is not ASCII.
     if not hmac.compare_digest(sign(token, *parts).encode(), signature.encode("utf-8", "surrogatepass")):
-        raise SignatureError("the signature is wrong: is WECHAT_TOKEN the console's token?")
+        raise SignatureError("the signature is wrong", Cause.TOKEN)

@@ -14,6 +14,7 @@ from urllib.request import getproxies
 
 import parts
 from commands.doctor.findings import Outcome, two_texts
+from config import token_reason
 from parts import Parts
 from storage.errors import DatabaseUnavailableError
 from wechat.access_token import FETCH_TIMEOUT, AccessToken, MemoryTokenStore
@@ -55,7 +56,7 @@ class Platform:
     def _own_token(self) -> Outcome:
         """A fetch past the shared row: it disturbs nobody, since the source gives everybody the same token."""
         hosts = self._bot.client.hosts
-        token = AccessToken(MemoryTokenStore(), parts.fetcher(self._settings, hosts))
+        token = AccessToken(MemoryTokenStore(), parts.fetcher(self._settings, hosts), explained=token_reason)
         try:
             value = token.get()
         except TokenUnavailableError as error:
