@@ -24,12 +24,12 @@ except SettingsError as error:
 
 EMBEDDED_THREADS = 4  # downloads at once in each web process
 _metrics = metrics_folder.of_this_server()
-
+_files = cores.raise_file_limit()
 bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a platform's router
 workers = _settings.web_concurrency
 worker_class = server.worker_class()
-threads = 512  # deliveries that wait for a deferred reply, and slow clients, must not hold up the others
-worker_connections = max(min(cores.raise_file_limit() - 256, 10_000), threads + 1)
+worker_connections = min(_files - min(256, _files // 2), 10_000)  # the ledger and downloads need files too
+threads = min(512, worker_connections // 2)  # waiting deliveries and slow clients hold up no others
 keepalive = 75
 graceful_timeout = 25  # 20 s for work in hand, 5 s to give back what is not done then
 forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are believed

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+import cores
 from commands.common import app_parts
 from config import usable_cores
 from worker import processes as worker_processes
@@ -18,6 +19,7 @@ WORKER_PROCESSES = 2
 @click.command()
 def worker() -> None:
     """Download what fans sent, until Ctrl-C or SIGTERM."""
+    cores.raise_file_limit()
     parts = app_parts()
     processes = min(usable_cores(), WORKER_PROCESSES)
 

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
+import sys
 import time
 
 import psutil
@@ -80,6 +82,47 @@ def test_a_request_that_comes_in_pieces_is_answered(sandbox, make_bot):
         received = b""
         while received.count(b"</xml>") < 2:
             received += connection.recv(10_000)
+
+
+@pytest.fixture
+def many_files():
+    """This process opens as many as the tests' connections need."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(("option", "files"), [("-Sn", 1024), ("-n", 300)])
+def test_more_idle_connections_than_open_files(sandbox, make_bot, kept, many_files, option, files):
+    """1,024 is what a login shell and most services are given, to be raised; 300 is all that there is."""
+    bot = make_bot(sandbox)
+    start = f'ulimit {option} {files} && exec "$0" -m gunicorn -c gunicorn.conf.py "app:create_app()"'
+    web = bot.run(["sh", "-c", start, sys.executable], "gunicorn")
+    bot.answers(web)
+    idle = kept(bot, 550, b"") + (kept(bot, 550) if option == "-Sn" else [])
+    if option == "-n":
+        for connection in idle:
+            connection.close()
+    assert send(sandbox)["attempts"][-1]["verdict"] == "reply"
+    assert not re.search("Traceback|no new connection", web.text())
+    assert web.stop() == 0
+
+
+def test_when_the_open_files_are_used_up_new_connections_wait(sandbox, make_bot, kept):
+    bot = make_bot(sandbox)
+    web = bot.web()
+    stored(bot, send(sandbox))
+    (process,) = psutil.Process(web.pid).children()
+    limit = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 3, limit[1]))
+    kept(bot, 20, b"")
+    eventually(lambda: "no new connection" in web.text(), what="the limit")
+    time.sleep(1.2)  # for two more pauses, of which nothing is said
+    process.rlimit(psutil.RLIMIT_NOFILE, limit)
+    assert send(sandbox)["attempts"][-1]["verdict"] == "reply"
+    assert process.is_running()
+    assert web.text().count("no new connection") == 1
 
 
 # -- with another gunicorn ----------------------------------------------------------------------------------------
