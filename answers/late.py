@@ -249,8 +249,10 @@ class DeferredReplies:
                         self._works.extend(work, self._clock(), self._lease)
                 if orphans and self._asked_at is None:
                     self.adopt()
-            except DatabaseUnavailableError as error:
+            except (DatabaseUnavailableError, OSError) as error:
                 log.error("deferred work cannot be looked after", extra={"reason": str(error)})
+            except Exception:
+                log.exception("unexpected fault; the loop goes on")
 
     def adopt(self) -> int:
         """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""

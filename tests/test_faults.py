@@ -6,6 +6,7 @@ wait has a condition and an end, and every process that was started here is ende
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import http.client
@@ -18,6 +19,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -34,6 +36,7 @@ from sandbox.cipher import Envelope
 from tests import pushing
 from tests.conftest import FAN, Bot, eventually, free_port
 from tests.stub_platform import StubPlatform, drip, hang, raw, reply
+from tests.test_database import Proxy
 from tests.test_flow import calls, chat, control, entries, files, send, stored
 
 OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
@@ -968,6 +971,120 @@ def test_pushes_out_of_order(make_loaded, full, counted):
     load.run()
     figures = load.check(everything)
     counted("pushes out of order, each twice", "each its own row and answer", **figures)
+
+
+# -- what falls silent, is taken away, runs out or is held by others ----------------------------------------------
+
+
+def ready(bot):
+    return requests.get(f"{bot.url}/readyz", timeout=30)
+
+
+def answered(bot, timeout=30):
+    """The status of a new push's answer."""
+    return post(
+        bot, pushing.safe(pushing.image(number := next(NUMBERS), media_id=f"media-{number}")), timeout
+    ).status_code
+
+
+@pytest.mark.timeout(300)
+def test_the_connections_to_postgresql_fall_silent(make_loaded, postgresql, full, counted):
+    """All that are open, at once and again; TCP goes on, and new ones are answered."""
+    times, count = (5, 100) if full else (1, 20)
+    proxy = Proxy(postgresql.new_migrated())
+    try:
+        bot, everything = make_loaded(DATABASE_URL=proxy.url, WEB_CONCURRENCY="2")
+        web = bot.web()
+        figures = Counter()
+        for _ in range(times):
+            load = Load(bot, count)
+            proxy.fall_silent()
+            figures.update({"seconds": round(load.run())})
+            figures.update(load.check(everything, 60))
+        proxy.fall_silent()
+        started = time.monotonic()
+        assert web.stop() == 0
+        stopped_after = time.monotonic() - started
+        assert stopped_after < 25
+    finally:
+        everything.database.close()
+        proxy.close()
+    counted(
+        "every connection to PostgreSQL falls silent while TCP lives",
+        "statements end, pushes and downloads go on over new connections, SIGTERM is heard",
+        times=times,
+        **figures,
+        seconds_to_stop=round(stopped_after, 1),
+    )
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_the_database_file_is_taken_away(make_loaded, tmp_path, counted, how):
+    bot, everything = make_loaded()
+    bot.web()
+    assert answered(bot) == 200
+    everything.database.close()
+    names = [tmp_path / f"bot.db{end}" for end in ("", "-wal", "-shm")]
+    started = time.monotonic()
+    if how == "deleted":
+        for name in names:
+            name.unlink(missing_ok=True)
+    else:  # as a backup is put back without a thought for who has the file open
+        copy = tmp_path / "copy.db"
+        copy.write_bytes(names[0].read_bytes())
+        copy.replace(names[0])
+    eventually(lambda: ready(bot).status_code == 503, 10, "what /readyz says")
+    noticed_after = time.monotonic() - started
+    into_nothing = [answered(bot) for _ in range(3)].count(200)
+    assert into_nothing == 0
+    assert "DATABASE_URL" in bot.logs()
+    counted(
+        f"the database file is {how} under a running bot",
+        "503 and /readyz within seconds, nothing is answered into a file that is gone",
+        noticed_after_seconds=round(noticed_after, 1),
+        answered_into_nothing=into_nothing,
+    )
+
+
+@pytest.mark.parametrize("limit", [200, 700])
+def test_more_connections_than_file_descriptors(make_loaded, counted, limit):
+    """The web process raises its soft limit to the hard one, and takes no more connections than it can serve."""
+    bot, everything = make_loaded()
+    command = ["sh", "-c", f'ulimit -Sn 100; ulimit -Hn {limit}; exec "$0" "$@"', sys.executable]
+    web = bot.run([*command, "-m", "gunicorn", "-c", "gunicorn.conf.py", bot.app], "gunicorn")
+    bot.answers(web)
+    (child,) = psutil.Process(web.pid).children()
+    with contextlib.ExitStack() as idle:
+        for _ in range(limit + 100):
+            with contextlib.suppress(OSError):
+                idle.enter_context(socket.create_connection(("127.0.0.1", bot.settings.port), timeout=1))
+        eventually(lambda: psutil.Process(child.pid).num_fds() >= min(limit - 5, 500), what="no room")
+    eventually(lambda: answered(bot, 5) == 200, what="an answer")
+    assert [each.pid for each in psutil.Process(web.pid).children()] == [child.pid]
+    assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE) == (limit, limit)
+    assert "Traceback" not in bot.logs()
+    eventually(lambda: status(everything).pending == 0, what="the download")
+    counted(
+        f"{limit + 100} idle connections, {limit} file descriptors",
+        "no process and no thread dies, and pushes are answered once there is room",
+        processes_that_died=0,
+        pictures_lost=status(everything).failed,
+    )
+
+
+def test_others_hold_a_lock_on_the_data_folder(make_loaded, tmp_path, counted):
+    bot, everything = make_loaded(DATABASE_URL=f"sqlite:///{tmp_path}/data/bot.db")
+    (tmp_path / "data").mkdir(mode=0o700)
+    handle = os.open(tmp_path / "data", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        bot.web()
+        load = Load(bot, 20)
+        load.run()
+        figures = load.check(everything)
+    finally:
+        os.close(handle)
+    counted("another user's flock on the data folder", "pushes go on", **figures)
 
 
 # -- a slow handler, and a process that dies over it ------------------------------------------------------------

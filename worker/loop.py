@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import cores
 from answers.copies import StoredCopies
@@ -34,6 +36,8 @@ from wechat.errors import (
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, parse_reply
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three days
 MIN_FREE_BYTES = 200 * 1024 * 1024
@@ -125,20 +129,13 @@ class Worker:
     def keep_token_fresh(self) -> None:
         """Renews the access_token while the old one still serves, until `stop()`."""
         while not self._stop.is_set():
-            try:
-                seconds = self._token.keep_fresh()
-            except DatabaseUnavailableError as error:
-                log.error("the token row cannot be read", extra={"reason": str(error)})
-                seconds = FIRST_PAUSE_SECONDS
-            self._stop.wait(seconds)
+            seconds = _survived("the token row cannot be read", self._token.keep_fresh)
+            self._stop.wait(FIRST_PAUSE_SECONDS if seconds is None else seconds)
 
     def keep_tidy(self) -> None:
         """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows, until `stop()`."""
         while not self._stop.wait(TIDY_SECONDS * (0.5 + self._jitter())):
-            try:
-                self.tidy_once()
-            except (DatabaseUnavailableError, OSError) as error:
-                log.error("what is to be deleted has to wait", extra={"reason": str(error)})
+            _survived("what is to be deleted has to wait", self.tidy_once)
 
     def tidy_once(self) -> None:
         now = self._clock()
@@ -164,11 +161,11 @@ class Worker:
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
                 self._wake.clear()
-                try:
-                    claimed = self._claim(threads - len(self._held))
-                except DatabaseUnavailableError as error:
-                    log.error("the ledger cannot be read", extra={"reason": str(error)})
-                    claimed = []
+                room = threads - len(self._held)
+                claimed = _survived("the ledger cannot be read", partial(self._claim, room))
+                if claimed is None:
+                    self._stop.wait(FIRST_PAUSE_SECONDS)
+                    continue
                 for job in claimed:
                     pool.submit(self._work, job)
                 if claimed:
@@ -200,15 +197,11 @@ class Worker:
             if self._stop.is_set():
                 maker.close()
                 return
-            try:
-                if not maker.step() and self._stored.wait(THUMBNAIL_IDLE_SECONDS):
-                    self._stop.wait(THUMBNAIL_BURST_SECONDS)
-            except (DatabaseUnavailableError, OSError) as error:
-                log.error("thumbnails have to wait", extra={"reason": str(error)})
+            made = _survived("thumbnails have to wait", maker.step)
+            if made is None:
                 self._stop.wait(THUMBNAIL_FAULT_SECONDS)
-            except Exception:
-                log.exception("unexpected fault; thumbnails have to wait")
-                self._stop.wait(THUMBNAIL_FAULT_SECONDS)
+            elif not made and self._stored.wait(THUMBNAIL_IDLE_SECONDS):
+                self._stop.wait(THUMBNAIL_BURST_SECONDS)
 
     def run_once(self) -> bool:
         """Claims one piece of work and does it; False when nothing was due."""
@@ -250,20 +243,14 @@ class Worker:
             with self._lock:
                 held = list(self._held.values())
             for one in held:
-                try:
-                    one.lost = one.lost or not self._ledger.extend(one.job, self._clock(), self._lease)
-                except DatabaseUnavailableError as error:
-                    log.error(
-                        "a lease cannot be renewed", extra={"ledger_id": one.job.id, "reason": str(error)}
-                    )
-            self._bring_back()
+                _survived("a lease cannot be renewed", partial(self._renew, one), ledger_id=one.job.id)
+            _survived("the ledger cannot be read", self._bring_back)
+
+    def _renew(self, one: _Held) -> None:
+        one.lost = one.lost or not self._ledger.extend(one.job, self._clock(), self._lease)
 
     def _bring_back(self) -> None:
-        try:
-            rows = self._ledger.bring_back(self._clock())
-        except DatabaseUnavailableError as error:
-            log.error("the ledger cannot be read", extra={"reason": str(error)})
-            return
+        rows = self._ledger.bring_back(self._clock())
         if rows:
             log.warning("the clock was set back: work that it had put off is due now", extra={"rows": rows})
             self.wake()
@@ -378,6 +365,17 @@ class Worker:
     def _fail(self, job: Download | Send, code: int | None, reason: str) -> None:
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
         self._ledger.mark_failed(job, code, reason, self._clock())
+
+
+def _survived(otherwise: str, step: Callable[[], T], **facts: object) -> T | None:
+    """What the step returns. Whatever goes wrong is logged as `otherwise`, and None: no loop ends of it."""
+    try:
+        return step()
+    except (DatabaseUnavailableError, OSError) as error:
+        log.error(otherwise, extra={**facts, "reason": str(error)})
+    except Exception:
+        log.exception("unexpected fault; the loop goes on", extra=facts)
+    return None
 
 
 class _Held:
