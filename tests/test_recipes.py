@@ -230,6 +230,10 @@ def test_the_bot_sees_the_caller_and_nothing_that_he_made_up(proxy, bot):
     page = proxy.session.get(f"{proxy.url}/gallery", headers=faked, timeout=10)
     assert page.status_code == 200
     assert "evil" not in page.url + page.text
+    form = {"password": "behind a proxy"}
+    page = proxy.session.post(f"{proxy.url}/gallery/sign-in", data=form, headers=faked, timeout=10)
+    assert page.status_code == 200
+    assert "evil" not in page.url + page.text
     assert all(cookie.secure for cookie in proxy.session.cookies)
     assert len(proxy.session.cookies) == 1
 
