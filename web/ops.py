@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: what a load balancer, an operator and Prometheus ask.
+"""GET /, /healthz, /readyz and /metrics: what somebody with a browser, a load balancer, an operator and Prometheus ask.
 
 Knows which figures there are and where they come from: counters of the web processes, the rest from the database at
 the moment of asking. Does not know how they are counted. Shows no secret, and no fan.
@@ -37,12 +37,12 @@ def ops(
     *,
     key: str | None = None,
 ) -> Blueprint:
-    """The three views. `key` (METRICS_KEY) is wanted for /readyz and /metrics; without one they answer who is near."""
+    """The four views. `key` (METRICS_KEY) is wanted for /readyz and /metrics; without one they answer who is near."""
     blueprint = Blueprint("ops", __name__)
 
     @blueprint.before_request
     def only_ours() -> Response | None:
-        if request.endpoint == "ops.healthz":
+        if request.endpoint in ("ops.what_this_is", "ops.healthz"):
             return None
         if key is None:
             return None if _is_near() else Response(status=404)
@@ -50,6 +50,14 @@ def ops(
         if authorization is not None and authorization.type == "bearer" and _same(authorization.token, key):
             return None
         return Response("send METRICS_KEY as Authorization: Bearer KEY\n", 401, mimetype="text/plain")
+
+    @blueprint.get("/")
+    def what_this_is() -> Response:
+        return Response(
+            "图尚往来: a WeChat Official Account server is running here. What WeChat calls is /wechat.\n"
+            "微信公众号服务器正在运行，微信平台访问的地址是 /wechat。\n",
+            content_type="text/plain; charset=utf-8",
+        )
 
     @blueprint.get("/healthz")
     def healthz() -> Response:

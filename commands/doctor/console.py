@@ -16,7 +16,8 @@ def console_entry(environ: Mapping[str, str], folder: Path = FOLDER) -> str:
         return ""
     unset = "" if settings.public_url else "   (PUBLIC_URL is not set / 未设置 PUBLIC_URL)"
     lines = [
-        "Enter in the console, then press 提交 (在公众平台「消息与事件推送」或测试号「接口配置信息」中填写):",
+        "Enter in the console, then press 提交 "
+        "(在「消息与事件推送」(原「服务器配置」)或接口测试号「接口配置信息」中填写):",
         f"   URL    {settings.public_url or 'https://YOUR-HOST'}/wechat{unset}",
         f"   Token  {settings.wechat_token.get_secret_value()}",
     ]
