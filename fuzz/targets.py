@@ -71,6 +71,7 @@ def xml(data: bytes) -> object:
         return refusal.reason
     promise(0 < len(message.from_user_name) <= 128, "a sender that is none")
     promise(message.dedupe_key.isascii() and len(message.dedupe_key) < 48, "a key that is none")
+    promise(parse_message(message.raw) == message, "a later reading that differs")
     hash(message)
     return type(message).__name__, message.media_kind
 
@@ -134,7 +135,7 @@ def _fetched(answer: dict[str, Any]) -> None:
             return answer
 
     grant = StableTokenFetcher(Hosts(), "appid", "secret").fetch()  # type: ignore[arg-type]
-    promise(bool(grant.value) and 0 < grant.life <= 7200, "a token that is none")
+    promise(bool(grant.value) and 70 <= grant.life <= 7200, "a token that is none")
 
 
 def media(data: bytes) -> object:
