@@ -21,6 +21,7 @@ from storage.deferred import Works
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
+from storage.memories import Memories
 from storage.refusals import Refusals
 from storage.tokens import SqlTokenStore
 from thumbnails.maker import ThumbnailMaker
@@ -55,6 +56,7 @@ class Parts:
     worker: Worker
     deferred: DeferredReplies
     answers: Answers
+    memories: Memories
 
     def ask_to_stop(self) -> None:
         """From now on nothing more is claimed; returns at once."""
@@ -89,6 +91,7 @@ def build(
     token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch, explained=token_reason)
     client = ApiClient(hosts, token)
     copies = StoredCopies(client, files)
+    memories = Memories(database, ledger, settings.wechat_appid)
     works = Works(database, ledger, settings.wechat_appid)
     worker = Worker(
         ledger,
@@ -128,7 +131,8 @@ def build(
         Refusals(database, settings.wechat_appid),
         worker,
         deferred,
-        Answers(ledger, deferred, echo_via=settings.echo_via),
+        Answers(ledger, memories, deferred, echo_via=settings.echo_via),
+        memories,
     )
 
 

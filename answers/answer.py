@@ -7,13 +7,17 @@ the ledger id, and the message is answered `success`.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 
 import handlers
-from answers.late import DeferredReplies, EchoVia, answered_with_copy, tell_of_cut
-from handlers import Deferred
+from answers.late import DeferredReplies, EchoVia, answered_with_copy, done_work, tell_of_cut
+from handlers import Deferred, Memory, Remember
+from handlers.memory import as_json
+from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger, Recorded
+from storage.memories import Change, Memories, MemoryChangedError, StoredMemory
 from wechat.messages import Message
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
@@ -39,11 +43,14 @@ class Answers:
     def __init__(
         self,
         ledger: Ledger,
+        memories: Memories,
         late: DeferredReplies,
         *,
         echo_via: EchoVia,
     ) -> None:
-        self._ledger, self._late, self._echo_via = ledger, late, echo_via
+        """Raises `handlers.HandlerError` when the HANDLERS table cannot be."""
+        handlers.check()
+        self._ledger, self._memories, self._late, self._echo_via = ledger, memories, late, echo_via
 
     def answer(self, message: Message, now: float, arrived: float) -> Recorded:
         """What to answer this delivery of `message`; it is in the ledger when this returns.
@@ -61,19 +68,36 @@ class Answers:
         return recorded
 
     def _answer_first(self, message: Message, now: float, arrived: float) -> Recorded:
-        outcome: Reply | Deferred | None = None
-        answer, fault = Answer(None), None
+        while True:
+            try:
+                return self._answer_as_of_now(message, now, arrived)
+            except MemoryChangedError:
+                pass  # by another message of this fan: the handler is asked again, with what is known now
+
+    def _answer_as_of_now(self, message: Message, now: float, arrived: float) -> Recorded:
+        memory = _FanMemory(self._memories, message.from_user_name)
+        reply: Reply | None = None
+        answer, fault, change = Answer(None), None, None
         try:
-            outcome = handlers.dispatch(message)
-            if not isinstance(outcome, Deferred):
-                answer = rendered(outcome, message, now, echo_via=self._echo_via)
+            outcome = handlers.dispatch(message, memory.recall)
+            if isinstance(outcome, Remember):
+                change = Change(memory.seen(), as_json(outcome.memory))
+                reply = outcome.reply
+            elif not isinstance(outcome, Deferred):
+                reply = outcome
+            answer = rendered(reply, message, now, echo_via=self._echo_via)
+        except DatabaseUnavailableError:
+            raise  # the memory could not be read: no fault of the handler
         except Exception as error:
-            fault = error
+            fault, change, outcome = error, None, None
         if isinstance(outcome, Deferred):
             return self._late.answer(message, outcome, now, arrived)
         if answer.by_copy:
-            return self._late.answer_with_copy(message, now, arrived)
-        recorded = self._ledger.record(message, answer.xml, now, send_back=answer.send_back)
+            return self._late.answer_with_copy(message, now, arrived, change)
+        if change is None:
+            recorded = self._ledger.record(message, answer.xml, now, send_back=answer.send_back)
+        else:
+            recorded = self._memories.record(message, answer.xml, now, change, send_back=answer.send_back)
         if fault is not None:
             log.error(
                 "a handler failed; the fan was answered success",
@@ -81,8 +105,33 @@ class Answers:
                 extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
             )
         elif answer.xml is not None:
-            tell_of_cut(outcome, recorded.id)
+            tell_of_cut(reply, recorded.id)
         return recorded
+
+
+class _FanMemory:
+    """What is known of the fan of one message, read once, and only for a handler that asks."""
+
+    def __init__(self, memories: Memories, openid: str) -> None:
+        self._memories, self._openid = memories, openid
+        self._seen: StoredMemory | None = None
+
+    def seen(self) -> StoredMemory:
+        if self._seen is None:
+            self._seen = self._memories.read(self._openid)
+        return self._seen
+
+    def recall(self) -> Memory:
+        memory: Memory = json.loads(self.seen().json)
+        return memory
+
+
+def outcome_of(outcome: handlers.Outcome) -> tuple[Reply | None, str | None]:
+    """What a handler's outcome comes to, for `flask replay`: the reply, and the fan's memory as JSON where it changes.
+
+    Does the work of a Deferred. Raises what that raises.
+    """
+    return done_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome))
 
 
 def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: EchoVia) -> Answer:

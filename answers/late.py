@@ -7,12 +7,14 @@ process answers a repeated push alike. Each piece of work has a thread of its ow
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import cores
@@ -25,10 +27,13 @@ from answers.failures import (
     SEND_REFUSALS,
     failure,
 )
-from handlers import Deferred
+from handlers import Deferred, HandlerError, Memory, Remember
+from handlers.calls import checked, name_of
+from handlers.memory import as_json
 from storage.deferred import Work, Works
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
+from storage.memories import Change
 from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
 from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, VideoReply, render_reply
@@ -108,10 +113,13 @@ class DeferredReplies:
             return self._wait(recorded.id, 1, arrived)
         return self.answer_again(recorded, arrived) if recorded.working else recorded
 
-    def answer_with_copy(self, message: Message, now: float, arrived: float) -> Recorded:
+    def answer_with_copy(
+        self, message: Message, now: float, arrived: float, change: Change | None = None
+    ) -> Recorded:
         """Records a new message that is answered by the stored copy of its own file, and waits for that as `answer()`
-        does: the file is downloaded as every other, and then uploaded."""
-        recorded, _ = self._works.record(message, now, None, wait_for_file=True)
+        does: the file is downloaded as every other, and then uploaded. `change`: of the fan's memory; raises
+        `MemoryChangedError`."""
+        recorded, _ = self._works.record(message, now, None, wait_for_file=True, change=change)
         if recorded.repeated:
             return self.answer_again(recorded, arrived) if recorded.working else recorded
         return self._wait(recorded.id, 1, arrived)
@@ -180,9 +188,9 @@ class DeferredReplies:
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
         cores.roam()  # work may take all that the machine has
         try:
-            result, code, reason = None, None, None
+            result, memory, code, reason = None, None, None, None
             try:
-                reply = deferred.work()
+                reply, memory = done_work(deferred)
                 tell_of_cut(reply, work.id)
                 if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
                     reply = self._reply_with_copy(work, reply)
@@ -202,9 +210,9 @@ class DeferredReplies:
                     extra={"ledger_id": work.id, "code": code, "reason": reason},
                 )
             except Exception as fault:
-                reason = f"the deferred work failed: {type(fault).__name__}"
+                memory, reason = None, f"the deferred work failed: {type(fault).__name__}"
                 log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
-            if not self._works.finish(work, result, self._clock(), reason=reason, code=code):
+            if not self._works.finish(work, result, self._clock(), reason=reason, code=code, memory=memory):
                 log.warning("another process took this work over", extra={"ledger_id": work.id})
         except DatabaseUnavailableError as error:
             # The lease runs out, and whoever reaches the database first runs the work again.
@@ -267,7 +275,7 @@ class DeferredReplies:
         message, reason = parse_message(work.xml), "the work ended its process three times"
         if work.attempt <= ATTEMPTS:
             try:
-                outcome = handlers.dispatch(message)
+                outcome = handlers.dispatch(message, partial(self._recall, message.from_user_name))
                 deferred = outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome)
                 self._begin(work, message, deferred)
                 return
@@ -276,6 +284,10 @@ class DeferredReplies:
                 reason = "the handler failed when the work was to be run again"
         log.error("deferred work is given up", extra={"ledger_id": work.id, "reason": reason})
         self._works.finish(work, None, self._clock(), reason=reason)
+
+    def _recall(self, openid: str) -> Memory:
+        memory: Memory = json.loads(self._works.memory(openid))
+        return memory
 
     def _reply_with_copy(self, work: Work, reply: VideoReply) -> VideoReply:
         """The fan's video under a MediaId of our own upload. Raises `_UploadFailed`."""
@@ -294,6 +306,17 @@ class DeferredReplies:
         over = try_at > work.received_at + SEND_LIFE_SECONDS
         final = failed.final or failed.code in SEND_REFUSALS or over
         raise _UploadFailed(failed.code, failed.reason, None if final else try_at)
+
+
+def done_work(deferred: Deferred) -> tuple[Reply | None, str | None]:
+    """Does the work; returns its reply, and the fan's memory as JSON where it changes. Raises `HandlerError`, and what
+    the work raises."""
+    outcome = checked(deferred.work, deferred.work())
+    if isinstance(outcome, Deferred):
+        raise HandlerError(f"{name_of(deferred.work)} returned Deferred: write return TextReply(...)")
+    if isinstance(outcome, Remember):
+        return outcome.reply, as_json(outcome.memory)
+    return outcome, None
 
 
 class _UploadFailed(Exception):

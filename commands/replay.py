@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from pathlib import Path
 
 import click
 
 import handlers
-from answers.answer import rendered
+from answers.answer import outcome_of, rendered
 from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
 from wechat.messages import parse_message
@@ -31,17 +32,24 @@ def replay(ledger_id: int | None, last: bool) -> None:
         if entry is None:
             fail("the ledger is empty" if ledger_id is None else f"the ledger has no row {ledger_id}")
         message = parse_message(entry.xml)
+        memory = parts.memories.read(entry.sender).json
         try:
-            outcome = handlers.dispatch(message)
-            reply = outcome.work() if isinstance(outcome, handlers.Deferred) else outcome
+            outcome = handlers.dispatch(message, lambda: json.loads(memory))
+            reply, remembered = outcome_of(outcome)
             # With the time of then, so that nothing differs but what the handlers do differently.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [one for one in frames if Path(one.filename).parent.name == "handlers"]
+            place = next(
+                (one for one in reversed(own) if Path(one.filename).stem not in _CALLERS), frames[-1]
+            )
             fail(
                 f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
                 f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
             )
+    if remembered is not None:
+        click.echo(f"The fan's memory is {memory} and would be {remembered}.")
     if answer.by_copy:
         click.echo(
             "ECHO_VIA=auto: the stored copy would be uploaded, and be the answer under its new MediaId."
@@ -52,6 +60,9 @@ def replay(ledger_id: int | None, last: bool) -> None:
     if answer.xml != entry.reply:
         click.echo(f"Recorded then:\n{_shown(entry.reply)}\nToday:")
     click.echo(_shown(answer.xml))
+
+
+_CALLERS = {"__init__", "calls", "router", "memory", "deferred"}  # of handlers/: they hold no handler
 
 
 def _shown(reply: bytes | None) -> str:

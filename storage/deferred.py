@@ -17,6 +17,7 @@ from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, u
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded
+from storage.memories import Change, Memories, MemoryChangedError
 from storage.models import (
     AHEAD_SECONDS,
     OWED,
@@ -54,6 +55,7 @@ class Works:
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
+        self._memories = Memories(database, ledger, appid)
         here = messages.c
         self._mine = (works.c.appid == appid, works.c.state == PENDING)
         self._running = (
@@ -62,27 +64,40 @@ class Works:
             .where(here.id == bindparam("an_id"))
         )
         self._look = (
-            select(here.reply, here.send_state, works.c.state, works.c.result)
+            select(here.reply, here.send_state, here.sender, works.c.state, works.c.result)
             .join_from(messages, works, works.c.id == here.id)
             .where(here.id == bindparam("an_id"))
             .with_for_update()
         )
 
     def record(
-        self, message: Message, now: float, lease_seconds: float | None, *, wait_for_file: bool = False
+        self,
+        message: Message,
+        now: float,
+        lease_seconds: float | None,
+        *,
+        wait_for_file: bool = False,
+        change: Change | None = None,
     ) -> tuple[Recorded, Work | None]:
         """Keep the message and its work, claimed for that long (None: for whoever comes first).
 
         `wait_for_file`: nobody can claim the work before the message's file is stored.
         The work is None when the message was already there, or is not claimed; then what was recorded is returned.
+        `change`: of the fan's memory, in the same commit; raises MemoryChangedError as `Memories.record()` does.
         """
         if wait_for_file:
             lease_seconds = None
         claim = None if lease_seconds is None else secrets.randbits(63)
 
         def both(connection: Connection) -> tuple[Recorded, Work | None]:
+            if change is not None:
+                found = self._memories.change(connection, message, change, now)
+                if found is not None:
+                    return found, None
             recorded, new = self._ledger.record_working(connection, message, now)
             if not new:
+                if change is not None:
+                    raise MemoryChangedError
                 return recorded, None
             connection.execute(
                 insert(works).values(
@@ -150,11 +165,12 @@ class Works:
         *,
         reason: str | None = None,
         code: int | None = None,
+        memory: str | None = None,
     ) -> bool:
         """The work is done; `result` is the reply's plain XML, None for none. `reason` says that it failed, for the
         platform's `code` if it gave one: then both are in the message's send lane, and `retry` begins anew.
 
-        False: the claim was lost.
+        `memory` (JSON) is what is known of the fan from now on, in the same commit. False: the claim was lost.
         """
 
         def end(connection: Connection) -> bool:
@@ -172,6 +188,8 @@ class Works:
             )
             if row is None or done.rowcount != 1:
                 return False
+            if memory is not None:
+                self._memories.replace(connection, row.sender, memory, now)
             values: dict[str, Any] = {}
             if reason is not None:
                 values = failed_send(code, reason, now)
@@ -244,6 +262,10 @@ class Works:
         statement = select(works.c.result).where(works.c.id == ledger_id)
         found: bytes | None = self._database.run(lambda connection: connection.execute(statement).scalar())
         return found
+
+    def memory(self, openid: str) -> str:
+        """What is known of this fan, JSON."""
+        return self._memories.read(openid).json
 
     def push(self, ledger_id: int) -> bytes:
         """The push that the work is for, XML."""

@@ -54,6 +54,7 @@ from storage.models import (
     files_to_delete,
     last_claims,
     lease_over,
+    memories,
     messages,
     purge_index,
     purge_index_upto,
@@ -326,17 +327,16 @@ class Ledger:
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
+        return self._database.run(lambda connection: self.find_in(connection, message), wait=wait)
+
+    def find_in(self, connection: Connection, message: Message) -> Recorded | None:
+        """As `find()`, for storage.memories in its transaction."""
         # One key, but for messages without MsgId, which earlier versions recorded under another.
-        keys = (message.dedupe_key, *message.former_dedupe_keys)
-
-        def look(connection: Connection) -> Recorded | None:
-            for key in keys:
-                values = (key, message.from_user_name, self._appid)
-                for row in driver_of(connection).execute(self._find, values).fetchall():
-                    return Recorded(row[0], row[1], bool(row[2]), repeated=True)
-            return None
-
-        return self._database.run(look, wait=wait)
+        for key in (message.dedupe_key, *message.former_dedupe_keys):
+            values = (key, message.from_user_name, self._appid)
+            for row in driver_of(connection).execute(self._find, values).fetchall():
+                return Recorded(row[0], row[1], bool(row[2]), repeated=True)
+        return None
 
     def record(
         self,
@@ -352,10 +352,18 @@ class Ledger:
         When the message is already there, what was recorded first is returned and nothing changes.
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
-        values = self._values(message, reply, now, "waiting" if message.media_id and send_back else None)
         self.ids.before_insert()
-        recorded, _ = self._database.write(lambda connection: self._insert(connection, values), wait=wait)
+        recorded, _ = self._database.write(
+            lambda connection: self.record_in(connection, message, reply, now, send_back=send_back), wait=wait
+        )
         return recorded
+
+    def record_in(
+        self, connection: Connection, message: Message, reply: bytes | None, now: float, *, send_back: bool
+    ) -> tuple[Recorded, bool]:
+        """As `record()`, for storage.memories in its transaction; True when the message was new."""
+        waits = "waiting" if message.media_id and send_back else None
+        return self._insert(connection, self._values(message, reply, now, waits))
 
     def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
         """For storage.deferred, in its transaction: keep a message that is not answered yet; True when it was new."""
@@ -651,6 +659,7 @@ class Ledger:
             raise ValueError("purge needs a time or a fan")
         ids = self._ids_to_purge(before, fan, limit)
         if not ids:
+            self._database.write(partial(_forget, self._appid, before, fan))
             return 0
 
         def remove(connection: Connection) -> int:
@@ -837,6 +846,16 @@ def _mark_stored() -> Update:
             messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
         }
     )
+
+
+def _forget(appid: str, before: float | None, fan: str | None, connection: Connection) -> None:
+    """Delete what is remembered of the fans whose messages are purged."""
+    conditions = [memories.c.appid == appid]
+    if fan is not None:
+        conditions.append(memories.c.sender == fan)
+    if before is not None:
+        conditions.append(memories.c.changed_at < before)
+    connection.execute(delete(memories).where(*conditions))
 
 
 def _lock_index(connection: Connection) -> int:

@@ -250,6 +250,18 @@ works = Table(
 _works_pending = text("state = 'pending'")
 Index("works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending)
 
+# What handlers remember of each fan, as JSON. `version` grows by one with each change.
+memories = Table(
+    "memories",
+    metadata,
+    Column("appid", Text, primary_key=True),
+    Column("sender", Text, primary_key=True),
+    Column("memory", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+Index("memories_changed", memories.c.appid, memories.c.changed_at)
+
 # Work whose result is still to come: it waits for the message's file, or somebody has it or may take it.
 UNFINISHED = ("waiting", "pending")
 

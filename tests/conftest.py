@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
+import handlers
 import logs
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
@@ -24,6 +25,8 @@ from storage.database import Database
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.databases", "tests.browser"]
+
+handlers.HANDLERS = handlers.STOCK_HANDLERS  # whatever is in handlers/own.py
 
 ACCOUNT = {
     "WECHAT_APPID": THROWAWAY.appid,
@@ -144,7 +147,7 @@ class Bot:
         self.url = f"http://127.0.0.1:{environ['PORT']}"
         self.settings = Settings.from_env(environ, folder)
         self.processes = []
-        self.app = "app:create_app()"
+        self.app = "tests.stock_app:create_app()"
 
     def start(self, *arguments):
         """`python -m arguments`."""

@@ -67,5 +67,5 @@ def slow(message):
     )
 
 
-handlers.HANDLERS = {**handlers.HANDLERS, TextMessage: slow}
+handlers.HANDLERS = {**handlers.STOCK_HANDLERS, TextMessage: slow}
 create_app = app.create_app

@@ -201,7 +201,7 @@ def test_a_rotation_loses_nothing(make_app):
 def test_a_repeated_push_gets_the_same_bytes_and_runs_no_handler(make_app, monkeypatch):
     app = make_app()
     first = post(app, pushing.plain(pushing.image(7, create_time=1760000000)))
-    monkeypatch.setattr(handlers, "dispatch", lambda message: pytest.fail("a handler ran"))
+    monkeypatch.setattr(handlers, "dispatch", lambda *_: pytest.fail("a handler ran"))
     again = post(make_app(), pushing.plain(pushing.image(7, create_time=1760000000), nonce="1"))
     assert again.data == first.data
     assert len(rows(app)) == 1

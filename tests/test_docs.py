@@ -510,7 +510,8 @@ def test_the_handlers_of_the_readme_answer(project):
     assert lint(project)
     place = project.send(type="location", content="31.23,121.47,16,The Bund")
     assert place == ["The Bund: 31.23, 121.47"]
-    assert project.send(type="event", event="CLICK", event_key="healthz") == ["ok\n"]
+    assert project.send(type="event", event="CLICK", event_key="weather healthz") == ["ok\n"]
+    assert project.send(type="text", content="hours") == ["9:00 - 18:00"]
 
 
 @pytest.mark.xdist_group("docs")
@@ -518,6 +519,10 @@ def test_the_handlers_of_their_document_answer(another):
     assert lint(another)
     assert another.send(type="text", content="hello") == ["You said: hello"]
     assert another.send(type="text", content="psst, hello") == []
+    assert another.send(type="text", content="a tea") == ["Say: order"]
+    assert another.send(type="event", event="CLICK", event_key="order") == ["What would you like?"]
+    assert another.send(type="text", content="a tea") == ["Your order: tea"]
+    assert another.send(type="text", content="20 + 22") == ["42"]
     described = another.send(type="link", content="A page\nabout much\nhttps://example.com")
     assert described == ["A page: 10 characters"]
 

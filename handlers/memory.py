@@ -1,0 +1,43 @@
+"""Remember: a reply, and what the bot is to know of this fan when the next message comes.
+
+Knows what a memory may be: a mapping that is JSON, of 8 kB at most. Who keeps it, and that message, reply and memory
+are kept together or not at all, is not known here: `answers/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from wechat.replies import Reply
+
+MAX_MEMORY_BYTES = 8192  # as JSON in UTF-8
+
+Memory: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Remember:
+    """`reply` is the answer (None for none), `memory` replaces what was known of the fan; an empty one forgets it.
+
+    Raises TypeError for what is no JSON, and ValueError for more than MAX_MEMORY_BYTES.
+    """
+
+    reply: Reply | None
+    memory: Memory
+
+    def __post_init__(self) -> None:
+        if self.reply is not None and not isinstance(self.reply, Reply):
+            raise TypeError(f"Remember takes a reply or None first, not {self.reply!r:.80}")
+        if not isinstance(self.memory, Mapping) or not all(isinstance(key, str) for key in self.memory):
+            raise TypeError("Remember takes a mapping with text as keys second, for example {'step': 2}")
+        size = len(as_json(self.memory).encode())
+        if size > MAX_MEMORY_BYTES:
+            raise ValueError(f"a fan's memory has {size} bytes as JSON; {MAX_MEMORY_BYTES} is the most")
+
+
+def as_json(memory: Memory) -> str:
+    """The memory as it is kept. Raises TypeError or ValueError for what is no JSON."""
+    return json.dumps(dict(memory), allow_nan=False, separators=(",", ":"), sort_keys=True)

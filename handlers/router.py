@@ -1,0 +1,95 @@
+"""Router: many answers to words, as a table that is read from the top; menu keys and scan scenes alike.
+
+Knows how words are compared, and nothing else: it is as pure as the handlers that it names. The words are a text's
+content, what a voice was recognised as, a menu button's key, or a QR code's scene.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from handlers.calls import Handler, Outcome, Recall, call, takes_memory
+from wechat.messages import Event, Message, TextMessage, VoiceMessage
+
+
+@dataclass(frozen=True)
+class Route:
+    """A test of the words: `arguments` returns what the handler gets beside the message, None when it does not fit."""
+
+    arguments: Callable[[str], tuple[str, ...] | None]
+    count: int
+    """How many arguments there are."""
+
+
+def exact(*words: str) -> Route:
+    """One of these words and nothing else, in capitals or not. The handler gets no argument."""
+    known = {word.strip().casefold() for word in words}
+    return Route(lambda said: () if said.casefold() in known else None, 0)
+
+
+def prefix(*words: str) -> Route:
+    """What begins with one of these words. The handler gets what follows as one argument, which may be empty.
+
+    `weather` fits "weather", "Weather Oslo" and "weather奥斯陆", but not "weatherman".
+    """
+    known = [word.strip().casefold() for word in words]
+
+    def arguments(said: str) -> tuple[str, ...] | None:
+        for word in known:
+            if said[: len(word)].casefold() != word:
+                continue
+            rest = said[len(word) :]
+            if not (_latin(word[-1:]) and _latin(rest[:1])):
+                return (rest.strip(),)
+        return None
+
+    return Route(arguments, 1)
+
+
+def pattern(expression: str) -> Route:
+    """What the regular expression fits as a whole. The handler gets its groups; one that took no part is empty."""
+    compiled = re.compile(expression)
+
+    def arguments(said: str) -> tuple[str, ...] | None:
+        found = compiled.fullmatch(said)
+        return None if found is None else tuple(group or "" for group in found.groups())
+
+    return Route(arguments, compiled.groups)
+
+
+class Router:
+    """A handler that passes the message on to the first route that fits, else to `default`, else answers nothing."""
+
+    def __init__(self, *routes: tuple[Route, Handler], default: Handler | None = None) -> None:
+        """Raises HandlerError for a handler that does not take its route's arguments."""
+        self.routes, self._default = routes, default
+        for route, handler in routes:
+            takes_memory(handler, route.count)
+        if default is not None:
+            takes_memory(default)
+
+    def answer(self, message: Message, recall: Recall) -> Outcome:
+        """What the handler that fits returns. Raises as `call()` does."""
+        said = words_of(message)
+        for route, handler in self.routes:
+            arguments = route.arguments(said)
+            if arguments is not None:
+                return call(handler, message, recall, *arguments)
+        return None if self._default is None else call(self._default, message, recall)
+
+
+def words_of(message: Message) -> str:
+    """What the routes look at, without white space around it."""
+    if isinstance(message, TextMessage):
+        return message.content.strip()
+    if isinstance(message, VoiceMessage):
+        return (message.recognition or "").strip().rstrip("。.!?！？")
+    if isinstance(message, Event):
+        return message.event_key.removeprefix("qrscene_").strip()
+    return ""
+
+
+def _latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()

@@ -1,0 +1,105 @@
+"""What a handler remembers of each fan: one JSON text for a fan, kept together with the message that it came from.
+
+Knows that message, reply and memory are one commit, and how two messages of one fan at the same instant are kept from
+overwriting each other: a memory has a version, and only whoever has seen the newest may write the next. Does not know
+what a memory holds, and no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, select, update
+
+from storage.database import Database
+from storage.ledger import Ledger, Recorded
+from storage.models import memories
+from wechat.messages import Message
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """The JSON text, and which version of it this is; version 0 has never been written."""
+
+    json: str = field(default="{}", repr=False)
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """`memory` (JSON) takes the place of what was `seen`."""
+
+    seen: StoredMemory
+    memory: str = field(repr=False)
+
+
+class MemoryChangedError(Exception):
+    """Another message of this fan changed the memory since it was read; nothing is written. Read it again."""
+
+
+class Memories:
+    """The memories of one account's fans. Every method raises DatabaseUnavailableError as the ledger's do."""
+
+    def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
+        self._database, self._ledger, self._appid = database, ledger, appid
+
+    def read(self, openid: str) -> StoredMemory:
+        """What is remembered of this fan."""
+        statement = select(memories.c.memory, memories.c.version).where(
+            memories.c.appid == self._appid, memories.c.sender == openid
+        )
+        row = self._database.run(lambda connection: connection.execute(statement).one_or_none())
+        return StoredMemory() if row is None else StoredMemory(row.memory, row.version)
+
+    def record(
+        self,
+        message: Message,
+        reply: bytes | None,
+        now: float,
+        change: Change,
+        *,
+        send_back: bool,
+    ) -> Recorded:
+        """As `Ledger.record()`, and the fan's memory is changed; all in one commit.
+
+        A message that was there already is returned as it was recorded, and the memory stays. Raises
+        MemoryChangedError.
+        """
+
+        def both(connection: Connection) -> Recorded:
+            found = self.change(connection, message, change, now)
+            if found is not None:
+                return found
+            recorded, new = self._ledger.record_in(connection, message, reply, now, send_back=send_back)
+            if not new:  # by another process whose handler remembered nothing: then the change must not stay
+                raise MemoryChangedError
+            return recorded
+
+        self._ledger.ids.before_insert()
+        return self._database.transact(both)
+
+    def change(self, connection: Connection, message: Message, change: Change, now: float) -> Recorded | None:
+        """In a transaction, before this new message is recorded in it: change the memory. A message that was there
+        already is returned instead. Raises MemoryChangedError."""
+        found = self._ledger.find_in(connection, message)
+        if found is None and not self._replace(connection, message.from_user_name, change, now):
+            raise MemoryChangedError
+        return found
+
+    def replace(self, connection: Connection, openid: str, memory: str, now: float) -> None:
+        """For storage.deferred, in its transaction: what is known of the fan now, whatever it was before."""
+        seen = select(memories.c.version).where(memories.c.appid == self._appid, memories.c.sender == openid)
+        version = connection.execute(seen.with_for_update()).scalar() or 0
+        if not self._replace(connection, openid, Change(StoredMemory(version=version), memory), now):
+            raise MemoryChangedError
+
+    def _replace(self, connection: Connection, openid: str, change: Change, now: float) -> bool:
+        """False: what was seen is not the newest."""
+        seen = change.seen.version
+        values = {"memory": change.memory, "version": seen + 1, "changed_at": now}
+        if seen == 0:
+            new = self._database.insert(memories).values(appid=self._appid, sender=openid, **values)
+            inserted = connection.execute(new.on_conflict_do_nothing().returning(memories.c.version))
+            return inserted.first() is not None
+        here = (memories.c.appid == self._appid, memories.c.sender == openid, memories.c.version == seen)
+        return connection.execute(update(memories).where(*here).values(values)).rowcount == 1

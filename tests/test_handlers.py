@@ -1,0 +1,160 @@
+"""What a handler may be and give: the checks and their words, and the router; handlers called as plain functions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import handlers
+from handlers import Deferred, HandlerError, Remember, Router, dispatch, exact, pattern, prefix
+from tests.handler_messages import a
+from wechat.messages import ClickEvent, ImageMessage, ScanEvent, SubscribeEvent, TextMessage, VoiceMessage
+from wechat.replies import ImageReply, TextReply
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """table(kind, handler) makes that the whole bot."""
+    return lambda kind, handler: monkeypatch.setattr(handlers, "HANDLERS", {kind: handler})
+
+
+def answers_with_text(message):
+    return "hello"
+
+
+def test_the_stock_bot_gives_a_picture_back_and_says_so_to_words():
+    assert handlers.STOCK_HANDLERS[ImageMessage](a(ImageMessage, media_id="M")) == ImageReply("M")
+    assert "picture" in handlers.STOCK_HANDLERS[TextMessage](a(TextMessage, content="hi")).content
+
+
+@pytest.mark.parametrize("wrong", ["hello", 5, {"text": "hi"}, TextReply, ("a", "b")])
+def test_a_wrong_return_names_the_handler_and_what_to_write(table, wrong):
+    def answer(message):
+        return wrong
+
+    table(TextMessage, answer)
+    with pytest.raises(HandlerError, match=r"test_handlers.*answer returned .*: write return ") as caught:
+        dispatch(a(TextMessage))
+    assert type(wrong).__name__ in str(caught.value)
+    assert ("return TextReply(...)" in str(caught.value)) == isinstance(wrong, str)
+
+
+def test_deferred_takes_what_can_be_called():
+    with pytest.raises(TypeError, match=r"not Deferred\(work\(\)\)"):
+        Deferred(TextReply("already done"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [
+        ("text", answers_with_text),
+        (str, answers_with_text),
+        (TextMessage, "hint"),
+        (TextMessage, lambda: None),
+        (TextMessage, lambda message, memory, more: None),
+    ],
+)
+def test_a_wrong_table_is_found_before_the_first_message(table, kind, handler):
+    table(kind, handler)
+    with pytest.raises(HandlerError, match=r"write|name one"):
+        handlers.check()
+
+
+def test_a_second_argument_is_the_fans_memory(table):
+    table(TextMessage, lambda message, memory: Remember(TextReply(f"{memory}"), {"seen": 1}))
+    assert dispatch(a(TextMessage), lambda: {"seen": 0}) == Remember(TextReply("{'seen': 0}"), {"seen": 1})
+    table(TextMessage, lambda message: None)
+    assert dispatch(a(TextMessage), lambda: pytest.fail("looked up for nobody")) is None
+
+
+@pytest.mark.parametrize(
+    "memory", [[], {1: 2}, {"x": object()}, {"x": float("nan")}, {"x": "a" * 9000}, "text"]
+)
+def test_what_cannot_be_remembered(memory):
+    with pytest.raises((TypeError, ValueError)):
+        Remember(None, memory)
+
+
+# -- the router -------------------------------------------------------------------------------------------------
+
+
+def said(*arguments):
+    return lambda message, *given: TextReply("|".join((*arguments, *given)))
+
+
+def add(message, one, other):
+    return TextReply(str(int(one) + int(other)))
+
+
+def weather(message, place):
+    return TextReply(f"weather in {place or 'all the world'}")
+
+
+def named(message, name, memory):
+    return Remember(TextReply(f"was {memory.get('name')}"), {"name": name})
+
+
+WORDS = Router(
+    (exact("help", "帮助"), lambda message: TextReply("help")),
+    (prefix("weather", "天气"), weather),
+    (pattern(r"(\d+)\s*\+\s*(\d+)"), add),
+    (prefix("I am"), named),
+    default=lambda message: TextReply("?"),
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        ("help", "help"),
+        (" HELP\n", "help"),
+        ("帮助", "help"),
+        ("help me", "?"),
+        ("weather", "weather in all the world"),
+        ("Weather Oslo ", "weather in Oslo"),
+        ("天气奥斯陆", "weather in 奥斯陆"),
+        ("weatherman", "?"),
+        ("1 + 41", "42"),
+        ("1 + 41!", "?"),
+        ("", "?"),
+    ],
+)
+def test_words_find_their_handler(table, content, reply):
+    table(TextMessage, WORDS)
+    handlers.check()
+    assert dispatch(a(TextMessage, content=content)) == TextReply(reply)
+
+
+def test_a_route_may_ask_for_the_memory_too(table):
+    table(TextMessage, WORDS)
+    again = dispatch(a(TextMessage, content="I am Wu"), lambda: {"name": "Li"})
+    assert again == Remember(TextReply("was Li"), {"name": "Wu"})
+
+
+def test_menu_keys_scenes_and_spoken_words_alike(table):
+    for message in (
+        a(ClickEvent, event="CLICK", event_key="help"),
+        a(ScanEvent, event="SCAN", event_key="help"),
+        a(SubscribeEvent, event="subscribe", event_key="qrscene_help"),
+        a(VoiceMessage, recognition="Help."),
+    ):
+        table(type(message), WORDS)
+        assert dispatch(message) == TextReply("help")
+
+
+def test_the_first_route_that_fits_is_taken_and_without_a_default_nothing_is_said(table):
+    table(TextMessage, Router((prefix("a"), said("first")), (prefix("a b"), said("second"))))
+    assert dispatch(a(TextMessage, content="a b")) == TextReply("first|b")
+    assert dispatch(a(TextMessage, content="c")) is None
+
+
+def test_a_route_whose_handler_takes_other_arguments_is_found_at_the_start():
+    for route in (exact("x"), prefix("x"), pattern("(x)(y)(z)")):
+        with pytest.raises(HandlerError, match="write def"):
+            Router((route, lambda: None))
+    with pytest.raises(HandlerError):
+        Router((exact("x"), lambda message, memory, more: None))
+
+
+@given(st.text())
+def test_any_words_get_one_answer(content):
+    assert isinstance(WORDS.answer(a(TextMessage, content=content), dict), TextReply | Remember)
