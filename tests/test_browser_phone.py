@@ -233,8 +233,8 @@ def test_follow_unfollow_and_menu(page):
     assert sides(page) == ["system", "account", "system", "system"]
 
 
-def test_voice_and_video(page, phone):
-    phone.state.change_rules({"own_video_reply": True})
+def test_voice_and_video(page):
+    """The video by the bot's own upload: the platform shows none by the id that the fan's own came with."""
     choose(page, {"name": "voice.mp3", "mimeType": "audio/mpeg", "buffer": MP3}, kind="voice")
     wait_for(page, "account", 1)
     audio = said(page, "account").locator("audio")
@@ -254,6 +254,11 @@ def test_voice_and_video(page, phone):
     choose(page, {"name": "film.mp4", "mimeType": "video/mp4", "buffer": broken}, kind="video")
     wait_for(page, "account", 3)
     said(page, "account").nth(2).get_by_text("cannot be shown here").wait_for()
+    assert verdicts(newest(page)) == ["reply"]
+    page.locator("#calls li", has_text="/cgi-bin/media/upload").wait_for()
+    choose(page, {"name": "film.mp4", "mimeType": "video/mp4", "buffer": broken}, kind="shortvideo")
+    wait_for(page, "account", 4)
+    assert verdicts(newest(page)) == ["reply"]
 
 
 @pytest.mark.parametrize(

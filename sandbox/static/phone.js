@@ -325,7 +325,12 @@ function listenToFan() {
     sendFiles(files);
   });
   const chat = $("chat");
-  chat.addEventListener("scroll", () => (atEnd = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 60));
+  let before = 0;
+  chat.addEventListener("scroll", () => {
+    if (chat.scrollTop < before) atEnd = false; // a picture that grows moves the end, but scrolls nothing up
+    if (chat.scrollHeight - chat.scrollTop - chat.clientHeight < 60) atEnd = true;
+    before = chat.scrollTop;
+  });
   const screen = $("screen");
   const carriesFiles = (event) => event.dataTransfer.types.includes("Files");
   document.addEventListener("dragover", (event) => {
