@@ -204,11 +204,12 @@ class TestWhoMayAsk:
             assert client.get(path).status_code == 401
         assert client.get("/healthz").status_code == 200
 
-    def test_anybody_is_told_what_this_is(self, make_app):
-        client = make_app(METRICS_KEY="the-key")
-        answer = client.get("/", environ_overrides={"REMOTE_ADDR": "93.184.216.34"})
-        assert answer.status_code == 200
-        assert "微信公众号" in answer.text
+
+def test_anybody_is_told_what_this_is(make_app):
+    client = make_app(METRICS_KEY="the-key")
+    answer = client.get("/", environ_overrides={"REMOTE_ADDR": "93.184.216.34"})
+    assert answer.status_code == 200
+    assert "微信公众号" in answer.text
 
 
 # -- the folder of the counters ------------------------------------------------------------------------------------
