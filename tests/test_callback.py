@@ -85,6 +85,24 @@ def test_a_wrong_verification_is_refused(plain_app, change):
     assert (response.status_code, response.data) == (403, b"")
 
 
+def test_each_answered_push_is_one_line(plain_app, caplog):
+    caplog.set_level(logging.INFO)
+    pushes = [
+        pushing.plain(pushing.image(7)),
+        pushing.plain(pushing.message(MsgType="event", Event="unsubscribe")),
+    ]
+    for push in (pushes[0], *pushes):
+        post(plain_app, push)
+    lines = [record for record in caplog.records if record.getMessage() == "answered"]
+    assert [(line.ledger_id, line.type, line.reply) for line in lines] == [
+        (1, "image", "image"),
+        (1, "image", "image"),
+        (2, "event", "success"),
+    ]
+    assert all(0 < line.milliseconds < 5000 for line in lines)
+    assert pushing.FAN not in caplog.text
+
+
 def test_the_url_may_end_in_a_slash(plain_app):
     client = plain_app.test_client()
     query = pushing.query() | {"echostr": "4375120948345356249"}

@@ -33,6 +33,7 @@ from wechat.receiver import Receiver
 
 log = logging.getLogger(__name__)
 
+_REPLY_KIND = re.compile(rb"<MsgType><!\[CDATA\[(\w+)")
 DEADLINE_SECONDS = 5.0  # then the platform drops the connection and repeats the push
 
 
@@ -80,6 +81,15 @@ def callback(
         metrics.REPLY_SECONDS.observe(seconds)
         if seconds > DEADLINE_SECONDS:
             metrics.DEADLINE_MISSES.inc()
+        log.info(
+            "answered",
+            extra={
+                "ledger_id": recorded.id,
+                "type": message.msg_type,
+                "reply": kind(recorded.reply),
+                "milliseconds": round(seconds * 1000, 1),
+            },
+        )
         return response
 
     def is_doctor() -> bool:
@@ -127,6 +137,12 @@ def callback(
         return refuse(400, "xml", "the body could not be read")
 
     return blueprint
+
+
+def kind(reply: bytes | None) -> str:
+    """A reply's MsgType; `success` where there is none."""
+    found = _REPLY_KIND.search(reply) if reply is not None else None
+    return found[1].decode() if found else "success"
 
 
 def body(limit: int) -> bytes:
