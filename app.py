@@ -84,6 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
                 everything.files,
                 everything.thumbnails,
                 password=settings.admin_password.get_secret_value(),
+                zone=settings.zone,
                 wake=everything.worker.wake,
             )
         )

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -272,6 +273,19 @@ def _database(value: SecretStr) -> SecretStr:
     return SecretStr(f"sqlite:///{FOLDER / rest[1:]}")
 
 
+def _zone(value: str) -> str:
+    """As the C library has it: a zone's name; or its rules, which have digits; or a path after a colon."""
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError):
+        if not re.search(r"[0-9]|^:", value):
+            raise _WrongValue(
+                "must be a time zone that this machine knows, such as Asia/Shanghai or UTC",
+                "必须是本机认识的时区，如 Asia/Shanghai 或 UTC",
+            ) from None
+    return value
+
+
 def _media_store(value: str) -> str:
     if value.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_-]+)*/?", value):
@@ -330,7 +344,16 @@ class Settings(BaseModel):
     pin_cores: bool = True
     web_concurrency: int = Field(default_factory=lambda: min(usable_cores(), 4), ge=1)
     log_format: Literal["text", "json"] = "text"
+    tz: Annotated[str, AfterValidator(_zone)] | None = None
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The zone that TZ names; None for the machine's, or where TZ spells its rules (the C library knows them)."""
+        try:
+            return ZoneInfo(self.tz) if self.tz else None
+        except (ValueError, OSError):
+            return None
 
     @classmethod
     def given(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:

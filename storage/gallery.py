@@ -1,20 +1,25 @@
 """What the gallery shows of the ledger, newest first, and which pictures are still to be made small.
 
 Knows the queries and the indexes behind them. Must not know pages, pictures or who looks at them. A page is found by
-the place where the one before it ended, never by counting rows, so that the last page costs what the first does.
+the place where the one before it ended, never by counting rows, so that the last page costs what the first does. What
+no index serves (texts, a part of an OpenID) is looked for row by row, for a moment; the page says how far it got.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import (
     ColumnElement,
     Select,
+    asc,
     bindparam,
     desc,
+    func,
     null,
     select,
+    true,
     tuple_,
     union_all,
     update,
@@ -32,11 +37,24 @@ STATES: tuple[State, ...] = get_args(State)
 _ENDED = {"stored": STORED, "failed": FAILED}
 
 
+Place: TypeAlias = tuple[float, int]
+"""Where an entry stands: (`received_at`, `id`)."""
+
+SCAN_IDS, SCAN_SECONDS = 5000, 0.3
+"""How many ids are looked through at once, and for how long in all."""
+
+_SLACK_SECONDS = 3600.0  # by which ids and times may differ in their order: processes reserve ids
+_OPENID_LENGTH = 28
+
+
 @dataclass(frozen=True)
 class Filter:
-    """Which entries a page shows; None lets all through. `since` <= received_at < `until`, unix seconds."""
+    """Which entries a page shows; None lets all through. `since` <= received_at < `until`, unix seconds.
 
-    kind: MediaKind | None = None
+    `fan` is an OpenID or a part of one. Events are no entries. A state is one of media only.
+    """
+
+    kind: MediaKind | Literal["text"] | None = None
     state: State | None = None
     fan: str | None = None
     since: float | None = None
@@ -45,18 +63,34 @@ class Filter:
 
 @dataclass(frozen=True)
 class Shown:
-    """One entry of a page. Its place is (`received_at`, `id`)."""
+    """One entry of a page. The media columns are None for a message without a file."""
 
     id: int
     sender: str
     msg_type: str
     received_at: float
-    media_kind: MediaKind
-    media_state: State
+    media_kind: MediaKind | None
+    media_state: State | None
     media_code: int | None
     media_reason: str | None
+    media_key: str | None
+    media_size: int | None
+    media_sha256: str | None
     thumbnail_state: str | None
     """"made", "failed", or None while there is none."""
+    xml: bytes = field(repr=False)
+
+    @property
+    def place(self) -> Place:
+        return self.received_at, self.id
+
+
+@dataclass(frozen=True)
+class Page:
+    """Entries, newest first. `searched_to`: where the search stopped because its time was over."""
+
+    entries: list[Shown]
+    searched_to: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -89,31 +123,135 @@ class GalleryRows:
             .returning(columns.id, columns.media_key)
         )
 
-    def page(self, which: Filter, *, before: tuple[float, int] | None, limit: int) -> list[Shown]:
-        """Up to `limit` entries, newest first, from the place `before` on."""
+    def page(
+        self, which: Filter, *, before: Place | None = None, after: Place | None = None, limit: int
+    ) -> Page:
+        """Up to `limit` entries: the next ones older than `before`, or newer than `after`, or the newest ones."""
+        rows, searched_to = self._find(which, before, after, limit, _SHOWN)
+        return Page([Shown(**row) for row in rows], searched_to)
+
+    def count(self, which: Filter, most: int) -> tuple[int, bool]:
+        """How many entries there are, up to `most`; and whether that is all of them."""
+        rows, searched_to = self._find(which, None, None, most + 1, [messages.c.id])
+        return min(len(rows), most), len(rows) <= most and searched_to is None
+
+    def _find(
+        self, which: Filter, before: Place | None, after: Place | None, limit: int, columns: Sequence[Any]
+    ) -> tuple[list[Any], Place | None]:
+        whole = which.fan is None or len(which.fan) == _OPENID_LENGTH
+        if whole and (which.kind in KINDS or (which.state and which.kind is None)):
+            return self._indexed(which, before, after, limit, columns), None
+        state = messages.c.media_state == which.state if which.state else true()
+        return self._scanned(which, state, before, after, limit, columns)
+
+    def _indexed(
+        self, which: Filter, before: Place | None, after: Place | None, limit: int, columns: Sequence[Any]
+    ) -> list[Any]:
+        direction = desc if after is None else asc
         found = [
-            stream.order_by(desc("received_at"), desc("id")).limit(limit).subquery()
-            for stream in self._streams(which, before)
+            stream.order_by(direction("received_at"), direction("id")).limit(limit).subquery()
+            for stream in self._streams(which, before, after)
         ]
         ids = union_all(*(select(stream) for stream in found)).subquery()
-        newest = select(ids.c.id).order_by(desc(ids.c.received_at), desc(ids.c.id)).limit(limit)
-        columns = [messages.c[name] for name in Shown.__dataclass_fields__]
-        statement = select(*columns).where(messages.c.id.in_(newest)).order_by(*_NEWEST)
-        rows = self._database.run(lambda connection: connection.execute(statement).mappings().all())
-        return [Shown(**row) for row in rows]
+        nearest = select(ids.c.id).order_by(direction(ids.c.received_at), direction(ids.c.id)).limit(limit)
+        return self._rows(select(*columns).where(messages.c.id.in_(nearest)).order_by(*_NEWEST))
 
-    def _streams(self, which: Filter, before: tuple[float, int] | None) -> Iterator[Select[int, float]]:
-        """For each state and kind its own: each reads its index backwards and ends with the page."""
+    def _scanned(
+        self,
+        which: Filter,
+        state: ColumnElement[bool],
+        before: Place | None,
+        after: Place | None,
+        limit: int,
+        columns: Sequence[Any],
+    ) -> tuple[list[Any], Place | None]:
+        ids = messages.c.id
+        conditions = [*self._conditions(which), state, messages.c.event.is_(None)]
+        if which.kind == "text":
+            conditions.append(messages.c.msg_type == "text")
+        elif which.kind is not None:
+            conditions.append(messages.c.media_kind == which.kind)
+        first, last = self._ids(which)
+        if before is not None:
+            last = min(last, before[1] - 1)
+        if after is not None:
+            first = max(first, after[1] + 1)
+        found: list[Any] = []
+        searched_to = None
+        give_up = time.monotonic() + SCAN_SECONDS
+        while first <= last and len(found) < limit:
+            low, high = max(first, last - SCAN_IDS + 1), last
+            if after is not None:
+                low, high = first, min(last, first + SCAN_IDS - 1)
+            direction = desc if after is None else asc
+            found += self._rows(
+                select(*columns)
+                .where(ids.between(low, high), *conditions)
+                .order_by(direction(ids))
+                .limit(limit - len(found))
+            )
+            if after is None:
+                last = low - 1
+            else:
+                first = high + 1
+            if time.monotonic() > give_up and first <= last and len(found) < limit:
+                searched_to = (0.0, last + 1 if after is None else first - 1)
+                break
+        return found if after is None else found[::-1], searched_to
+
+    def _ids(self, which: Filter) -> tuple[int, int]:
+        """Between which ids the entries of that time are, both included."""
+        # One question for each end: both in one would read all rows.
+        ends = [select(end(messages.c.id)).scalar_subquery() for end in (func.min, func.max)]
+        first, last = self._rows(select(*ends))[0].values()
+        if first is None:
+            return 1, 0
+        if which.since is not None:
+            first = self._first_id(which.since - _SLACK_SECONDS, first, last)
+        if which.until is not None:
+            last = self._first_id(which.until + _SLACK_SECONDS, first, last)
+        return first, last
+
+    def _first_id(self, at: float, low: int, high: int) -> int:
+        """About the first id that came in at that time or later: found by halves, since ids grow with the time."""
+        columns = messages.c
+        while low < high:
+            middle = (low + high) // 2
+            statement = select(columns.received_at).where(columns.id.between(middle, high))
+            rows = self._rows(statement.order_by(columns.id).limit(1))
+            found = rows[0]["received_at"] if rows else None
+            if found is None or found >= at:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _rows(self, statement: Select[Any]) -> list[Any]:
+        return self._database.run(lambda connection: list(connection.execute(statement).mappings()))
+
+    def _conditions(self, which: Filter) -> list[ColumnElement[bool]]:
         columns = messages.c
         conditions: list[ColumnElement[bool]] = [columns.appid == self._appid]
-        if which.fan is not None:
+        if which.fan is not None and len(which.fan) == _OPENID_LENGTH:
             conditions.append(columns.sender == which.fan)
+        elif which.fan is not None:
+            conditions.append(columns.sender.contains(which.fan, autoescape=True))
         if which.since is not None:
             conditions.append(columns.received_at >= which.since)
         if which.until is not None:
             conditions.append(columns.received_at < which.until)
+        return conditions
+
+    def _streams(
+        self, which: Filter, before: Place | None, after: Place | None
+    ) -> Iterator[Select[int, float]]:
+        """For each state and kind its own: each reads its index and ends with the page."""
+        columns = messages.c
+        conditions = self._conditions(which)
         if before is not None:
             conditions.append(tuple_(columns.received_at, columns.id) < before)
+        if after is not None:
+            conditions.append(tuple_(columns.received_at, columns.id) > after)
         stream = select(columns.id, columns.received_at).where(*conditions)
         for name, state in _ENDED.items():
             for kind in KINDS:
@@ -159,4 +297,5 @@ class GalleryRows:
 
 
 _ALL = 2**31 - 1
+_SHOWN = [messages.c[field.name] for field in fields(Shown)]
 _NEWEST = (desc(messages.c.received_at), desc(messages.c.id))

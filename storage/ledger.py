@@ -661,7 +661,13 @@ class Ledger:
         if not ids:
             self._database.write(partial(_forget, self._appid, before, fan))
             return 0
+        return self._delete(ids, now)
 
+    def delete(self, ledger_id: int, now: float) -> bool:
+        """Delete this row, as `purge` does; False where there is none."""
+        return self._delete([ledger_id], now) == 1
+
+    def _delete(self, ids: Sequence[int], now: float) -> int:
         def remove(connection: Connection) -> int:
             _lock_index(connection)
             connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
@@ -895,6 +901,8 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
             lane.due: now,
             lane.lease_until: None,
             lane.claim: None,
+            lane.code: None,
+            lane.reason: None,
             lane.done_at: None,
         }
 

@@ -1,21 +1,24 @@
 """The gallery through its routes: who gets in, what is shown of what fans sent, and that nothing of it can run."""
 
+import csv
 import hashlib
 import hmac
 import html
 import io
 import os
 import re
-import struct
 import threading
 import time
-from urllib.parse import urlsplit
+import tracemalloc
+import zipfile
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 from sqlalchemy import insert
 
+import storage.gallery
 import web.gallery
 from app import create_app
 from config import Settings
@@ -27,7 +30,6 @@ from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID
 from thumbnails.maker import ThumbnailMaker
-from web.voice_length import voice_seconds
 from wechat import media
 from wechat.codes import explain
 from wechat.messages import parse_message
@@ -190,7 +192,11 @@ class TestDoor:
                     assert "default-src 'none'" in policy
                     assert "frame-ancestors 'none'" in policy
                     assert "unsafe" not in policy
-                    assert "script-src" not in policy
+                    assert (
+                        ("script-src 'self'" in policy)
+                        == ("script-src" in policy)
+                        == ("sandbox" not in policy)
+                    )
                     if answer.mimetype == "text/html":
                         assert headers["Cache-Control"] == "no-store"
 
@@ -528,23 +534,93 @@ class TestList:
             "Stored",
             "Failed",
             "Pending",
-            "40007 invalid media_id",
+            explain(40007).hint_en,
         ):
-            assert words in page
+            assert words in html.unescape(page)
         assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOON)) in page
 
     def test_nothing_yet(self, rig):
         assert "No fan has sent" in rig.page()
         assert "Nothing here" in rig.page("?state=failed")
 
-    def test_texts_and_events_are_not_shown(self, rig):
-        text = (
-            "<xml><ToUserName>g</ToUserName><FromUserName>f</FromUserName><CreateTime>1</CreateTime>%s</xml>"
+    def say(self, rig, inside, at=NOON):
+        rig.number += 1
+        head = f"<ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
+        xml = f"<xml>{head}{inside}<MsgId>{90_000 + rig.number}</MsgId></xml>"
+        return rig.parts.ledger.record(parse_message(xml.encode()), None, at).id
+
+    def test_texts_are_shown_and_events_are_not(self, rig):
+        text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{HTML} 你好]]></Content>")
+        place = self.say(
+            rig,
+            "<MsgType>location</MsgType><Location_X>1.5</Location_X><Location_Y>2</Location_Y><Label>Home</Label>",
         )
-        one = parse_message((text % "<MsgType>text</MsgType><Content>x</Content><MsgId>9</MsgId>").encode())
-        ledger_id = rig.parts.ledger.record(one, None, NOON).id
-        assert rig.shown() == []
-        assert rig.get(f"/{ledger_id}").status_code == 404
+        strange = self.say(rig, "<MsgType>hologram</MsgType>")
+        event = self.say(rig, "<MsgType>event</MsgType><Event>subscribe</Event>")
+        picture = rig.receive()
+        assert rig.shown() == [picture, strange, place, text]
+        assert rig.shown("?kind=text") == [text]
+        assert rig.shown("?kind=text&state=failed") == []
+        page = rig.page()
+        for words in (html.escape(HTML), "你好", "Home (1.5, 2.0)", "hologram"):
+            assert words.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
+        assert rig.get(f"/{event}").status_code == 404
+        for ledger_id, words in ((text, "你好"), (place, "Home"), (strange, "Nothing of it is shown")):
+            page = rig.page(f"/{ledger_id}")
+            assert words in page
+            assert "<script>alert" not in page
+            assert rig.get(f"/{ledger_id}/file").status_code == 404
+            assert "Retry" not in page
+
+    def test_a_part_of_an_openid(self, rig):
+        mine, other = rig.receive(), rig.receive(fan=OTHER_FAN)
+        odd = rig.receive(fan="o100%_sure")
+        for part, wanted in (
+            ("_01", {mine}),
+            ("QrSt_0", {mine, other}),
+            ("00%_", {odd}),
+            ("%", {odd}),
+            ("x", set()),
+        ):
+            query = urlencode({"fan": part})
+            assert set(rig.shown(f"?{query}")) == wanted, part
+            assert set(rig.shown(f"?{query}&kind=image")) == wanted, part
+            assert set(rig.shown(f"?{query}&state=failed")) == set()
+
+    def test_the_count(self, rig, monkeypatch):
+        monkeypatch.setattr(web.gallery, "COUNTED", 3)
+        for number in range(1, 5):
+            rig.receive()
+            words = f"{number} entries" if number < 4 else "more than 3 entries"
+            assert words in rig.page()
+            assert words in rig.page("?kind=image")
+
+    def test_a_search_that_takes_long_can_be_continued(self, rig, monkeypatch):
+        wanted = rig.receive(fan="oNeedle")
+        for number in range(30):
+            rig.receive(at=NOON + number)
+        monkeypatch.setattr(storage.gallery, "SCAN_IDS", 7)
+        monkeypatch.setattr(storage.gallery, "SCAN_SECONDS", -1.0)
+        path, steps = "?fan=Needle", 0
+        while not (found := rig.shown(path)):
+            further = re.search(r'class="further"><a class="button" href="/gallery([^"]+)"', rig.page(path))
+            path, steps = html.unescape(further[1]), steps + 1
+            assert steps < 40
+        assert found == [wanted]
+        assert steps > 2
+
+    def test_the_zone(self, make_rig):
+        rig = make_rig(TZ="Asia/Shanghai")
+        rig.sign_in()
+        noon_there = 1_763_784_000.0  # 2025-11-22 04:00 UTC
+        inside, outside = rig.stored(at=noon_there), rig.stored(at=noon_there + 12 * 3600)
+        page = rig.page()
+        assert page.count("Asia/Shanghai UTC+08:00") == 1
+        assert "2025-11-22 12:00:00" in page
+        assert "2025-11-23 00:00:00" in page
+        assert rig.shown("?day=2025-11-22") == rig.shown("?day=2025-11-22&kind=image") == [inside]
+        assert rig.shown("?day=2025-11-23") == [outside]
+        assert "2025-11-22 12:00:02" in rig.page(f"/{inside}")
 
     def test_filters(self, rig):
         day = 86400.0
@@ -607,27 +683,36 @@ class TestList:
         for path in ("", "/file", "/thumbnail"):
             assert other.get(f"/{ledger_id}{path}").status_code == 404
 
-    def test_paging(self, rig):
+    @pytest.mark.parametrize("query", ["", "?kind=image", "?fan=oFan"])
+    def test_paging(self, rig, query):
         """Through all of them, each once and in their order, though new ones come in, and two came at one time."""
-        wanted = [rig.receive(KINDS[number % 3], at=NOON + number // 2) for number in range(100)]
-        for job in rig.parts.ledger.claim_downloads(NOON + 99, 15, 30):
+        wanted = [rig.receive(KINDS[number % 3], at=NOON + number // 2) for number in range(200)]
+        for job in rig.parts.ledger.claim_downloads(NOON + 99, 15, 60):
             rig.parts.ledger.mark_failed(job, 40007, "gone", NOON)
-        seen, path = [], ""
+        wanted = wanted if query != "?kind=image" else wanted[::3]
+        seen, path = [], query
         while path is not None:
             page = rig.page(path)
             seen += [int(found) for found in re.findall(r'class="picture" href="/gallery/(\d+)', page)]
             rig.receive(at=NOON + 1000)
             older = re.search(r'rel="next" href="/gallery([^"]+)"', page)
-            path = older and html.unescape(older[1])
+            last, path = path, older and html.unescape(older[1])
         assert seen == wanted[::-1]
         assert "Newest" in page
+        back = []
+        while newer := re.search(r'rel="prev" href="/gallery([^"]+)"', page):
+            page = rig.page(html.unescape(newer[1]))
+            back = [int(found) for found in re.findall(r'class="picture" href="/gallery/(\d+)', page)] + back
+        assert set(seen) - set(rig.shown(last)) <= set(back)
+        oldest = re.search(r'href="/gallery([^"]+)">Oldest', rig.page(query))
+        assert rig.shown(html.unescape(oldest[1]))[-1] == wanted[0]
 
     def test_a_click_leads_back_to_where_it_was(self, rig):
         rig.stored()
         page = rig.page("?state=stored&before=9999999999.5_7")
         link = html.unescape(re.search(r'class="picture" href="([^"]+)"', page)[1])
         entry = rig.client.get(link).text
-        back = html.unescape(re.search(r'class="back"><a href="([^"]+)"', entry)[1])
+        back = html.unescape(re.search(r'<a href="([^"]+)">← Back', entry)[1])
         assert urlsplit(back).query == "state=stored&before=9999999999.5_7"
 
 
@@ -695,7 +780,7 @@ class TestManyEntries:
             for state in (None, *STATES):
                 which = Filter(kind, state, fan, NOON, NOON + 1e6)
                 found, before = [], None
-                while page := rows.page(which, before=before, limit=50):
+                while page := rows.page(which, before=before, limit=50).entries:
                     found += page
                     before = page[-1].received_at, page[-1].id
                 assert [one.id for one in found] == sorted((one.id for one in found), reverse=True)
@@ -705,6 +790,46 @@ class TestManyEntries:
                 everything.append(len(found))
         assert everything[0] == (3000 if fan is None else 30)
         assert everything[0] == sum(everything[1:4])
+
+
+class TestExport:
+    def test_what_the_filter_lets_through(self, rig):
+        photo, voice = rig.stored(), rig.stored(AMR, kind="voice")
+        failed, gone = rig.failed(), rig.stored(OTHER_PHOTO)
+        rig.parts.files.delete(rig.parts.ledger.get(gone).media_key)
+        formula = TestList().say(rig, "<MsgType>text</MsgType><Content>=1+2,\n'你好'</Content>")
+        answer = rig.get("/export")
+        assert answer.content_type == "application/zip"
+        assert answer.headers["Content-Disposition"].startswith('attachment; filename="gallery-')
+        with zipfile.ZipFile(io.BytesIO(answer.data)) as archive:
+            assert archive.testzip() is None
+            files = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+            table = list(csv.DictReader(io.StringIO(archive.read("messages.csv").decode("utf-8-sig"))))
+        files.pop("")
+        assert files == {f"{photo}.jpg": PHOTO, f"{voice}.amr": AMR}
+        assert [int(row["id"]) for row in table] == [formula, gone, failed, voice, photo]
+        assert table[0]["text"] == "'=1+2,\n'你好'"
+        assert table[2]["state"] == "failed"
+        assert table[-1]["sha256"] == hashlib.sha256(PHOTO).hexdigest()
+        with zipfile.ZipFile(io.BytesIO(rig.get("/export?kind=voice").data)) as archive:
+            assert len(archive.namelist()) == 2
+
+    def test_it_is_made_while_it_is_sent(self, rig):
+        for _ in range(12):
+            rig.stored(os.urandom(1_000_000), kind="video")
+        tracemalloc.start()
+        try:
+            answer = rig.app.test_client()
+            answer.set_cookie(
+                "gallery", rig.client.get_cookie("gallery", path="/gallery").value, path="/gallery"
+            )
+            response = answer.get("/gallery/export", buffered=False)
+            size = sum(len(piece) for piece in response.iter_encoded())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert size > 12_000_000
+        assert peak < 3_000_000
 
 
 class TestEntry:
@@ -727,19 +852,80 @@ class TestEntry:
         assert rig.get(f"/{ledger_id}/file").data == PHOTO
 
     @pytest.mark.parametrize("language", ["en-GB", "zh-CN,zh;q=0.9,en;q=0.8"])
-    def test_a_failed_one_says_why_in_both_languages_and_can_be_retried(self, rig, language):
-        ledger_id = rig.failed()
-        page = rig.page(f"/{ledger_id}", headers={"Accept-Language": language})
+    def test_a_failed_one_says_once_why_and_what_the_fan_has_to_do(self, rig, language):
         code = explain(40007)
-        for words in ("40007", code.hint_en, code.hint_zh):
-            assert words in html.unescape(page)
+        reason = f"40007 invalid media_id. {code.hint_en} ({code.hint_zh})"  # as the worker writes it
+        ledger_id = rig.failed(reason=reason)
+        headers = {"Accept-Language": language}
+        mine, other = (code.hint_en, code.hint_zh) if language == "en-GB" else (code.hint_zh, code.hint_en)
+        for path in ("", f"/{ledger_id}"):
+            page = html.unescape(rig.page(path, headers=headers))
+            assert page.count(mine) == 1
+            assert other not in page
+            assert page.count("40007") == 1
+        assert ("send it again" in page) == (language == "en-GB")
+        assert ("重新发送" in page) == (language != "en-GB")
         answer = rig.client.post(f"/gallery/{ledger_id}/retry")
         assert (answer.status_code, answer.location) == (303, f"/gallery/{ledger_id}")
         assert rig.parts.ledger.get(ledger_id).media_state == "pending"
         assert rig.parts.worker._wake.is_set()
         page = rig.page(f"/{ledger_id}")
         assert "Next attempt" in page
-        assert "40007 invalid media_id" in page, "the last reason stays visible meanwhile"
+        assert "40007" not in page, "what was before the retry is forgotten"
+
+    def test_retry_all(self, rig):
+        assert "Retry all" not in rig.page()
+        failed = [rig.failed(), rig.failed(kind="voice")]
+        stored = rig.stored()
+        assert "Retry all failed (2)" in rig.page()
+        answer = rig.client.post("/gallery/retry")
+        assert (answer.status_code, answer.location) == (303, "/gallery?state=pending")
+        assert set(rig.shown("?state=pending")) == set(failed)
+        assert rig.shown("?state=stored") == [stored]
+
+    def test_delete_one(self, rig):
+        kept, gone = rig.stored(), rig.stored(OTHER_PHOTO)
+        rig.make_thumbnails()
+        key = rig.parts.ledger.get(gone).media_key
+        assert "deleted for good" in rig.page(f"/{gone}")
+        answer = rig.client.post(f"/gallery/{gone}/delete?kind=image&ledger_id=1&_external=1")
+        assert answer.location == "/gallery?kind=image"
+        assert rig.shown() == [kept]
+        assert rig.parts.files.size(key) is None
+        with pytest.raises(FileNotFoundError):
+            rig.parts.thumbnails.open(key)
+        assert rig.client.post(f"/gallery/{gone}/delete").status_code == 404
+        assert rig.get(f"/{kept}/file").data == PHOTO
+
+    def test_newer_and_older_within_the_filter(self, rig):
+        first, voice, second = (
+            rig.stored(),
+            rig.stored(AMR, kind="voice", at=NOON + 1),
+            rig.stored(at=NOON + 2),
+        )
+
+        def beside(path):
+            page = rig.page(path)
+            return [
+                found and int(found[1])
+                for found in (
+                    re.search(rf'rel="{rel}" href="/gallery/(\d+)', page) for rel in ("prev", "next")
+                )
+            ]
+
+        assert [beside(f"/{one}") for one in (second, voice, first)] == [
+            [None, voice],
+            [second, first],
+            [voice, None],
+        ]
+        assert beside(f"/{second}?kind=image") == [None, first]
+        assert beside(f"/{first}?kind=image") == [second, None]
+
+    def test_what_is_new_shows_by_itself(self, rig):
+        assert 'data-live="10"' in rig.page()
+        assert 'data-live=""' in rig.page("?before=1_1")
+        assert 'data-live="3"' in rig.page(f"/{rig.receive()}")
+        assert 'data-live=""' in rig.page(f"/{rig.stored()}")
 
     def test_retrying_what_did_not_fail_changes_nothing(self, rig):
         ledger_id = rig.stored()
@@ -766,7 +952,8 @@ class TestEntry:
         (send,) = ledger.claim_sends(time.time(), 15)
         ledger.mark_failed(send, 45015, "45015 out of time", NOON)
         page = rig.page(f"/{ledger_id}")
-        assert explain(45015).hint_zh in page
+        assert explain(45015).hint_en in html.unescape(page)
+        assert "write to the account first" in page
         assert "Retry" in page
 
     @pytest.mark.parametrize(
@@ -846,22 +1033,13 @@ class TestFiles:
         [
             ("voice", MP3, "audio/mpeg", "<audio src="),
             ("video", MP4, "video/mp4", "<video src="),
-            ("voice", AMR, "application/octet-stream", "Length: 2.5 s"),
-            ("voice", AMR + b"\x4c", "application/octet-stream", "Length: unknown"),
+            ("voice", AMR, "application/octet-stream", "Download .amr</a>"),
         ],
     )
     def test_voices_and_videos(self, rig, kind, data, content_type, shown):
         ledger_id = rig.stored(data, kind=kind)
         assert rig.get(f"/{ledger_id}/file").content_type == content_type
         assert shown in rig.page(f"/{ledger_id}")
-
-    def test_a_voice_too_long_or_gone_is_of_unknown_length(self, rig, monkeypatch):
-        ledger_id = rig.stored(AMR, kind="voice")
-        monkeypatch.setattr(web.gallery, "MAX_VOICE_BYTES", 10)
-        assert "Length: unknown" in rig.page(f"/{ledger_id}")
-        monkeypatch.undo()
-        rig.parts.files.delete(rig.parts.ledger.get(ledger_id).media_key)
-        assert "Length: unknown" in rig.page(f"/{ledger_id}")
 
     @pytest.mark.parametrize("where", ["disk", "s3"])
     def test_ranges(self, request, make_rig, where):
@@ -979,6 +1157,13 @@ class TestThumbnails:
         )
 
 
+OWN_SCRIPT = '<script src="/gallery/static/gallery.js" defer>'
+
+
+def scripts(page):
+    return re.findall("<script[^>]*>", page)
+
+
 class TestWords:
     """HTML in every field that a page shows."""
 
@@ -992,18 +1177,20 @@ class TestWords:
         )
         for path in ("", f"/{ledger_id}", "?state=failed"):
             page = rig.page(path)
-            assert "<script" not in page
+            assert scripts(page) == [OWN_SCRIPT]
             assert 'value="<' not in page
             assert html.escape(HTML, quote=False).replace('"', "&#34;").replace("'", "&#39;") in page
         page = rig.page("?fan=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
-        assert "<script" not in page
+        assert scripts(page) == [OWN_SCRIPT]
         entry = rig.page(f"/{ledger_id}")
         assert len(re.findall("alert", entry)) >= 5
 
-    def test_pages_have_no_script_style_or_foreign_address(self, rig):
+    def test_pages_have_no_script_style_or_foreign_address_in_them(self, rig):
         rig.stored()
         for path in ("", "/1"):
             page = rig.page(path)
+            assert scripts(page) == [OWN_SCRIPT]
+            page = page.replace(OWN_SCRIPT, "")
             assert not re.search(
                 r"<script|<style|style=|\son\w+=|javascript:|https?://|//", page.split("<head>")[1]
             )
@@ -1015,45 +1202,3 @@ class TestWords:
             assert not [secret for secret in secrets if secret in rig.page(path)]
         cookie = rig.client.get_cookie("gallery", path="/gallery").value
         assert not [secret for secret in secrets if secret in cookie]
-
-
-def ogg(granule, *packets):
-    data = b"".join(packets)
-    lacing = b"".join(bytes([255] * (len(one) // 255) + [len(one) % 255]) for one in packets)
-    return struct.pack("<4sBBqIIIB", b"OggS", 0, 0, granule, 1, 0, 0, len(lacing)) + lacing + data
-
-
-SPEEX = b"Speex   1.2".ljust(28, b"\0") + struct.pack("<iiIi", 1, 80, 8000, 4) + bytes(40)
-
-
-class TestVoiceLength:
-    @pytest.mark.parametrize(
-        ("data", "seconds"),
-        [
-            (AMR, 2.5),
-            (b"#!AMR\n", 0.0),
-            (b"#!AMR\n" + b"\x7c" * 50, 1.0),  # no data
-            (b"#!AMR\n" + b"\x04" + bytes(12), 0.02),
-            (b"#!AMR\n" + b"\x3c" + bytes(31) + b"\x3c", 0.04),  # the last one cut off
-            (b"#!AMR\n" + b"\x4c" + bytes(31), None),  # a reserved kind of frame
-            (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 50, 1.0),
-            (b"#!AMR-WB\n" + b"\x5c", None),
-            (ogg(0, SPEEX) + ogg(0, b"comment" * 60) + ogg(160000, bytes(70), bytes(300)), 20.0),
-            (ogg(0, SPEEX) + b"garbage" * 9, None),
-            (ogg(0, SPEEX) + b"cut", 0.0),
-            (ogg(0, b"OpusHead" + bytes(60)), None),
-            (ogg(0, SPEEX[:20]), None),
-            (ogg(0, SPEEX[:36] + bytes(44)), None),
-            (b"OggS", None),
-            (b"", None),
-            (MP3, None),
-        ],
-    )
-    def test_of_whole_files(self, data, seconds):
-        assert voice_seconds(data) == seconds
-
-    def test_any_bytes_have_an_answer(self):
-        for head in (b"#!AMR\n", b"#!AMR-WB\n", b"OggS", ogg(0, SPEEX)):
-            for _ in range(200):
-                seconds = voice_seconds(head + os.urandom(200))
-                assert seconds is None or isinstance(seconds, float)

@@ -2,7 +2,7 @@
 
 Knows sign-in, sessions and how to serve what strangers sent so that it cannot run in a browser. Does not know SQL, nor
 how a thumbnail is made. A session is a cookie, signed with a random key that all web processes share and with the
-password, so that another ADMIN_PASSWORD ends all of them. There is no script on these pages.
+password, so that another ADMIN_PASSWORD ends all of them. The one script shows a page anew when it has changed.
 https://cheatsheetseries.owasp.org/cheatsheets/Session_Management_Cheat_Sheet.html
 """
 
@@ -14,11 +14,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any, BinaryIO, Final, cast
+from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, abort, g, redirect, render_template, request, url_for
 from itsdangerous import BadSignature, URLSafeSerializer
@@ -28,19 +29,22 @@ from werkzeug.wsgi import FileWrapper
 from storage.database import Database
 from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
-from storage.gallery import KINDS, STATES, Filter, GalleryRows
+from storage.gallery import KINDS, STATES, Filter, GalleryRows, Place, Shown
 from storage.ledger import Entry, Ledger
+from storage.purge import delete_files
 from storage.sign_ins import Attempts, Sessions
 from thumbnails.shelf import Thumbnails
+from web.export import exported
 from web.senders import sender_address, sent_by_another_site
-from web.voice_length import voice_seconds
 from wechat.codes import explain
+from wechat.messages import LinkMessage, LocationMessage, TextMessage, parse_message
 
 log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
-MAX_VOICE_BYTES = 4 * 1024 * 1024  # no voice is that long: the platform ends one after 60 seconds
+COUNTED = 1000  # entries, then the page says that there are more
+MEDIA_LIFE_SECONDS = 3 * 86400.0  # how long the platform keeps a file
 
 COOKIE = "gallery"
 
@@ -60,7 +64,8 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _PAGE_POLICY: Final = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; media-src 'self'; form-action 'self'; base-uri 'none'; "
+    "default-src 'none'; style-src 'self'; img-src 'self'; media-src 'self'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
 _FILE_POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
@@ -85,10 +90,11 @@ def gallery(
     thumbnails: Thumbnails,
     *,
     password: str,
+    zone: ZoneInfo | None = None,
     wake: Callable[[], None],
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """All pages. `wake` is called when a retry was asked for."""
+    """All pages, with the times of `zone`, None: the machine's. `wake` is called when a retry was asked for."""
     blueprint = Blueprint(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
@@ -176,49 +182,64 @@ def gallery(
         return render_template(
             f"gallery/{template}",
             t=lambda en, chinese: chinese if zh else en,
+            zh=zh,
             lang="zh-CN" if zh else "en",
-            when=_when,
+            when=lambda seconds: _when(seconds, zone),
+            zone=_zone_now(clock(), zone),
             signed_in=g.get("gallery") is not None,
             **what,
         )
 
     @blueprint.get("")
     def index() -> str:
-        which, before, given = _asked(request.args)
-        entries = rows.page(which, before=before, limit=PAGE_ENTRIES + 1)
-        last = entries[PAGE_ENTRIES - 1] if len(entries) > PAGE_ENTRIES else None
-        older = last and {**given, "before": f"{last.received_at!r}_{last.id}"}
+        asked = _asked(request.args, zone)
+        limit = PAGE_ENTRIES + 1
+        found = rows.page(asked.which, before=asked.before, after=asked.after, limit=limit)
+        entries, more = found.entries, len(found.entries) == limit
+        if more:
+            entries = entries[1:] if asked.after else entries[:PAGE_ENTRIES]
+        newer = older = None
+        if entries and (asked.before or (asked.after and more)):
+            newer = asked.link(after=entries[0].place)
+        if entries and (asked.after or more):
+            older = asked.link(before=entries[-1].place)
+        further = None
+        if found.searched_to and not more:
+            further = asked.link(**{"after" if asked.after else "before": found.searched_to})
+        total, whole = rows.count(asked.which, COUNTED)
         return page(
             "index.html",
-            entries=entries[:PAGE_ENTRIES],
-            given=given,
+            entries=[_shown(entry) for entry in entries],
+            asked=asked,
+            newer=newer,
             older=older,
-            kinds=KINDS,
+            further=further,
+            oldest=asked.link(after=(0.0, 0)),
+            total=total,
+            whole=whole,
+            kinds=(*KINDS, "text"),
             states=STATES,
+            failed=ledger.status(clock()).failed,
         )
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>")
     def entry(ledger_id: int) -> str:
         found = find(ledger_id)
-        extension = (found.media_key or "").rpartition(".")[2]
+        asked = _asked(request.args, zone)
+        place = found.received_at, found.id
+        next_one = rows.page(asked.which, before=place, limit=1).entries
+        one_before = rows.page(asked.which, after=place, limit=1).entries
         return page(
             "entry.html",
             entry=found,
-            extension=extension,
-            seconds=length_of(found) if extension in ("amr", "speex") else None,
-            codes=[explain(code) for code in (found.media_code, found.send_code) if code],
+            text=_text(found.xml) if found.media_kind is None else None,
+            extension=(found.media_key or "").rpartition(".")[2],
+            problems=_problems(found, clock()),
             can_retry=found.media_state == "failed" or found.send_state in ("failed", "unknown"),
-            given=_asked(request.args)[2],
+            asked=asked,
+            newer=one_before and one_before[0].id,
+            older=next_one and next_one[0].id,
         )
-
-    def length_of(found: Entry) -> float | None:
-        if found.media_key is None or (found.media_size or 0) > MAX_VOICE_BYTES:
-            return None
-        try:
-            with files.open(found.media_key) as file:
-                return voice_seconds(file.read(MAX_VOICE_BYTES))
-        except OSError:
-            return None
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/retry")
     def retry(ledger_id: int) -> Response:
@@ -226,11 +247,40 @@ def gallery(
         if ledger.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
             wake()
-        return cast(Response, redirect(url_for("gallery.entry", ledger_id=ledger_id), 303))
+        return cast(
+            Response,
+            redirect(_url("gallery.entry", ledger_id=ledger_id, **_asked(request.args, zone).words), 303),
+        )
+
+    @blueprint.post("/retry")
+    def retry_all() -> Response:
+        if count := ledger.retry(None, clock()):
+            log.info("gallery: a retry of all was asked for", extra={"rows": count})
+            wake()
+        return cast(Response, redirect(url_for("gallery.index", state="pending"), 303))
+
+    @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")
+    def delete(ledger_id: int) -> Response:
+        find(ledger_id)
+        if ledger.delete(ledger_id, clock()):
+            log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
+            delete_files(ledger, files, thumbnails, now=clock())
+        return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone).words), 303))
+
+    @blueprint.get("/export")
+    def export() -> Response:
+        """What the filter lets through, as a ZIP that is made while it is sent."""
+        asked = _asked(request.args, zone)
+        chunks = exported(lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone))
+        response = Response(chunks, content_type="application/zip")
+        name = f"gallery-{_when(clock(), zone)[:10]}.zip"
+        response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     def find(ledger_id: int) -> Entry:
         found = ledger.get(ledger_id)
-        if found is None or found.media_state is None:
+        if found is None or found.event is not None:
             abort(404)
         return found
 
@@ -315,37 +365,157 @@ def _tag(response: Response, entry: Entry) -> None:
         response.set_etag(entry.media_sha256)
 
 
-def _asked(given: Mapping[str, str]) -> tuple[Filter, tuple[float, int] | None, dict[str, str]]:
-    """(the filter, where the page begins, both as they were asked for). Aborts with 400 for what is neither."""
-    asked = {name: given[name] for name in ("kind", "state", "fan", "day", "before") if given.get(name)}
-    kind, state, fan = asked.get("kind"), asked.get("state"), asked.get("fan")
-    if kind not in (None, *KINDS) or state not in (None, *STATES) or "\0" in (fan or ""):
+@dataclass(frozen=True)
+class _Asked:
+    """What an address asks for: the filter, where the page begins, and the filter's own words for further links."""
+
+    which: Filter
+    before: Place | None
+    after: Place | None
+    words: dict[str, str]
+
+    def link(self, **place: Place) -> str:
+        return _url(
+            "gallery.index", **self.words, **{name: f"{at!r}_{id_}" for name, (at, id_) in place.items()}
+        )
+
+    @property
+    def place(self) -> dict[str, str]:
+        """For a link that leads back to this very page."""
+        return {
+            name: f"{place[0]!r}_{place[1]}"
+            for name, place in (("before", self.before), ("after", self.after))
+            if place
+        }
+
+
+def _url(endpoint: str, **values: Any) -> str:
+    return url_for(endpoint, **values)
+
+
+def _asked(given: Mapping[str, str], zone: ZoneInfo | None) -> _Asked:
+    """Aborts with 400 for what makes no sense."""
+    words = {
+        name: given[name].strip() for name in ("kind", "state", "fan", "day") if given.get(name, "").strip()
+    }
+    kind, state, fan, day = (words.get(name) for name in ("kind", "state", "fan", "day"))
+    if kind not in (None, *KINDS, "text") or state not in (None, *STATES) or "\0" in (fan or ""):
         abort(400)
-    since = until = before = None
-    if "day" in asked:
+    since = until = None
+    if day is not None:
         try:
-            day = date.fromisoformat(asked["day"])
-            since, until = _midnight(day), _midnight(day + timedelta(days=1))
+            since, until = (
+                _midnight(date.fromisoformat(day) + timedelta(days=days), zone) for days in (0, 1)
+            )
         except (ValueError, OverflowError, OSError):
             abort(400)
-    if "before" in asked:
-        place = re.fullmatch(r"([0-9]{1,11}(?:\.[0-9]{1,9})?)_([0-9]{1,18})", asked["before"])
-        if place is None:
-            abort(400)
-        before = float(place[1]), int(place[2])
-    return Filter(cast(Any, kind), cast(Any, state), fan and fan.strip(), since, until), before, asked
+    which = Filter(cast(Any, kind), cast(Any, state), fan, since, until)
+    return _Asked(which, _place(given.get("before")), _place(given.get("after")), words)
 
 
-def _midnight(day: date) -> float:
-    return datetime.combine(day, datetime.min.time()).timestamp()
+def _place(given: str | None) -> Place | None:
+    if not given:
+        return None
+    place = re.fullmatch(r"([0-9]{1,11}(?:\.[0-9]{1,9})?)_([0-9]{1,18})", given)
+    if place is None:
+        abort(400)
+    return float(place[1]), int(place[2])
 
 
-def _when(seconds: float) -> str:
-    """A time as this machine's clock on the wall shows it; a fan's may be any number."""
+def _midnight(day: date, zone: ZoneInfo | None) -> float:
+    return datetime.combine(day, datetime.min.time(), zone).timestamp()
+
+
+def _when(seconds: float, zone: ZoneInfo | None) -> str:
+    """A time as a clock on the wall of that zone shows it, None: of this machine; a fan's may be any number."""
     try:
-        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+        return datetime.fromtimestamp(seconds, zone).astimezone(zone).isoformat(" ", "seconds")[:19]
     except (ValueError, OverflowError, OSError):
         return str(seconds)
+
+
+def _zone_now(now: float, zone: ZoneInfo | None) -> str:
+    """The zone's name, where it has one, and how far it is from UTC now."""
+    moment = datetime.fromtimestamp(now, zone).astimezone(zone)
+    offset = moment.strftime("%z")
+    return " ".join(filter(None, [zone.key if zone else "", f"UTC{offset[:3]}:{offset[3:5]}"]))
+
+
+def _text(xml: bytes) -> str | None:
+    """What a fan wrote, or said of a place or a link; None for a file."""
+    message = parse_message(xml)
+    if isinstance(message, TextMessage):
+        return message.content
+    if isinstance(message, LocationMessage):
+        return f"{message.label} ({message.location_x}, {message.location_y})"
+    if isinstance(message, LinkMessage):
+        return f"{message.title}\n{message.description}\n{message.url}"
+    return None
+
+
+def _shown(entry: Shown) -> dict[str, Any]:
+    """An entry of the list, as its template wants it."""
+    code = explain(entry.media_code) if entry.media_code else None
+    return {"one": entry, "text": _text(entry.xml) if entry.media_kind is None else None, "code": code}
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What went wrong with a file or with what is sent back."""
+
+    of_send: bool
+    said: str
+    """The platform's own words, or ours."""
+    hint_en: str
+    hint_zh: str
+    fan_en: str
+    fan_zh: str
+
+
+_AGAIN = ("The fan has to send it again.", "需请粉丝重新发送。")
+_FAN_HAS_TO = {
+    40007: _AGAIN,
+    43004: ("The fan has to follow the account first.", "需粉丝先关注公众号。"),
+    45015: (
+        "The fan has to write to the account first; then retry.",
+        "需粉丝先给公众号发一条消息，然后重试。",
+    ),
+    45047: (
+        "The fan has to write to the account first; then retry.",
+        "需粉丝先给公众号发一条消息，然后重试。",
+    ),
+    48002: ("The fan has to allow messages of the account again.", "需粉丝重新允许接收公众号消息。"),
+    50005: ("The fan has to follow the account first.", "需粉丝先关注公众号。"),
+}
+
+
+def _problems(entry: Entry, now: float) -> list[_Problem]:
+    found = []
+    for of_send, state, code, reason in (
+        (False, entry.media_state, entry.media_code, entry.media_reason),
+        (True, entry.send_state, entry.send_code, entry.send_reason),
+    ):
+        if not reason or state in ("stored", "sent"):
+            continue
+        known = explain(code) if code else None
+        said = reason.partition(known.hint_en)[0].rstrip(" .:") if known else reason
+        fan = _FAN_HAS_TO.get(code or 0, ("", "")) if state == "failed" else ("", "")
+        if not of_send and state == "failed" and now > entry.create_time + MEDIA_LIFE_SECONDS:
+            fan = _AGAIN  # the platform has deleted it by now
+        hints = (known.hint_en, known.hint_zh) if known else ("", "")
+        found.append(_Problem(of_send, said, *hints, *fan))
+    return found
+
+
+def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
+    """Every entry that the filter lets through, a page at a time."""
+    place: Place | None = None
+    while True:
+        found = rows.page(which, before=place, limit=200)
+        yield from found.entries
+        if not found.entries and not found.searched_to:
+            return
+        place = found.entries[-1].place if found.entries else found.searched_to
 
 
 def _same(given: str, password: str) -> bool:

@@ -1,0 +1,102 @@
+"""A ZIP of what fans sent: a table (CSV) and the files, made while it is sent, a piece at a time.
+
+Knows ZIP and CSV. Must not know which entries are asked for, nor where their files lie. Whatever the number and size of
+the files, memory holds one piece and the list of names that a ZIP ends with.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from storage.files import FileStore
+from storage.gallery import Shown
+from wechat.messages import TextMessage, parse_message
+
+PIECE_BYTES = 64 * 1024
+
+COLUMNS = ("id", "received", "openid", "type", "text", "state", "code", "file", "bytes", "sha256")
+
+
+class _Unsent(io.RawIOBase):
+    """A file that is written from front to end: what was written since the last look."""
+
+    def __init__(self) -> None:
+        self._unsent = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._unsent += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._unsent)
+        self._unsent.clear()
+        return taken
+
+
+def exported(
+    entries: Callable[[], Iterable[Shown]], files: FileStore, when: Callable[[float], str]
+) -> Iterator[bytes]:
+    """The ZIP in pieces. `entries` is gone through twice; a file that is gone by then is left out."""
+    unsent = _Unsent()
+    with zipfile.ZipFile(unsent, "w") as archive:
+        with archive.open("messages.csv", "w", force_zip64=True) as table:
+            table.write("\ufeff".encode())  # so that Excel takes it for UTF-8
+            table.write(_line(COLUMNS))
+            for entry in entries():
+                table.write(_line(_row(entry, when)))
+                if piece := unsent.take():
+                    yield piece
+        for entry in entries():
+            if entry.media_key is None:
+                continue
+            try:
+                file = files.open(entry.media_key)
+            except FileNotFoundError:
+                continue
+            with file, archive.open(_name(entry, when), "w", force_zip64=True) as member:
+                while piece := file.read(PIECE_BYTES):
+                    member.write(piece)
+                    yield unsent.take()
+    yield unsent.take()
+
+
+def _name(entry: Shown, when: Callable[[float], str]) -> str:
+    return f"{when(entry.received_at)[:10]}/{entry.id}.{(entry.media_key or '').rpartition('.')[2]}"
+
+
+def _row(entry: Shown, when: Callable[[float], str]) -> list[object]:
+    message = parse_message(entry.xml) if entry.media_kind is None else None
+    return [
+        entry.id,
+        when(entry.received_at),
+        entry.sender,
+        entry.msg_type,
+        message.content if isinstance(message, TextMessage) else "",
+        entry.media_state or "",
+        entry.media_code or "",
+        _name(entry, when) if entry.media_key else "",
+        entry.media_size or "",
+        entry.media_sha256 or "",
+    ]
+
+
+def _line(values: Iterable[object]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(map(_harmless, values))
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _harmless(value: object) -> object:
+    """A fan's text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
