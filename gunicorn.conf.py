@@ -1,6 +1,6 @@
 """How gunicorn runs the web processes: settings and hooks. What it does otherwise than we need is in web/server.py.
 
-Faults in our settings end it here, before a process starts.
+Faults in our settings, and folders that cannot be written, end it here, before a process starts.
 """
 
 import os
@@ -14,11 +14,14 @@ sys.path.insert(0, chdir)
 import cores  # noqa: E402
 import logs  # noqa: E402
 from config import Settings, SettingsError  # noqa: E402
+from storage import writable  # noqa: E402
 from web import metrics_folder, server  # noqa: E402
 
 try:
     _settings = Settings.from_env(os.environ)
-except SettingsError as error:
+    writable.check(_settings.database_url.get_secret_value(), _settings.media_store)
+    server.check_port(_settings.port)
+except (SettingsError, writable.NotWritableError, PermissionError) as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)  # what systemd's RestartPreventExitStatus names: another start would find the same
 

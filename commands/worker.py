@@ -7,8 +7,9 @@ from collections.abc import Callable
 import click
 
 import cores
-from commands.common import app_parts
+from commands.common import app_parts, fail
 from config import usable_cores
+from storage import writable
 from worker import processes as worker_processes
 
 WORKER_THREADS = 16  # downloads at once
@@ -21,6 +22,10 @@ def worker() -> None:
     """Download what fans sent, until Ctrl-C or SIGTERM."""
     cores.raise_file_limit()
     parts = app_parts()
+    try:
+        writable.check(parts.settings.database_url.get_secret_value(), parts.settings.media_store)
+    except writable.NotWritableError as error:
+        fail(error, status=2)
     processes = min(usable_cores(), WORKER_PROCESSES)
 
     def work(place: int, wait_for_stop: Callable[[], None]) -> None:

@@ -46,8 +46,8 @@ def belongs_to_another(path: Path) -> str | None:
         return None
     if os.geteuid() in (0, owner):
         return None
-    mine, folder = _user(os.geteuid()), path.absolute() if path.is_dir() else path.absolute().parent
-    return f"it belongs to {_user(owner)}, and this process runs as {mine}: chown -R {mine} {folder}"
+    mine, folder = user_name(os.geteuid()), path.absolute() if path.is_dir() else path.absolute().parent
+    return f"it belongs to {user_name(owner)}, and this process runs as {mine}: chown -R {mine} {folder}"
 
 
 def refuse_root(folder: Path) -> None:
@@ -57,7 +57,7 @@ def refuse_root(folder: Path) -> None:
     except OSError:
         return
     if os.geteuid() == 0 and owner != 0:
-        user = _user(owner)
+        user = user_name(owner)
         raise PermissionError(
             errno.EPERM,
             f"{folder.absolute()} belongs to {user}, who could not open what root writes there: run the same as "
@@ -65,8 +65,9 @@ def refuse_root(folder: Path) -> None:
         )
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """As chown takes it: the name, or the number of a user who has none here, as in a container."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        return str(uid)

@@ -5,16 +5,21 @@ import fnmatch
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
 from config import Settings
+from storage import writable
+from storage.folders import user_name
 from tests.conftest import ROOT
 from tests.test_layers import ALLOWED, imports
+from web import server
 
 DEPLOY = ROOT / "deploy"
 
@@ -153,6 +158,68 @@ def test_the_bucket_of_the_compose_file_is_made_once(s3_settings):
     client = boto3.client("s3")
     assert "media" in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
     client.close()
+
+
+# -- what a start must be able to write --
+
+
+@pytest.fixture
+def nobody():
+    """Tests may run as root, who may write everywhere."""
+    if os.geteuid() != 0:
+        yield os.geteuid()
+        return
+    os.seteuid(65534)
+    yield 65534
+    os.seteuid(0)
+
+
+def refusal(database, store="s3://bucket"):
+    with pytest.raises(writable.NotWritableError) as caught:
+        writable.check(database, store)
+    return str(caught.value)
+
+
+def test_a_folder_of_root_ends_the_start_with_what_to_do(nobody):
+    said = refusal("sqlite:////usr/bot.db")
+    assert said.startswith("DATABASE_URL: /usr belongs to root")
+    assert f"chown -R {user_name(nobody)} /usr " in said
+    said = refusal("postgresql+psycopg://database/bot", "/usr")
+    assert said.startswith("MEDIA_STORE: /usr belongs to root")
+
+
+def test_a_folder_that_is_missing_under_one_of_root_is_to_be_made(nobody):
+    said = refusal("postgresql+psycopg://database/bot", "/usr/bot/media")
+    assert "chown" not in said  # of /usr, with all that is in it
+    assert f"install -d -m 700 -o {user_name(nobody)} /usr/bot/media " in said
+
+
+def test_a_user_without_a_name_is_a_number_for_chown():
+    assert user_name(4_000_000) == "4000000"
+
+
+def test_what_is_merely_away_stops_no_start(tmp_path):
+    writable.check("postgresql+psycopg://bot@127.0.0.1:1/bot", "s3://nowhere")
+    writable.check(f"sqlite:///{tmp_path}/new/bot.db", f"{tmp_path}/new/media")
+
+
+def test_without_a_temporary_folder_the_start_says_what_is_needed(tmp_path, monkeypatch):
+    def none_usable():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_usable)
+    assert "--tmpfs /tmp" in refusal(f"sqlite:///{tmp_path}/bot.db")
+
+
+def test_a_port_of_root_is_said_plainly(monkeypatch):
+    class Refusing(socket.socket):
+        def bind(self, address):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with pytest.raises(PermissionError, match=r"^PORT: .* take a higher one"):
+        server.check_port(80)
+    server.check_port(8000)
 
 
 # -- contributors --

@@ -34,7 +34,7 @@ ALLOWED = {
     },
     "app": {"commands", "config", "logs", "parts", "storage", "web"},
     "run": {"config", "parts", "storage"},
-    "gunicorn.conf": {"config", "cores", "logs", "web"},
+    "gunicorn.conf": {"config", "cores", "logs", "storage", "web"},
 }
 OURS = set(ALLOWED)
 FLASK_IN = {"app", "commands", "web", "sandbox"}

@@ -27,6 +27,7 @@ LINGER_SECONDS = 0.3
 # So long a thread waits for the next request before it gives the connection back to the process's one poller.
 STAY_MILLISECONDS = 20
 PAUSE_SECONDS = 0.5
+FIRST_FREE_PORT = 1024
 LOG_AGAIN_SECONDS = 60.0
 _USED_UP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -69,6 +70,23 @@ MISSING = _missing()
 def worker_class() -> Any:
     """What gunicorn's `worker_class` is to be: ours, or the plain one where names are `MISSING`."""
     return "gthread" if MISSING else PushWorker
+
+
+def check_port(port: int) -> None:
+    """Raise PermissionError that says what to do when this process may not listen there. gunicorn would try for 5 s."""
+    if port >= FIRST_FREE_PORT:
+        return
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise PermissionError(
+                f"PORT: {port} is one of root's, below {FIRST_FREE_PORT}: take a higher one, and let the proxy before "
+                f"the bot (or a container's --publish {port}:8000) listen there "
+                f"({FIRST_FREE_PORT} 以下的端口只有 root 能用：请改用更大的 PORT，由反向代理或容器端口映射监听该端口)",
+            ) from None
+        except OSError:
+            return  # in use: gunicorn says so
 
 
 class QuietLogger(Logger):  # type: ignore[misc]

@@ -1,0 +1,62 @@
+"""Whether a process that starts may write where its settings say; if not, it ends with the command that mends it.
+
+Knows owners of folders, and where temporary files go. What is merely away stops no start: it comes back by itself, and
+a folder of another user does not. Must not know what is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.folders import user_name
+
+
+class NotWritableError(Exception):
+    """Says what cannot be written, and what to do."""
+
+
+def check(database_url: str, media_store: str) -> None:
+    """For DATABASE_URL and MEDIA_STORE as the settings hold them. Raises NotWritableError."""
+    for setting, path in _places(database_url, media_store):
+        if fault := _closed(path):
+            raise NotWritableError(f"{setting}: {fault}")
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise NotWritableError(
+            "no temporary file can be made: mount a writable folder at /tmp (in a container: --tmpfs /tmp), "
+            "or name one in TMPDIR. (无法创建临时文件：请挂载可写的 /tmp，或用 TMPDIR 指定)",
+        ) from None
+
+
+def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
+    if database_url.startswith("sqlite:///"):
+        file = Path(database_url.removeprefix("sqlite:///"))
+        yield "DATABASE_URL", file.parent
+        if file.exists():
+            yield "DATABASE_URL", file
+    if not media_store.startswith("s3://"):
+        yield "MEDIA_STORE", Path(media_store)
+
+
+def _closed(path: Path) -> str | None:
+    """What to do when another user owns this, or the nearest folder above it that is there, and lets nobody write."""
+    path = there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    need = os.W_OK | os.X_OK if there.is_dir() else os.R_OK | os.W_OK
+    owner, me = there.stat().st_uid, os.geteuid()
+    if owner == me or os.access(there, need, effective_ids=True):
+        return None
+    mine = user_name(me)
+    command = f"chown -R {mine} {path if path.is_dir() else path.parent}"
+    if there != path:
+        command = f"install -d -m 700 -o {mine} {path}"
+    return (
+        f"{there} belongs to {user_name(owner)}, and this process runs as {mine}, so that it cannot write there. "
+        f"As root: {command} (in a container: on the host, on the folder or volume that is mounted there). "
+        "(目录属于其他用户，无法写入：请以 root 执行上述命令；容器则在宿主机上，对挂载的目录或卷执行)"
+    )
