@@ -2,7 +2,7 @@
 
 Knows processes, ports and what to print. Without WECHAT_APPID the bot serves an account that is made up at the first
 start and kept, like all its data, in data/sandbox/. The photo is sent once; an echo that fails ends everything with
-exit code 1. With RELOAD=1 the web processes start anew when a file changes.
+exit code 1. With RELOAD=1 the bot starts anew when a file changes.
 """
 
 from __future__ import annotations
@@ -45,37 +45,82 @@ class Failed(Exception):
     """What `make run` set out to do did not happen; the message says what to do."""
 
 
+class Process:
+    """`python -m command`. What it says goes where ours goes, or to the file `log`."""
+
+    def __init__(self, name: str, command: list[str], environ: dict[str, str], log: Path | None) -> None:
+        self.name = name
+        self._command, self._environ, self._log = [sys.executable, "-m", *command], environ, log
+        self.start()
+
+    def start(self) -> None:
+        with open(self._log or os.devnull, "wb") as file:
+            output = file if self._log else None
+            self._process = subprocess.Popen(
+                self._command, cwd=FOLDER, env=self._environ, stdout=output, stderr=output
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def ask_to_end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        self._process.wait()
+
+
 class Processes:
     """The processes started here; each is ended by its pid, also when this one is asked to end."""
 
     def __init__(self) -> None:
-        self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._started: list[Process] = []
 
     def start(self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
-        """Runs `python -m command`; what it says goes where ours goes, or to the file `log`."""
-        arguments = [sys.executable, "-m", *command]
-        with open(log or os.devnull, "wb") as file:
-            output = file if log else None
-            process = subprocess.Popen(arguments, cwd=FOLDER, env=environ, stdout=output, stderr=output)
-        self._started.append((name, process))
+        self._started.append(Process(name, command, environ, log))
 
     def check(self) -> None:
-        for name, process in self._started:
-            if process.poll() is not None:
-                raise Failed(f"the {name} ended with exit code {process.returncode}; see its lines above")
+        for process in self._started:
+            if process.exit_code is not None:
+                raise Failed(
+                    f"the {process.name} ended with exit code {process.exit_code}; see its lines above"
+                )
 
     def end(self) -> None:
-        for _, process in reversed(self._started):
-            if process.poll() is None:
-                process.terminate()
-        for _, process in self._started:
-            process.wait()
+        _end(list(reversed(self._started)))
 
-    def wait(self) -> NoReturn:
+    def wait(self, environ: dict[str, str]) -> NoReturn:
+        """With RELOAD=1 in `environ`, what is ours starts anew when a file of ours changes; until then it may be down,
+        since a file that is just being written may be wrong."""
+        reload, seen = environ.get("RELOAD", "") not in ("", "0"), _sources()
         while True:
-            self.check()
             # subprocess cannot wait for whichever ends first, and os.waitid is not on every system.
             time.sleep(0.5)
+            if not reload:
+                self.check()
+            elif (now := _sources()) != seen:
+                seen = now
+                ours = [process for process in self._started if process.name in ("bot", "worker")]
+                print("A file has changed: the bot starts anew.", flush=True)
+                _end(ours)
+                for process in ours:
+                    process.start()
+
+
+def _end(processes: list[Process]) -> None:
+    for process in processes:
+        process.ask_to_end()
+    for process in processes:
+        process.wait()
+
+
+def _sources() -> dict[Path, int]:
+    """When each of our modules was last written."""
+    packages = [path.parent for path in FOLDER.glob("*/__init__.py")]
+    paths = [*FOLDER.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
+    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
 
 
 def main() -> int:
@@ -86,7 +131,7 @@ def main() -> int:
         given = Settings.given(environ)
         if "WECHAT_APPID" in given:
             _run_bot(processes, environ, Settings.from_env(environ))
-            processes.wait()
+            processes.wait(environ)
         _run_with_sandbox(processes, environ, given)
     except KeyboardInterrupt:
         return 0
@@ -162,7 +207,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict
         else:
             _echo_one_photo(sandbox, settings, processes)
         print("\nCtrl-C ends it. For a real account copy .env.example to .env.", flush=True)
-        processes.wait()
+        processes.wait(environ)
 
 
 def _account(path: Path) -> dict[str, str]:
@@ -201,8 +246,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
-    reload = ["--reload"] if environ.get("RELOAD", "") not in ("", "0") else []
-    processes.start("bot", [*GUNICORN, *reload], environ)
+    processes.start("bot", GUNICORN, environ)
     if settings.worker == "external":
         processes.start("worker", ["flask", "worker"], environ)
     bot = f"http://127.0.0.1:{settings.port}/healthz"

@@ -44,5 +44,5 @@ def use_without_settings(app: Flask, error: SettingsError) -> None:
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.info_name in _OF_FLASK:
-        common.fail(error, status=2)
+        common.fail_without_settings(error)
     app.extensions["settings_error"] = error

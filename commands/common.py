@@ -29,7 +29,7 @@ def app_parts() -> Parts:
     """The application's parts. With faulty settings there are none: the command ends with exit code 2."""
     error = current_app.extensions.get("settings_error")
     if error is not None:
-        fail(cast(SettingsError, error), status=2)
+        fail_without_settings(cast(SettingsError, error))
     return cast("Parts", current_app.extensions["parts"])
 
 
@@ -37,6 +37,16 @@ def fail(error: Exception | str, status: int = 1) -> NoReturn:
     text = escaped_lines(str(error)) if isinstance(error, SettingsError) else escaped(str(error))
     click.echo(f"Error: {text}", err=True)
     sys.exit(status)
+
+
+def fail_without_settings(error: SettingsError) -> NoReturn:
+    if "WECHAT_APPID" in {fault.name for fault in error.faults}:
+        click.echo(
+            "Without an account: start `make run`, and use commands while it runs "
+            "(没有账号：先运行 make run，在它运行期间使用命令).",
+            err=True,
+        )
+    fail(error, status=2)
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from storage.ledger import Entry
 
 @click.group()
 def ledger() -> None:
-    """What fans sent and what became of it."""
+    """What fans sent (消息记录), and what became of it."""
 
 
 @ledger.command("status")
 def ledger_status() -> None:
-    """Count what is pending, stored and failed."""
+    """Count what is pending, stored, failed (统计)."""
     with errors_in_one_line():
         status = app_parts().ledger.status(time.time())
         show_json(
@@ -40,7 +40,7 @@ def ledger_status() -> None:
 @click.option("--fan", metavar="OPENID", help="Only what this fan sent.")
 @click.option("--last", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
 def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
-    """List the newest messages, the newest last; each is a line of JSON unless this is a terminal."""
+    """List messages (列出消息), the newest last; each is a line of JSON unless this is a terminal."""
     with errors_in_one_line():
         entries = app_parts().ledger.newest(limit, failed=failed, fan=fan)
     for entry in entries:
@@ -58,7 +58,7 @@ def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
 @ledger.command("show")
 @click.argument("ledger_id", type=LEDGER_ID)
 def ledger_show(ledger_id: int) -> None:
-    """Show one message: what the fan sent, what was answered, and what became of it."""
+    """Show one message (查看): what the fan sent, what was answered, and what became of it."""
     with errors_in_one_line():
         entry = app_parts().ledger.get(ledger_id)
     if entry is None:
@@ -95,7 +95,7 @@ def _summary(entry: Entry) -> dict[str, Any]:
 @ledger.command("retry")
 @click.argument("ids", nargs=-1, type=LEDGER_ID)
 def ledger_retry(ids: tuple[int, ...]) -> None:
-    """Try the failed ones again: those with the given ledger IDs, or all."""
+    """Try the failed ones again (重试): those with the given ledger IDs, or all."""
     with errors_in_one_line():
         kept = app_parts().ledger
         unknown = [str(each) for each in ids if kept.get(each) is None]
@@ -112,7 +112,7 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Say how much it would be, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; without a terminal nothing is asked.")
 def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) -> None:
-    """Delete rows and their files for good: old ones, a fan's, or a fan's old ones."""
+    """Delete rows and files for good (删除): old ones, a fan's, or a fan's old ones."""
     if days is None and fan is None:
         raise click.UsageError("say what to delete: --before DAYS, --fan OPENID, or both")
     with errors_in_one_line():

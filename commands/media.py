@@ -25,7 +25,7 @@ DEFAULT_KIND = {
 
 @click.group()
 def media() -> None:
-    """Temporary media (临时素材): it lives three days on the platform."""
+    """Temporary media (临时素材), for three days."""
 
 
 @media.command("upload")
@@ -34,7 +34,7 @@ def media() -> None:
     "--type", "kind", type=click.Choice(["image", "voice", "video", "thumb"]), help="By content if left out."
 )
 def media_upload(file: Path, kind: str | None) -> None:
-    """Upload FILE and print the platform's answer."""
+    """Upload FILE (上传), and print the platform's answer."""
     parts = app_parts()
     with errors_in_one_line(), file.open("rb") as opened:
         size = file.stat().st_size
@@ -60,7 +60,7 @@ def media_upload(file: Path, kind: str | None) -> None:
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def media_get(media_id: str, path: Path | None, force: bool) -> None:
-    """Download MEDIA_ID and print the path it was written to."""
+    """Download MEDIA_ID (下载), and print the path it was written to."""
     parts = app_parts()
     name = path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))
     with errors_in_one_line():

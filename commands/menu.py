@@ -18,7 +18,7 @@ def menu() -> None:
 
 @menu.command("show")
 def menu_show() -> None:
-    """Print the menu as JSON, such as `set` takes."""
+    """Print the menu (查看) as JSON, such as `set` takes."""
     with errors_in_one_line():
         found = get_menu(app_parts().client)
     if found is None:
@@ -29,7 +29,7 @@ def menu_show() -> None:
 @menu.command("set")
 @click.argument("file", type=click.File(encoding="utf-8-sig"))
 def menu_set(file: TextIO) -> None:
-    """Make the menu what FILE says: JSON, {"button": [...]}. `-` reads from the standard input."""
+    """Make the menu what FILE says (设置): JSON, {"button": [...]}. `-` reads from the standard input."""
     parts = app_parts()
     try:
         wanted = json.load(file)
@@ -44,7 +44,7 @@ def menu_set(file: TextIO) -> None:
 
 @menu.command("delete")
 def menu_delete() -> None:
-    """Take the menu away."""
+    """Take the menu away (删除)."""
     with errors_in_one_line():
         delete_menu(app_parts().client)
     show_json({"buttons": 0})

@@ -19,7 +19,9 @@ from wechat.messages import parse_message
 @click.argument("ledger_id", type=LEDGER_ID, required=False)
 @click.option("--last", is_flag=True, help="The newest message.")
 def replay(ledger_id: int | None, last: bool) -> None:
-    """Show what the recorded message LEDGER_ID would be answered today. Nothing is sent or recorded.
+    """Answer a recorded message anew (重新回复). Nothing is sent or recorded.
+
+    按当前代码，这条消息会得到什么回复。
 
     The work of a Deferred handler is done, since its result is the answer.
     """

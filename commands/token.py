@@ -12,18 +12,18 @@ from commands.common import app_parts, errors_in_one_line, show_json
 
 @click.group()
 def token() -> None:
-    """The account's access_token."""
+    """The account's access_token (接口调用凭证)."""
 
 
 @token.command("show")
 def token_show() -> None:
-    """Print the access_token; fetch it if there is none."""
+    """Print it (查看); fetch it if there is none."""
     _print_token(app_parts().token.get)
 
 
 @token.command("refresh")
 def token_refresh() -> None:
-    """Fetch a new access_token now."""
+    """Fetch a new one now (重新获取)."""
     _print_token(app_parts().token.refresh)
 
 

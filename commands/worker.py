@@ -19,7 +19,7 @@ WORKER_PROCESSES = 2
 
 @click.command()
 def worker() -> None:
-    """Download what fans sent, until Ctrl-C or SIGTERM."""
+    """Download what fans sent (下载素材), until Ctrl-C or SIGTERM."""
     cores.raise_file_limit()
     parts = app_parts()
     try:

@@ -148,7 +148,9 @@ def test_an_edited_handler_answers_at_once(make_run, project):
 
     assert answer() != ["new words"]
     handler = project / "handlers" / "text.py"
-    handler.write_text(
-        re.sub(r'HINT = ".*"', 'HINT = "new words"', handler.read_text(encoding="utf-8")), encoding="utf-8"
-    )
-    eventually(lambda: answer() == ["new words"], what="the new handler's answer")
+    source = handler.read_text(encoding="utf-8")
+    handler.write_text(re.sub(r'HINT = ".*"', "HINT = nobody_knows_this", source), encoding="utf-8")
+    said(process, "NameError")
+    handler.write_text(re.sub(r'HINT = ".*"', 'HINT = "new words"', source), encoding="utf-8")
+    eventually(lambda: answer() == ["new words"], 60, "the new handler's answer")
+    assert process.stop() == 0

@@ -28,9 +28,12 @@ _CHECK_COLUMNS = 16  # of mark and check, before the text
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One line for machines.")
+@click.option("--json", "as_json", is_flag=True, help="One line for machines (供程序读取).")
 def doctor(as_json: bool) -> None:
-    """Look for what keeps the bot from working, and say what to do about it."""
+    """Find what is wrong (检查问题), and say what to do about it.
+
+    检查机器人为什么不工作，以及怎么办。
+    """
     logging.disable()  # what the checks meet is in the findings
     environ = settings_of_commands(os.environ)
     on_terminal = sys.stdout.isatty() and not as_json
