@@ -87,8 +87,6 @@ class Database:
         self._ready = False
         self._preparing = threading.Lock()
         self.is_sqlite = self._address.get_backend_name() == "sqlite"
-        self.placeholder = "?" if self.is_sqlite else "%s"
-        """Stands for a value in SQL that goes to the driver as it is."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
@@ -384,13 +382,13 @@ class Prepared:
         compiled = cast(ClauseElement, statement).compile(dialect=dialect)
         assert isinstance(compiled, SQLCompiler)
         self._sql, self._names = compiled.string, compiled.positiontup
-        self._given = compiled.params
+        self._given = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
 
     def __call__(self, connection: Connection, **values: Any) -> Any:
         """The driver's cursor: its rows are tuples, of the driver's own types."""
-        values = {**self._given, **values}
-        by_place = None if self._names is None else [values[name] for name in self._names]
-        return driver_of(connection).execute(self._sql, values if by_place is None else by_place)
+        values = {**self._given, **values} if self._given else values
+        given = values if self._names is None else [values[name] for name in self._names]
+        return driver_of(connection).execute(self._sql, given)
 
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {

@@ -1,10 +1,9 @@
 """Deferred replies: work that takes longer than a push may wait, its result, and how the fan gets it.
 
-A message whose handler deferred has a row in `works` beside its row in the ledger, and its send lane says what the
-fan is still owed: `working` (deliveries wait for the result) -> NULL (a delivery carried it) | `later` (a
-customer-service message will) -> `pending` and so on | `owed` (the fan's next text gets it) -> `given`; `failed` when
-the work is. The work itself is `waiting` (for the message's file) -> `pending` -> `done` | `failed`. Each step is one
-transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or clock.
+A message whose handler deferred has a row in `works` beside its row in the ledger, whose send lane says what the fan is
+still to get: storage.states. The work itself is `waiting` (for the message's file) -> `pending` -> `done` | `failed`.
+Each step is one transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or
+clock.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from storage.models import (
     messages,
     works,
 )
+from storage.states import SendState
 from wechat.messages import Message
 
 # No delivery comes so long after the last one: then a result that none has fetched goes another way.
@@ -144,7 +144,7 @@ class Works:
 
         def decide(connection: Connection) -> Recorded | None:
             row = connection.execute(self._look, {"an_id": ledger_id}).one()
-            if row.send_state != "working":
+            if row.send_state != SendState.WORKING:
                 return Recorded(ledger_id, row.reply)
             unfinished = row.state in UNFINISHED
             if unfinished and otherwise is None:
@@ -193,9 +193,11 @@ class Works:
             values: dict[str, Any] = {}
             if reason is not None:
                 values = failed_send(code, reason, now)
-            elif row.send_state != "working":
-                owed = {"later": "pending", "owed": "owed"}.get(row.send_state or "")
-                values = {"send_state": owed if result is not None else None, "send_due": now}
+            elif row.send_state != SendState.WORKING:
+                next_state = {SendState.LATER: SendState.PENDING, SendState.OWED: SendState.OWED}.get(
+                    row.send_state
+                )
+                values = {"send_state": next_state if result is not None else None, "send_due": now}
             if values:
                 connection.execute(update(messages).where(messages.c.id == work.id).values(values))
             return True
@@ -298,7 +300,9 @@ class Works:
                 return None
             recorded, new = self._ledger.record_given(connection, message, row.result, now)
             if new:  # else another delivery of this text came at the same instant, and has got one
-                connection.execute(update(messages).where(messages.c.id == row.id).values(send_state="given"))
+                connection.execute(
+                    update(messages).where(messages.c.id == row.id).values(send_state=SendState.GIVEN)
+                )
             return recorded
 
         self._ledger.ids.before_insert()
@@ -324,9 +328,9 @@ class Works:
             ids = list(connection.execute(over).scalars())
             for ledger_id in ids:
                 row = connection.execute(self._look, {"an_id": ledger_id}).one()
-                if row.send_state == "working":
-                    owed: Any = null() if row.result is None else state
-                    values = {"send_state": owed, "send_due": now}
+                if row.send_state == SendState.WORKING:
+                    next_state: Any = null() if row.result is None else state
+                    values = {"send_state": next_state, "send_due": now}
                     connection.execute(update(messages).where(messages.c.id == ledger_id).values(values))
             return len(ids)
 

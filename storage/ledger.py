@@ -5,9 +5,7 @@ a lease and never deleted, so that whoever dies gives it back by itself; every m
 to. Knows the rows' states and the SQL that moves them; no files, no HTTP, no clock (`now` is an argument, in unix
 seconds) and no XML.
 
-Lane `media` (the download): pending -> stored | failed.
-Lane `send` (what is sent back later): waiting (for the file) -> pending -> sent | failed | unknown. Deferred replies
-come to `pending` by states of their own: storage.deferred.
+Lane `media` (the download): pending -> stored | failed. Lane `send` (what is sent back later): storage.states.
 """
 
 import re
@@ -21,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 from sqlalchemy import (
     Connection,
     Double,
+    Select,
     Table,
     Text,
     Update,
@@ -28,6 +27,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
     literal,
@@ -39,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement
 
-from storage.database import WAIT_SECONDS, Database, driver_of
+from storage.database import WAIT_SECONDS, Database
 from storage.files import StoredFile
 from storage.ids import IdReserve
 from storage.models import (
@@ -50,6 +50,7 @@ from storage.models import (
     STORED,
     UNKNOWN,
     WAITING,
+    WORKING,
     failed_send,
     files_to_delete,
     last_claims,
@@ -60,6 +61,7 @@ from storage.models import (
     purge_index_upto,
     works,
 )
+from storage.states import SendState
 from wechat.messages import Message
 
 __all__ = [
@@ -82,18 +84,6 @@ _BATCH = 1000  # rows that one transaction changes at most, so that pushes get t
 # PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
 _UNSETTLED_IDS = 10_000
 _BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
-
-# These two run for every push, so that they go to the driver as they are: SQLAlchemy's own path costs several times
-# the statement. One statement is one transaction.
-_FIND = (
-    "SELECT id, reply, coalesce(send_state, '') = 'working' FROM messages "
-    "WHERE message_key = ? AND sender = ? AND appid = ?"
-)
-_RECORD = (
-    "INSERT INTO messages (message_key, sender, appid, msg_type, event, msg_id, create_time, received_at, xml, reply, "
-    "media_state, media_due, media_id, media_kind, send_state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (message_key, sender, appid) DO NOTHING RETURNING id"
-)
 
 
 @dataclass(frozen=True)
@@ -319,8 +309,8 @@ class Ledger:
         self._database = database
         self._appid = appid
         self.ids = IdReserve(database)
-        self._find = _FIND.replace("?", database.placeholder)
-        self._record = _RECORD.replace("?", database.placeholder)
+        self._select = database.prepared(_find())
+        self._insert = database.prepared(_record(database))
         self._claim_due = {name: database.prepared(lane.claim_due) for name, lane in _LANES.items()}
         self._mark_stored = database.prepared(_mark_stored())
         self._claim_noted_at = 0.0
@@ -333,9 +323,9 @@ class Ledger:
         """As `find()`, for storage.memories in its transaction."""
         # One key, but for messages without MsgId, which earlier versions recorded under another.
         for key in (message.dedupe_key, *message.former_dedupe_keys):
-            values = (key, message.from_user_name, self._appid)
-            for row in driver_of(connection).execute(self._find, values).fetchall():
-                return Recorded(row[0], row[1], bool(row[2]), repeated=True)
+            recorded = self._look(connection, key, message.from_user_name)
+            if recorded is not None:
+                return recorded
         return None
 
     def record(
@@ -362,52 +352,61 @@ class Ledger:
         self, connection: Connection, message: Message, reply: bytes | None, now: float, *, send_back: bool
     ) -> tuple[Recorded, bool]:
         """As `record()`, for storage.memories in its transaction; True when the message was new."""
-        waits = "waiting" if message.media_id and send_back else None
-        return self._insert(connection, self._values(message, reply, now, waits))
+        waits = SendState.WAITING if message.media_id and send_back else None
+        return self._keep(connection, self._values(message, reply, now, waits))
 
     def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
         """For storage.deferred, in its transaction: keep a message that is not answered yet; True when it was new."""
-        return self._insert(connection, self._values(message, None, now, "working"))
+        return self._keep(connection, self._values(message, None, now, SendState.WORKING))
 
     def record_given(
         self, connection: Connection, message: Message, reply: bytes, now: float
     ) -> tuple[Recorded, bool]:
         """For storage.deferred, in its transaction: keep a message that is answered with an earlier one's result; True
         when it was new."""
-        return self._insert(connection, self._values(message, reply, now, None))
+        return self._keep(connection, self._values(message, reply, now, None))
 
     def _values(
-        self, message: Message, reply: bytes | None, now: float, send_state: str | None
-    ) -> tuple[Any, ...]:
-        """What `_RECORD` takes."""
+        self, message: Message, reply: bytes | None, now: float, send_state: SendState | None
+    ) -> dict[str, Any]:
+        """A new row."""
         media_id = message.media_id
-        return (
-            message.dedupe_key,
-            message.from_user_name,
-            self._appid,
-            message.msg_type,
-            getattr(message, "event", None),
-            None if message.msg_id is None else str(message.msg_id),
-            message.create_time or int(now),
-            now,
-            message.raw,
-            reply,
-            None if media_id is None else "pending",
-            None if media_id is None else now,
-            media_id,
-            message.media_kind,
-            send_state,
-        )
+        return {
+            "message_key": message.dedupe_key,
+            "sender": message.from_user_name,
+            "appid": self._appid,
+            "msg_type": message.msg_type,
+            "event": getattr(message, "event", None),
+            "msg_id": None if message.msg_id is None else str(message.msg_id),
+            "create_time": message.create_time or int(now),
+            "received_at": now,
+            "xml": message.raw,
+            "reply": reply,
+            "media_state": None if media_id is None else "pending",
+            "media_due": None if media_id is None else now,
+            "media_id": media_id,
+            "media_kind": message.media_kind,
+            "send_state": send_state,
+        }
 
-    def _insert(self, connection: Connection, values: tuple[Any, ...]) -> tuple[Recorded, bool]:
-        """The row's, and True; or what was recorded first, and False."""
-        driver = driver_of(connection)
+    def _look(self, connection: Connection, key: str, sender: str) -> Recorded | None:
+        row = self._select(connection, message_key=key, sender=sender, appid=self._appid).fetchone()
+        if row is None:
+            return None
+        ledger_id, reply, working = row
+        return Recorded(ledger_id, reply, bool(working), repeated=True)
+
+    def _keep(self, connection: Connection, values: dict[str, Any]) -> tuple[Recorded, bool]:
+        """The new row's, and True; or what was recorded first, and False."""
         while True:
-            for row in driver.execute(self._record, values).fetchall():
-                self.ids.given(row[0])
-                return Recorded(row[0], values[9], values[14] == "working"), True
-            for row in driver.execute(self._find, values[:3]).fetchall():
-                return Recorded(row[0], row[1], bool(row[2]), repeated=True), False
+            row = self._insert(connection, **values).fetchone()
+            if row is not None:
+                (ledger_id,) = row
+                self.ids.given(ledger_id)
+                return Recorded(ledger_id, values["reply"], values["send_state"] == SendState.WORKING), True
+            recorded = self._look(connection, values["message_key"], values["sender"])
+            if recorded is not None:
+                return recorded, False
             # Purged between the two statements: then it is new again.
 
     def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:
@@ -813,6 +812,33 @@ def _stem(appid: str, received_at: float, ledger_id: int) -> str:
     return f"{appid}/{datetime.fromtimestamp(received_at, UTC):%Y/%m/%d}/{ledger_id}"
 
 
+def _find() -> Select[int, bytes, bool]:
+    """For every push."""
+    columns = messages.c
+    working = func.coalesce(columns.send_state == WORKING, false())
+    return select(columns.id, columns.reply, working).where(
+        columns.message_key == bindparam("message_key"),
+        columns.sender == bindparam("sender"),
+        columns.appid == bindparam("appid"),
+    )
+
+
+def _record(database: Database) -> Any:
+    """For every push that is new."""
+    return (
+        database.insert(messages)
+        .values({name: bindparam(name) for name in _NEW})
+        .on_conflict_do_nothing(index_elements=[messages.c.message_key, messages.c.sender, messages.c.appid])
+        .returning(messages.c.id)
+    )
+
+
+_NEW = (
+    "message_key", "sender", "appid", "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
+    "media_state", "media_due", "media_id", "media_kind", "send_state",
+)  # fmt: skip
+
+
 def _one(statement: Any, connection: Connection) -> Any:
     return connection.execute(statement).one()
 
@@ -917,7 +943,7 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
     for row in work_anew:
         values = {"state": row.state, "due": now, "lease_until": None, "claim": None, "attempts": 0}
         connection.execute(update(works).where(works.c.id == row.id).values(values))
-        later = {"send_state": "later", "send_code": None, "send_reason": None, "send_done_at": None}
+        later = {"send_state": SendState.LATER, "send_code": None, "send_reason": None, "send_done_at": None}
         connection.execute(update(messages).where(messages.c.id == row.id).values(later))
     downloads = (
         update(messages)

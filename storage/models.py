@@ -33,6 +33,8 @@ from sqlalchemy import (
     text,
 )
 
+from storage.states import SendState
+
 metadata = MetaData()
 
 # Only an INTEGER primary key is SQLite's row id.
@@ -269,7 +271,7 @@ UNFINISHED = ("waiting", "pending")
 def failed_send(code: int | None, reason: str, now: float) -> dict[str, object]:
     """The columns of a message to which nothing will be sent any more, and why."""
     return {
-        "send_state": "failed",
+        "send_state": SendState.FAILED,
         "send_code": code,
         "send_reason": reason,
         "send_done_at": now,

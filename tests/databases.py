@@ -11,6 +11,7 @@ import pytest
 from storage.database import connect
 from storage.files import DiskStore, S3Store
 from storage.ledger import Ledger
+from storage.states import SEND_STEPS
 from tests.postgresql import PostgreSQL
 
 APPID = "wx0123456789abcdef"
@@ -53,9 +54,30 @@ def database_url(request, tmp_path):
     server.drop(url)
 
 
+def refuse_other_steps(database):
+    """From now on a SQLite database takes no UPDATE of send_state that is not in SEND_STEPS."""
+    steps = [f"({quoted(old)}, {quoted(new)})" for old, following in SEND_STEPS.items() for new in following]
+    trigger = f"""
+        CREATE TRIGGER send_steps BEFORE UPDATE OF send_state ON messages
+        WHEN OLD.send_state IS NOT NEW.send_state
+        AND NOT EXISTS (
+            SELECT 1 FROM (VALUES {", ".join(steps)}) AS step
+            WHERE step.column1 IS OLD.send_state AND step.column2 IS NEW.send_state
+        )
+        BEGIN SELECT RAISE(ABORT, 'not a step of storage.states'); END
+    """
+    database.transact(lambda connection: connection.exec_driver_sql(trigger))
+
+
+def quoted(state):
+    return "NULL" if state is None else f"'{state}'"
+
+
 @pytest.fixture
 def database(database_url):
     database = connect(database_url, sync="normal")
+    if database.is_sqlite:
+        refuse_other_steps(database)
     yield database
     database.close()
 

@@ -11,13 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 import storage.ledger
-from storage.database import connect
+from storage.database import Prepared, connect
 from storage.errors import DatabaseUnavailableError
 from storage.files import DiskStore, StoredFile
 from storage.ledger import Entry, Ledger, Recorded, Status
 from storage.models import messages
+from storage.states import SEND_STEPS, SendState
 from tests.databases import APPID
 from wechat.messages import parse_message
 
@@ -206,28 +208,17 @@ class TestRecord:
     def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger, database_url):
         first = ledger.record(image(1), REPLY, T0)
         another_program = connect(database_url, sync="normal")
-        find = ledger._find
+        looks, execute = [], Prepared.__call__
 
-        class Purging(str):
-            """Stands for the statement; the row goes while it is on its way."""
+        def purging(statement, connection, **values):
+            """The row goes while the look-up is on its way."""
+            if not looks and set(values) == {"message_key", "sender", "appid"}:
+                gone = messages.delete().where(messages.c.sender == FAN)
+                looks.append(another_program.run(lambda connection: connection.execute(gone).rowcount))
+            return execute(statement, connection, **values)
 
-        looks = []
-
-        class Driver:
-            def __init__(self, driver):
-                self._driver = driver
-
-            def execute(self, statement, values):
-                if isinstance(statement, Purging) and not looks:
-                    # `run`: without the turn to write, that our processes wait for.
-                    gone = messages.delete().where(messages.c.sender == FAN)
-                    looks.append(another_program.run(lambda connection: connection.execute(gone).rowcount))
-                return self._driver.execute(str(statement), values)
-
-        ledger._find = Purging(find)
         with pytest.MonkeyPatch.context() as patch:
-            driver_of = storage.ledger.driver_of
-            patch.setattr(storage.ledger, "driver_of", lambda connection: Driver(driver_of(connection)))
+            patch.setattr(Prepared, "__call__", purging)
             second = ledger.record(image(1), None, T0)
         assert looks == [1]
         assert second.id > first.id
@@ -616,7 +607,7 @@ class TestPurge:
 
 WORKER = """
 import sys
-from storage.database import connect
+from storage.database import Prepared, connect
 from storage.ledger import Ledger
 ledger = Ledger(connect(sys.argv[1], sync="normal"), sys.argv[2])
 print("ready", flush=True)
@@ -807,3 +798,14 @@ def test_what_a_clock_that_ran_ahead_put_off_is_due_when_it_is_right_again(ledge
     assert ledger.bring_back(T0 + 3) == 0
     (put_off,) = ledger.claim_downloads(T0 + 3, 15)
     assert put_off.media_id == "media-1"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_step_that_is_not_in_the_table_is_refused_by_the_tests_databases(ledger, database):
+    """So each UPDATE of send_state that a test runs, here and in test_deferred, is one of SEND_STEPS."""
+    assert set(SEND_STEPS) == {None, *SendState}
+    assert {state for following in SEND_STEPS.values() for state in following} <= set(SEND_STEPS)
+    recorded = ledger.record(image(1), None, T0, send_back=True)
+    wrong = f"UPDATE messages SET send_state = 'sent' WHERE id = {recorded.id}"
+    with pytest.raises(sqlalchemy.exc.IntegrityError, match=r"not a step of storage\.states"):
+        database.write(lambda connection: connection.exec_driver_sql(wrong))
