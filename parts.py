@@ -33,7 +33,7 @@ from wechat.access_token import (
     Fetcher,
     StableTokenFetcher,
 )
-from wechat.client import ApiClient, ApiHosts
+from wechat.client import ApiClient
 from wechat.receiver import Receiver
 from worker.loop import Worker
 
@@ -86,10 +86,10 @@ def build(
     files = open_store(settings.media_store)
     rows = GalleryRows(database, settings.wechat_appid)
     thumbnails = Thumbnails(settings.media_store, files)
-    hosts = ApiHosts(settings.wechat_api_base)
+    plain = ApiClient(settings.wechat_api_base)
     tokens = SqlTokenStore(database, settings.wechat_appid)
-    token = AccessToken(tokens, fetcher(settings, hosts), on_fetch=tokens.count_fetch, explained=token_reason)
-    client = ApiClient(hosts, token)
+    token = AccessToken(tokens, fetcher(settings, plain), on_fetch=tokens.count_fetch, explained=token_reason)
+    client = plain.with_token(token)
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, settings.wechat_appid)
     works = Works(database, ledger, settings.wechat_appid)
@@ -136,7 +136,7 @@ def build(
     )
 
 
-def fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:
+def fetcher(settings: Settings, client: ApiClient) -> Fetcher:
     """Where WECHAT_TOKEN_SOURCE says that tokens come from."""
     source, key, secret = (
         settings.wechat_token_source,
@@ -144,9 +144,9 @@ def fetcher(settings: Settings, hosts: ApiHosts) -> Fetcher:
         settings.wechat_appsecret,
     )
     if source == "stable" and secret is not None:
-        return StableTokenFetcher(hosts, settings.wechat_appid, secret.get_secret_value())
+        return StableTokenFetcher(client, settings.wechat_appid, secret.get_secret_value())
     if source == "classic" and secret is not None:
-        return ClassicTokenFetcher(hosts, settings.wechat_appid, secret.get_secret_value())
+        return ClassicTokenFetcher(client, settings.wechat_appid, secret.get_secret_value())
     assert key is not None, "Settings.from_env() sees to it"
     return CentralTokenFetcher(source, key.get_secret_value())
 

@@ -29,13 +29,14 @@ from fuzz.reader import Reader
 from sandbox import THROWAWAY
 from sandbox.cipher import Envelope, sign
 from wechat.access_token import StableTokenFetcher
-from wechat.client import Answer, json_object, raise_errcode
+from wechat.client import json_object, raise_errcode
 from wechat.elements import cdata, legal, parse
 from wechat.envelope import Envelope as OurEnvelope
 from wechat.errors import PushError, ReplyError, UnsafeMediaUrlError, WeChatError
 from wechat.media import extension, open_media, uploaded_media_id
 from wechat.messages import parse_message
 from wechat.replies import parse_reply
+from wechat.transport import Answer
 
 Target = Callable[[bytes], object]
 
@@ -128,12 +129,12 @@ def json(data: bytes) -> object:
 
 
 def _fetched(answer: dict[str, Any]) -> None:
-    class Hosts:
+    class Client:
         def call(self, *_: Any, **__: Any) -> dict[str, Any]:
             raise_errcode(answer, "/cgi-bin/stable_token")
             return answer
 
-    grant = StableTokenFetcher(Hosts(), "appid", "secret").fetch()  # type: ignore[arg-type]
+    grant = StableTokenFetcher(Client(), "appid", "secret").fetch()  # type: ignore[arg-type]
     promise(bool(grant.value) and 70 <= grant.life <= 7200, "a token that is none")
 
 
@@ -170,7 +171,7 @@ class _Client:
     """An ApiClient that has one answer, and follows no address."""
 
     def __init__(self, raw: HTTPResponse) -> None:
-        self._raw, self.hosts = raw, self
+        self._raw = raw
 
     def exchange(self, *_: Any, read: Callable[[Answer], Any], **__: Any) -> Any:
         return read(Answer(self._raw, "/cgi-bin/media/get", "127.0.0.1"))

@@ -21,7 +21,7 @@ from wechat.access_token import (
     StableTokenFetcher,
     TokenRow,
 )
-from wechat.client import ApiClient, ApiHosts, Timeouts
+from wechat.client import ApiClient, Timeouts
 from wechat.errors import ApiError, InvalidTokenError, TokenUnavailableError, TransportError
 
 APPID = "wx0a1b2c3d4e5f6789"
@@ -122,8 +122,8 @@ def make(platform, clock, store):
     """Makes what one process has: an AccessToken of its own over the shared store."""
 
     def one(kind=StableTokenFetcher, *, store=store, random=lambda: 0.0, sleep=clock.sleep, **kwargs):
-        hosts = ApiHosts([platform.url], sleep=clock.sleep)
-        fetcher = kind(hosts, APPID, SECRET)
+        client = ApiClient([platform.url], sleep=clock.sleep)
+        fetcher = kind(client, APPID, SECRET)
         return AccessToken(
             store, fetcher, clock=clock, random=random, sleep=sleep, explained=token_reason, **kwargs
         )
@@ -705,7 +705,7 @@ def test_a_refused_renewal_keeps_the_old_token(platform, make):
 
 def test_an_api_that_always_refuses_costs_one_renewal(platform, make):
     platform.on("/x", {"errcode": 40001, "errmsg": "invalid credential"})
-    client = ApiClient(ApiHosts([platform.url]), make())
+    client = ApiClient([platform.url], make())
     with pytest.raises(InvalidTokenError):
         client.call("GET", "/x", repeatable=True)
     assert len(platform.calls("/x")) == 2
@@ -718,7 +718,7 @@ def test_twenty_calls_after_a_revocation_succeed_with_one_fetch(platform, make):
         return reply({"errcode": 0} if good else {"errcode": 42001, "errmsg": "expired"})(sock, request)
 
     platform.on("/x", api)
-    client = ApiClient(ApiHosts([platform.url]), make())
+    client = ApiClient([platform.url], make())
     client.call("GET", "/x", repeatable=True)
     platform.kill()
     assert at_once(*[lambda: client.call("GET", "/x", repeatable=True)] * 20) == [{"errcode": 0}] * 20

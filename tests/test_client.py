@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
-from wechat.client import ApiClient, ApiHosts, Timeouts
+from wechat.client import ApiClient, Timeouts
 from wechat.errors import ApiError, InvalidTokenError, TransportError
 
 TOKEN = "57_secretAccessToken-of-realistic_look" * 4
@@ -67,9 +67,9 @@ class Tokens:
         return "second"
 
 
-def hosts(*bases, clock=None):
+def client(*bases, token=None, clock=None):
     clock = clock or Clock()
-    return ApiHosts([getattr(base, "url", base) for base in bases], clock=clock, sleep=clock.sleep)
+    return ApiClient([getattr(base, "url", base) for base in bases], token, clock=clock, sleep=clock.sleep)
 
 
 # -- answers ------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def hosts(*bases, clock=None):
 
 def test_the_answer_is_the_json_object(platform):
     platform.on("/cgi-bin/x", {"ip_list": ["127.0.0.1"]})
-    answer = hosts(platform.url + "/").call(
+    answer = client(platform.url + "/").call(
         "GET", "/cgi-bin/x", params={"a": "1&2", "b": "中"}, repeatable=True
     )
     assert answer == {"ip_list": ["127.0.0.1"]}
@@ -87,7 +87,7 @@ def test_the_answer_is_the_json_object(platform):
 
 def test_json_is_sent_as_raw_utf8(platform):
     platform.on("/x", OK)
-    hosts(platform).call("POST", "/x", json={"text": {"content": "你好😀\n"}}, repeatable=False)
+    client(platform).call("POST", "/x", json={"text": {"content": "你好😀\n"}}, repeatable=False)
     request = platform.requests[0]
     assert request.body == '{"text":{"content":"你好😀\\n"}}'.encode()
     assert request.headers["content-length"] == str(len(request.body))
@@ -103,7 +103,7 @@ def test_an_errcode_is_an_error_whatever_the_content_type(platform, content_type
     body = '{"errcode":40003,"errmsg":"invalid openid rid: 5f3ded7d-22929d02-4ba1f5f6"}'
     platform.on("/x", reply(body, content_type=content_type))
     with pytest.raises(ApiError) as caught:
-        hosts(platform).call("GET", "/x", repeatable=True)
+        client(platform).call("GET", "/x", repeatable=True)
     assert (caught.value.code, caught.value.path) == (40003, "/x")
     assert caught.value.rid == "5f3ded7d-22929d02-4ba1f5f6"
     assert len(platform.requests) == 1
@@ -113,14 +113,14 @@ def test_an_errcode_is_an_error_whatever_the_content_type(platform, content_type
 def test_a_refused_token_is_a_type_of_its_own(platform, code):
     platform.on("/x", {"errcode": code, "errmsg": "invalid credential"})
     with pytest.raises(InvalidTokenError) as caught:
-        hosts(platform).call("GET", "/x", repeatable=True)
+        client(platform).call("GET", "/x", repeatable=True)
     assert caught.value.code == int(code)
 
 
 @pytest.mark.parametrize("code", [0, "0", "", None])
 def test_errcode_zero_is_success_in_any_spelling(platform, code):
     platform.on("/x", {"errcode": code, "media_id": "m"})
-    assert hosts(platform).call("GET", "/x", repeatable=True)["media_id"] == "m"
+    assert client(platform).call("GET", "/x", repeatable=True)["media_id"] == "m"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_errcode_zero_is_success_in_any_spelling(platform, code):
 def test_what_is_no_json_object_is_no_usable_answer(platform, second, answer):
     platform.on("/x", answer)
     with pytest.raises(TransportError) as caught:
-        hosts(platform, second).call("GET", "/x", repeatable=True)
+        client(platform, second).call("GET", "/x", repeatable=True)
     assert (caught.value.sent, caught.value.status) == (True, 200)
     assert len(platform.requests) == 1
     assert not second.requests
@@ -149,14 +149,14 @@ def test_other_statuses_are_no_answers_and_redirects_are_not_followed(platform, 
     platform.on("/x", reply("{}", status=status, headers={"Location": second.url + "/x"}))
     second.on("/x", OK)
     with pytest.raises(TransportError) as caught:
-        hosts(platform).call("GET", "/x", params={"access_token": TOKEN}, repeatable=True)
+        client(platform).call("GET", "/x", params={"access_token": TOKEN}, repeatable=True)
     assert caught.value.status == status
     assert not second.requests
 
 
 def test_an_encoded_answer_is_decoded(platform):
     platform.on("/x", reply(gzip.compress(b'{"a":1}'), headers={"Content-Encoding": "gzip"}))
-    assert hosts(platform).call("GET", "/x", repeatable=True) == {"a": 1}
+    assert client(platform).call("GET", "/x", repeatable=True) == {"a": 1}
     assert platform.requests[0].headers["accept-encoding"] == "identity"
 
 
@@ -166,14 +166,14 @@ def test_an_encoded_answer_is_decoded(platform):
 @pytest.mark.parametrize("repeatable", [True, False])
 def test_a_host_that_cannot_be_reached_is_passed_over(platform, refused, repeatable):
     platform.on("/x", OK)
-    assert hosts(refused, platform).call("POST", "/x", json={}, repeatable=repeatable) == OK
+    assert client(refused, platform).call("POST", "/x", json={}, repeatable=repeatable) == OK
     assert len(platform.requests) == 1
 
 
 def test_nobody_can_be_reached(refused):
     clock = Clock()
     with pytest.raises(TransportError) as caught:
-        hosts(refused, refused + "/other", clock=clock).call("POST", "/x", json={}, repeatable=True)
+        client(refused, refused + "/other", clock=clock).call("POST", "/x", json={}, repeatable=True)
     assert caught.value.sent is False
     assert "cannot connect" in str(caught.value)
     assert clock.pauses == []
@@ -183,7 +183,7 @@ def test_a_name_without_an_address_is_passed_over(platform):
     platform.on("/x", OK)
     long_label = "http://" + "a" * 70 + ".invalid"
     assert (
-        hosts("http://nowhere.invalid", long_label, platform).call("POST", "/x", json={}, repeatable=False)
+        client("http://nowhere.invalid", long_label, platform).call("POST", "/x", json={}, repeatable=False)
         == OK
     )
 
@@ -191,9 +191,9 @@ def test_a_name_without_an_address_is_passed_over(platform):
 @pytest.mark.parametrize("base", ["", "api.weixin.test", "http://", "gopher://api.weixin.test"])
 def test_a_base_that_is_no_address_is_passed_over(platform, base):
     platform.on("/x", OK)
-    assert hosts(base, platform).call("POST", "/x", json={}, repeatable=False) == OK
+    assert client(base, platform).call("POST", "/x", json={}, repeatable=False) == OK
     with pytest.raises(TransportError) as caught:
-        hosts(base).call("POST", "/x", params={"secret": SECRET}, json={}, repeatable=False)
+        client(base).call("POST", "/x", params={"secret": SECRET}, json={}, repeatable=False)
     assert caught.value.sent is False
     assert SECRET not in str(caught.value)
 
@@ -202,10 +202,10 @@ def test_a_tls_failure_is_passed_over_and_nothing_was_sent(platform, tmp_path):
     certificate = self_signed(tmp_path)
     platform.on("/x", OK)
     with StubPlatform(tls=certificate) as strange:
-        assert hosts(strange, platform).call("POST", "/x", json={"a": 1}, repeatable=False) == OK
+        assert client(strange, platform).call("POST", "/x", json={"a": 1}, repeatable=False) == OK
         assert not strange.requests
         with pytest.raises(TransportError) as caught:
-            hosts(strange).call("POST", "/x", json={"a": 1}, repeatable=False)
+            client(strange).call("POST", "/x", json={"a": 1}, repeatable=False)
     assert caught.value.sent is False
 
 
@@ -214,13 +214,13 @@ def test_tls_with_a_certificate_authority_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[0])
     with StubPlatform(tls=certificate) as platform:
         platform.on("/x", OK)
-        assert hosts(platform).call("GET", "/x", repeatable=True) == OK
+        assert client(platform).call("GET", "/x", repeatable=True) == OK
 
 
 def test_the_preferred_host_is_tried_again_after_a_minute(platform, second, refused):
     clock = Clock()
     second.on("/x", OK)
-    api = hosts(platform, second, clock=clock)
+    api = client(platform, second, clock=clock)
     platform.on("/x", reply(status=502), OK)
 
     def call():
@@ -239,7 +239,7 @@ def test_the_preferred_host_is_tried_again_after_a_minute(platform, second, refu
 def test_a_silent_host_is_passed_over_if_the_call_is_repeatable(platform, second):
     platform.on("/x", hang())
     second.on("/x", OK)
-    assert hosts(platform, second).call("POST", "/x", json={}, repeatable=True, timeout=QUICK) == OK
+    assert client(platform, second).call("POST", "/x", json={}, repeatable=True, timeout=QUICK) == OK
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_call_that_must_not_be_repeated_is_not(platform, second, answer):
     platform.on("/x", answer)
     second.on("/x", OK)
     with pytest.raises(TransportError) as caught:
-        hosts(platform, second).call("POST", "/x", json={}, repeatable=False, timeout=QUICK)
+        client(platform, second).call("POST", "/x", json={}, repeatable=False, timeout=QUICK)
     assert caught.value.sent is True
     assert len(platform.requests) == 1
     assert not second.requests
@@ -278,14 +278,14 @@ def test_a_call_that_must_not_be_repeated_is_not(platform, second, answer):
 def test_a_broken_answer_is_asked_of_the_next_host_if_the_call_is_repeatable(platform, second, answer):
     platform.on("/x", answer)
     second.on("/x", OK)
-    assert hosts(platform, second).call("GET", "/x", repeatable=True) == OK
+    assert client(platform, second).call("GET", "/x", repeatable=True) == OK
 
 
 def test_no_fail_over_for_an_errcode(platform, second):
     platform.on("/x", {"errcode": 45009, "errmsg": "reach max api daily quota limit"})
     second.on("/x", OK)
     with pytest.raises(ApiError):
-        hosts(platform, second).call("GET", "/x", repeatable=True)
+        client(platform, second).call("GET", "/x", repeatable=True)
     assert not second.requests
 
 
@@ -297,7 +297,7 @@ def test_system_busy_is_repeated_with_pauses_even_where_a_repeat_is_unsafe(platf
     clock = Clock()
     busy = {"errcode": -1, "errmsg": "system error"}
     platform.on("/x", busy, busy, OK)
-    assert hosts(platform, second, clock=clock).call("POST", "/x", json={}, repeatable=repeatable) == OK
+    assert client(platform, second, clock=clock).call("POST", "/x", json={}, repeatable=repeatable) == OK
     assert clock.pauses == [1.0, 2.0]
     assert not second.requests
 
@@ -305,7 +305,7 @@ def test_system_busy_is_repeated_with_pauses_even_where_a_repeat_is_unsafe(platf
 def test_system_busy_three_times_is_an_error(platform):
     platform.on("/x", {"errcode": -1, "errmsg": "system error"})
     with pytest.raises(ApiError) as caught:
-        hosts(platform).call("GET", "/x", repeatable=True)
+        client(platform).call("GET", "/x", repeatable=True)
     assert caught.value.code == -1
     assert len(platform.requests) == 3
 
@@ -313,7 +313,7 @@ def test_system_busy_three_times_is_an_error(platform):
 def test_a_server_error_is_repeated_with_pauses(platform):
     clock = Clock()
     platform.on("/x", reply("<html>", status=502), reply("<html>", status=503), OK)
-    assert hosts(platform, clock=clock).call("GET", "/x", repeatable=True) == OK
+    assert client(platform, clock=clock).call("GET", "/x", repeatable=True) == OK
     assert clock.pauses == [1.0, 2.0]
 
 
@@ -322,7 +322,7 @@ def test_three_server_errors_of_all_hosts_together_are_an_error(platform, second
     platform.on("/x", reply(status=502))
     second.on("/x", reply(status=502))
     with pytest.raises(TransportError) as caught:
-        hosts(platform, second, clock=clock).call("GET", "/x", repeatable=True)
+        client(platform, second, clock=clock).call("GET", "/x", repeatable=True)
     assert (caught.value.status, caught.value.sent) == (502, True)
     assert len(platform.requests) + len(second.requests) == 3
     assert clock.pauses == [1.0]
@@ -332,7 +332,7 @@ def test_no_pause_leads_past_the_end_of_the_call(platform):
     clock = Clock()
     platform.on("/x", reply(status=502))
     with pytest.raises(TransportError):
-        hosts(platform, clock=clock).call("GET", "/x", repeatable=True, timeout=Timeouts(call=2.5))
+        client(platform, clock=clock).call("GET", "/x", repeatable=True, timeout=Timeouts(call=2.5))
     assert clock.pauses == [1.0]
 
 
@@ -354,7 +354,7 @@ def test_no_server_holds_a_call_longer_than_its_time(platform, answer):
     platform.on("/x", answer)
     started = time.monotonic()
     with pytest.raises(TransportError) as caught:
-        hosts(platform).call("GET", "/x", repeatable=True, timeout=QUICK)
+        client(platform).call("GET", "/x", repeatable=True, timeout=QUICK)
     assert time.monotonic() - started < 3
     assert caught.value.sent is True
 
@@ -375,7 +375,7 @@ def test_a_server_that_does_not_read_does_not_hold_a_call(platform):
         base = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(TransportError) as caught:
-            hosts(base).call("POST", "/x", body=Endless(), repeatable=False, timeout=QUICK)
+            client(base).call("POST", "/x", body=Endless(), repeatable=False, timeout=QUICK)
     assert time.monotonic() - started < 3
     assert caught.value.sent is True
 
@@ -416,14 +416,14 @@ def test_a_dead_address_of_a_name_leaves_time_for_the_next(blackhole, api_test_i
     api_test_is_at("127.0.0.3", "127.0.0.1")
     with StubPlatform(port=blackhole) as platform:
         platform.on("/x", OK)
-        assert hosts(f"http://api.test:{blackhole}").call("GET", "/x", repeatable=True, timeout=QUICK) == OK
+        assert client(f"http://api.test:{blackhole}").call("GET", "/x", repeatable=True, timeout=QUICK) == OK
 
 
 def test_all_addresses_of_a_name_share_one_connect_time_out(blackhole, api_test_is_at):
     api_test_is_at(*["127.0.0.3"] * 6)
     started = time.monotonic()
     with pytest.raises(TransportError) as caught:
-        hosts(f"http://api.test:{blackhole}").call("POST", "/x", json={}, repeatable=True, timeout=QUICK)
+        client(f"http://api.test:{blackhole}").call("POST", "/x", json={}, repeatable=True, timeout=QUICK)
     assert time.monotonic() - started < 3
     assert caught.value.sent is False
 
@@ -438,7 +438,7 @@ def test_nothing_is_sent_after_the_time_is_over(platform, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     with pytest.raises(TransportError) as caught:
-        hosts(platform).call("POST", "/x", json={}, repeatable=False, timeout=Timeouts(host=0.05))
+        client(platform).call("POST", "/x", json={}, repeatable=False, timeout=Timeouts(host=0.05))
     assert caught.value.sent is False
     assert not platform.requests
 
@@ -450,7 +450,7 @@ def test_a_proxy_of_the_environment_is_used(platform, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", platform.url)
     monkeypatch.setenv("http_proxy", platform.url)
     platform.on("/x", OK)
-    assert hosts("http://api.weixin.test").call("GET", "/x", repeatable=True) == OK
+    assert client("http://api.weixin.test").call("GET", "/x", repeatable=True) == OK
     assert platform.requests[0].headers["host"] == "api.weixin.test"
 
 
@@ -458,7 +458,7 @@ def test_a_proxy_that_refuses_the_tunnel_is_no_connection(platform, monkeypatch)
     monkeypatch.setenv("HTTPS_PROXY", platform.url)
     monkeypatch.setenv("https_proxy", platform.url)
     with pytest.raises(TransportError) as caught:
-        hosts("https://api.weixin.test").call("POST", "/x", json={"a": 1}, repeatable=False)
+        client("https://api.weixin.test").call("POST", "/x", json={"a": 1}, repeatable=False)
     assert platform.requests[0].method == "CONNECT"
     assert caught.value.sent is False
 
@@ -468,14 +468,14 @@ def test_no_proxy_stands_before_this_machine(platform, refused, monkeypatch, hos
     monkeypatch.setenv("HTTP_PROXY", refused)
     monkeypatch.setenv("http_proxy", refused)
     platform.on("/x", OK)
-    assert hosts(f"http://{host}:{platform.port}").call("GET", "/x", repeatable=True) == OK
+    assert client(f"http://{host}:{platform.port}").call("GET", "/x", repeatable=True) == OK
 
 
 def test_a_session_brings_its_proxy_and_stays_as_it_was(platform):
     session = requests.Session()
     session.proxies = {"http": platform.url}
     platform.on("/x", reply(OK, headers={"Set-Cookie": "a=b"}))
-    api = ApiHosts(["http://api.weixin.test"], session=session)
+    api = ApiClient(["http://api.weixin.test"], session=session)
     assert api.call("GET", "/x", repeatable=True) == OK
     assert api.call("GET", "/x", repeatable=True) == OK
     assert not session.cookies
@@ -483,7 +483,7 @@ def test_a_session_brings_its_proxy_and_stays_as_it_was(platform):
 
 
 def test_sixteen_threads_share_the_connections(platform):
-    api = hosts(platform)
+    api = client(platform)
     gate = threading.Barrier(16)
     platform.on("/x", OK)
 
@@ -505,15 +505,14 @@ def test_sixteen_threads_share_the_connections(platform):
 
 def test_the_token_goes_with_each_call(platform):
     platform.on("/x", OK)
-    assert ApiClient(hosts(platform), Tokens()).call("GET", "/x", params={"a": "b"}, repeatable=True) == OK
+    assert client(platform, token=Tokens()).call("GET", "/x", params={"a": "b"}, repeatable=True) == OK
     assert platform.requests[0].query == {"access_token": "first", "a": "b"}
 
 
 def test_a_refused_token_is_renewed_once_and_the_call_repeated_whole(platform):
     tokens = Tokens()
     platform.on("/x", {"errcode": 40001, "errmsg": "not latest"}, OK)
-    client = ApiClient(hosts(platform), tokens)
-    assert client.call("POST", "/x", json={"a": "中"}, repeatable=False) == OK
+    assert client(platform, token=tokens).call("POST", "/x", json={"a": "中"}, repeatable=False) == OK
     assert [request.query["access_token"] for request in platform.requests] == ["first", "second"]
     assert platform.requests[0].body == platform.requests[1].body
     assert tokens.stale == ["first"]
@@ -523,7 +522,7 @@ def test_a_token_that_stays_refused_is_an_error_after_one_renewal(platform):
     tokens = Tokens()
     platform.on("/x", {"errcode": 42001, "errmsg": "access_token expired"})
     with pytest.raises(InvalidTokenError):
-        ApiClient(hosts(platform), tokens).call("GET", "/x", repeatable=True)
+        client(platform, token=tokens).call("GET", "/x", repeatable=True)
     assert len(platform.requests) == 2
     assert tokens.stale == ["first"]
 
@@ -561,10 +560,10 @@ def test_no_secret_in_any_record_or_error(platform, refused, tmp_path):
         for base, fault in calls:
             if fault:
                 platform.on("/x", fault)
-            api = hosts(base)
-            client = ApiClient(api, Source())
+            api = client(base)
+            with_token = api.with_token(Source())
             leaks.show(api)
-            leaks.show(client)
+            leaks.show(with_token)
             for ask in (
                 lambda api=api: api.call(
                     "GET", "/x", params={"secret": SECRET}, repeatable=True, timeout=QUICK
@@ -572,7 +571,7 @@ def test_no_secret_in_any_record_or_error(platform, refused, tmp_path):
                 lambda api=api: api.call(
                     "POST", "/x", json={"secret": SECRET}, repeatable=False, timeout=QUICK
                 ),
-                lambda client=client: client.call("GET", "/x", repeatable=False, timeout=QUICK),
+                lambda with_token=with_token: with_token.call("GET", "/x", repeatable=False, timeout=QUICK),
             ):
                 try:
                     ask()

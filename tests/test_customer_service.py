@@ -3,7 +3,7 @@
 import pytest
 
 from tests.stub_platform import StubPlatform, hang, raw, reply
-from wechat.client import ApiClient, ApiHosts
+from wechat.client import ApiClient
 from wechat.customer_service import send
 from wechat.errors import ApiError, ReplyError, TransportError
 from wechat.replies import (
@@ -45,7 +45,7 @@ def second():
 
 @pytest.fixture
 def client(platform, second):
-    return ApiClient(ApiHosts([platform.url, second.url], sleep=lambda seconds: None), Tokens())
+    return ApiClient([platform.url, second.url], Tokens(), sleep=lambda seconds: None)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests import pushing as signed
 from tests.conftest import ROOT, clean_environ, eventually
 from tests.test_flow import PHOTO, calls, control, ledger
 from wechat.access_token import AccessToken, StableTokenFetcher
-from wechat.client import ApiClient, ApiHosts
+from wechat.client import ApiClient
 
 # Waits for a line, then makes 20 calls at once with the shared token; prints how many succeeded.
 TWENTY_CALLS = """
@@ -110,14 +110,14 @@ def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(
 def test_ten_minutes_without_the_platform_around_a_renewal(sandbox, bot, counted):
     now = time.time()
     everything = parts.build(bot.settings)
-    hosts = ApiHosts([sandbox.url], sleep=lambda seconds: None)
+    plain = ApiClient([sandbox.url], sleep=lambda seconds: None)
     account = sandbox.account
     token = AccessToken(
         SqlTokenStore(everything.database, account.appid),
-        StableTokenFetcher(hosts, account.appid, account.appsecret),
+        StableTokenFetcher(plain, account.appid, account.appsecret),
         clock=lambda: now,
     )
-    client = ApiClient(hosts, token)
+    client = plain.with_token(token)
 
     def advance(seconds):
         nonlocal now

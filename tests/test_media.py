@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
-from wechat import client as client_module
-from wechat import media
-from wechat.client import ApiClient, ApiHosts, Timeouts
+from wechat import media, transport
+from wechat.client import ApiClient, Timeouts
 from wechat.errors import (
     ApiError,
     InvalidTokenError,
@@ -69,7 +68,7 @@ def tokens():
 
 @pytest.fixture
 def client(platform, tokens):
-    return ApiClient(ApiHosts([platform.url], sleep=lambda seconds: None), tokens)
+    return ApiClient([platform.url], tokens, sleep=lambda seconds: None)
 
 
 @pytest.fixture
@@ -501,7 +500,7 @@ def public_name(monkeypatch):
     """The name video.example has these addresses; connections to the first public one end at `port` here."""
 
     def publish(*addresses, port):
-        real_look_up, real_connect = socket.getaddrinfo, client_module.create_connection
+        real_look_up, real_connect = socket.getaddrinfo, transport.create_connection
         asked, connected = [], []
 
         def look_up(host, wanted, *args, **kwargs):
@@ -517,7 +516,7 @@ def public_name(monkeypatch):
             return real_connect(address, *args, **kwargs)
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        monkeypatch.setattr(client_module, "create_connection", connect)
+        monkeypatch.setattr(transport, "create_connection", connect)
         return asked, connected
 
     return publish
@@ -545,7 +544,7 @@ def test_a_public_video_over_tls(platform, client, public_name, tmp_path, monkey
         with pytest.raises(TransportError):
             fetch(client)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[0])
-        trusting = ApiClient(ApiHosts([platform.url]), Tokens())
+        trusting = ApiClient([platform.url], Tokens())
         assert fetch(trusting) == MP4
 
 

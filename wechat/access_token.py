@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from wechat.client import ApiHosts, Timeouts
+from wechat.client import ApiClient, Timeouts
 from wechat.errors import (
     ApiError,
     Cause,
@@ -162,8 +162,8 @@ class StableTokenFetcher:
 
     force_is_limited = True
 
-    def __init__(self, hosts: ApiHosts, appid: str, secret: str) -> None:
-        self._hosts = hosts
+    def __init__(self, client: ApiClient, appid: str, secret: str) -> None:
+        self._client = client
         self._appid = appid
         self._secret = secret
 
@@ -171,13 +171,13 @@ class StableTokenFetcher:
         return self._post(force=False)
 
     def is_dead(self, token: str) -> bool:
-        return _is_refused(self._hosts, token)
+        return _is_refused(self._client, token)
 
     def force(self, stale: str) -> Grant:
         return self._post(force=True)
 
     def _post(self, *, force: bool) -> Grant:
-        answer = self._hosts.call(
+        answer = self._client.call(
             "POST",
             "/cgi-bin/stable_token",
             json={
@@ -197,13 +197,13 @@ class ClassicTokenFetcher:
 
     force_is_limited = True
 
-    def __init__(self, hosts: ApiHosts, appid: str, secret: str) -> None:
-        self._hosts = hosts
+    def __init__(self, client: ApiClient, appid: str, secret: str) -> None:
+        self._client = client
         self._appid = appid
         self._secret = secret
 
     def fetch(self) -> Grant:
-        answer = self._hosts.call(
+        answer = self._client.call(
             "GET",
             "/cgi-bin/token",
             params={"grant_type": "client_credential", "appid": self._appid, "secret": self._secret},
@@ -213,7 +213,7 @@ class ClassicTokenFetcher:
         return _grant(answer)
 
     def is_dead(self, token: str) -> bool:
-        return _is_refused(self._hosts, token)
+        return _is_refused(self._client, token)
 
     def force(self, stale: str) -> Grant:
         return self.fetch()
@@ -226,7 +226,7 @@ class CentralTokenFetcher:
     force_is_limited = False
 
     def __init__(self, base_url: str, key: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._hosts = ApiHosts([base_url], sleep=sleep)
+        self._client = ApiClient([base_url], sleep=sleep)
         self._headers = {"Authorization": f"Bearer {key}"}
 
     def fetch(self) -> Grant:
@@ -240,7 +240,7 @@ class CentralTokenFetcher:
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Grant:
         try:
-            answer = self._hosts.call(
+            answer = self._client.call(
                 method, path, headers=self._headers, repeatable=True, timeout=FETCH_TIMEOUT, **kwargs
             )
         except TransportError as error:
@@ -563,10 +563,10 @@ def _may_check(row: TokenRow, now: float) -> bool:
     return _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
 
 
-def _is_refused(hosts: ApiHosts, token: str) -> bool:
+def _is_refused(client: ApiClient, token: str) -> bool:
     """getcallbackip is the cheapest call that needs a token."""
     try:
-        hosts.call(
+        client.call(
             "GET",
             "/cgi-bin/getcallbackip",
             params={"access_token": token},

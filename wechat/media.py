@@ -21,17 +21,7 @@ from urllib.parse import urljoin
 
 import filetype
 
-from wechat.client import (
-    CHUNK_BYTES,
-    Answer,
-    ApiClient,
-    ApiHosts,
-    Timeouts,
-    beginning,
-    decoded,
-    json_object,
-    raise_errcode,
-)
+from wechat.client import ApiClient, Timeouts, beginning, decoded, json_object, raise_errcode
 from wechat.errors import (
     MediaRefusedError,
     MediaTooLargeError,
@@ -39,6 +29,7 @@ from wechat.errors import (
     TruncatedMediaError,
     UnsafeMediaUrlError,
 )
+from wechat.transport import CHUNK_BYTES, Answer
 
 #: How much of a file's beginning `extension` looks at.
 HEAD_BYTES = 512
@@ -147,7 +138,7 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
         repeatable=True,
         timeout=_DOWNLOAD_TIMEOUT,
     )
-    answer = opened if isinstance(opened, Answer) else _follow(client.hosts, opened)
+    answer = opened if isinstance(opened, Answer) else _follow(client, opened)
     try:
         if answer.length is None and answer.header("Content-Length") and not answer.chunked:
             raise TruncatedMediaError("the announced length is no number: nobody could tell whether all came")
@@ -233,10 +224,10 @@ def _begins_like_text(head: bytes, content_type: str) -> bool:
     return bool(_TEXT.match(decoded(head)) or (_TEXT_TYPE.match(content_type) and not _NO_TEXT.search(head)))
 
 
-def _follow(hosts: ApiHosts, url: str) -> Answer:
+def _follow(client: ApiClient, url: str) -> Answer:
     """The video behind a video_url. Every redirect is checked as the first address was."""
     for _ in range(1 + _MAX_REDIRECTS):
-        answer = hosts.get_url(url, path="video_url", timeout=_DOWNLOAD_TIMEOUT)
+        answer = client.get_url(url, path="video_url", timeout=_DOWNLOAD_TIMEOUT)
         if answer.status not in _REDIRECTS:
             return _video(answer)
         answer.close()

@@ -18,8 +18,9 @@ from config import token_reason
 from parts import Parts
 from storage.errors import DatabaseUnavailableError
 from wechat.access_token import FETCH_TIMEOUT, AccessToken, MemoryTokenStore
-from wechat.client import Answer, ApiClient, TokenSource
+from wechat.client import TokenSource
 from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
+from wechat.transport import Answer
 
 # Refused for what the account, its secret or this machine's address is: /cgi-bin/token would say the same.
 _REFUSED_EITHER_WAY = frozenset(
@@ -55,8 +56,8 @@ class Platform:
 
     def _own_token(self) -> Outcome:
         """A fetch past the shared row: it disturbs nobody, since the source gives everybody the same token."""
-        hosts = self._bot.client.hosts
-        token = AccessToken(MemoryTokenStore(), parts.fetcher(self._settings, hosts), explained=token_reason)
+        fetcher = parts.fetcher(self._settings, self._bot.client.with_token(None))
+        token = AccessToken(MemoryTokenStore(), fetcher, explained=token_reason)
         try:
             value = token.get()
         except TokenUnavailableError as error:
@@ -83,7 +84,7 @@ class Platform:
         # /cgi-bin/token and stable_token are two slots: what the bot uses now goes on.
         classic = self._settings.model_copy(update={"wechat_token_source": "classic"})
         try:
-            parts.fetcher(classic, self._bot.client.hosts).fetch()
+            parts.fetcher(classic, self._bot.client.with_token(None)).fetch()
         except WeChatError:
             return False
         return True
@@ -106,7 +107,7 @@ class Platform:
         https://developers.weixin.qq.com/doc/service/Basic_Information/Network_Detection.html"""
         if self._source is None:
             return Outcome(None, "not checked: no access_token", "未检查：没有 access_token")
-        client = ApiClient(self._bot.client.hosts, self._source)
+        client = self._bot.client.with_token(self._source)
         try:
             answer = client.call(
                 "POST",
@@ -172,7 +173,7 @@ class Platform:
         asked_at = self._clock()
         try:
             # Without a token the platform says 41001 at once, with its time in the headers.
-            header = self._bot.client.hosts.exchange(
+            header = self._bot.client.with_token(None).exchange(
                 "GET", "/cgi-bin/getcallbackip", read=date, repeatable=True, timeout=FETCH_TIMEOUT
             )
             theirs = parsedate_to_datetime(header).timestamp()
