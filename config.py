@@ -277,7 +277,7 @@ def _zone(value: str) -> str:
     """As the C library has it: a zone's name; or its rules, which have digits; or a path after a colon."""
     try:
         ZoneInfo(value)
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         if not re.search(r"[0-9]|^:", value):
             raise _WrongValue(
                 "must be a time zone that this machine knows, such as Asia/Shanghai or UTC",
@@ -352,7 +352,7 @@ class Settings(BaseModel):
         """The zone that TZ names; None for the machine's, or where TZ spells its rules (the C library knows them)."""
         try:
             return ZoneInfo(self.tz) if self.tz else None
-        except (ValueError, OSError):
+        except (KeyError, ValueError, OSError):
             return None
 
     @classmethod

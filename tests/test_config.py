@@ -266,3 +266,17 @@ def test_gunicorn_finds_the_bot_from_another_folder(tmp_path):
         tmp_path, "--check-config", **ACCOUNT, DATABASE_URL=f"sqlite:///{tmp_path}/bot.db"
     )
     assert status == 0, said
+
+
+@pytest.mark.parametrize("zone", ["Asia/Shangai", "../../etc/passwd", "nowhere"])
+def test_a_zone_that_is_none_is_a_fault(tmp_path, zone):
+    with pytest.raises(SettingsError, match="TZ: must be a time zone"):
+        Settings.from_env(ACCOUNT | {"TZ": zone}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("zone", "key"), [("Asia/Shanghai", "Asia/Shanghai"), ("CST-8", None), (":/etc/localtime", None)]
+)
+def test_a_zone_by_its_name_or_as_the_c_library_has_it(tmp_path, zone, key):
+    found = Settings.from_env(ACCOUNT | {"TZ": zone}, tmp_path).zone
+    assert (found and found.key) == key
