@@ -1,8 +1,8 @@
 """On which core of the machine a thread runs, and how many files a process may open.
 
-Python runs one thread of a process at a time. Let loose they go from core to core, where nothing that they need is in
-the cache: that costs a quarter of an answer, and a third of a download. Knows the system's scheduler; does not know who
-calls, nor why. Where the system has no such calls, or forbids them, threads run as they like, only slower.
+Python runs one thread of a process at a time. Threads that may use every core move from one to another, where nothing
+that they need is in the cache, and are slower for it. Knows the system's scheduler and limits; must not know who calls,
+nor why. Where the system has no such calls, or forbids them, threads run on any core.
 https://man7.org/linux/man-pages/man7/sched.7.html
 """
 
