@@ -298,6 +298,11 @@ def test_no_worker_lives(bot, tmp_path, setting, remedy):
     assert re.search(r"oldest for [67]\d s", hint)
 
 
+def test_a_bot_that_does_not_run_is_one_fault(bot, tmp_path):
+    changed, _ = waiting(bot, tmp_path, 60)
+    the_only_one("callback", examined(bot, WORKER="embedded", PORT="9", **changed), ["worker"])
+
+
 def test_a_worker_that_died_with_its_claims(bot, tmp_path):
     changed, ledger = waiting(bot, tmp_path, 60)
     ledger.claim_downloads(time.time() - 20, 5)

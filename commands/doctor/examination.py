@@ -160,7 +160,12 @@ class _Examination:
             return [Outcome(None, "not checked: the queue is in the database", "未检查：请先修复数据库")]
         if not self._parts.database.is_prepared():
             return [Outcome(True, "nothing was ever pending", "还没有过待处理的任务")]
-        return [stores.check_queue(self._parts, self._clock())]
+        queue = stores.check_queue(self._parts, self._clock())
+        embedded = self._settings.worker == "embedded"
+        if queue.ok is False and embedded and not self._running["callback"].result()[0].ok:
+            # Its workers are the bot's own: the callback's finding says what is wrong.
+            return [Outcome(None, "not checked: the bot does not answer", "未检查：机器人没有应答")]
+        return [queue]
 
 
 def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
