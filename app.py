@@ -85,7 +85,6 @@ def create_app(settings: Settings | None = None) -> Flask:
                 everything.thumbnails,
                 password=settings.admin_password.get_secret_value(),
                 zone=settings.zone,
-                wake=everything.worker.wake,
             )
         )
     if hops := settings.proxy_hops:

@@ -35,7 +35,11 @@ from wechat.access_token import (
 )
 from wechat.client import ApiClient
 from wechat.receiver import Receiver
+from worker.chores import Chores
+from worker.downloads import Downloads
+from worker.jobs import Failures
 from worker.loop import Worker
+from worker.sends import Sends
 
 
 @dataclass(frozen=True)
@@ -93,21 +97,26 @@ def build(
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, settings.wechat_appid)
     works = Works(database, ledger, settings.wechat_appid)
-    worker = Worker(
+    failures = Failures(ledger, clock, jitter)
+    chores = Chores(
         ledger,
-        client,
         files,
         token,
-        works,
-        copies,
-        lease_seconds=settings.lease_seconds,
-        max_media_bytes=settings.max_media_bytes,
+        thumbnails,
+        ThumbnailMaker(rows, thumbnails),
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
-        thumbnails=thumbnails,
-        thumbnail_maker=ThumbnailMaker(rows, thumbnails),
         clock=clock,
         jitter=jitter,
+    )
+    worker = Worker(
+        ledger,
+        Downloads(ledger, client, files, failures, max_media_bytes=settings.max_media_bytes, clock=clock),
+        Sends(ledger, client, works, copies, failures, clock=clock),
+        failures,
+        chores,
+        lease_seconds=settings.lease_seconds,
+        clock=clock,
     )
     deferred = DeferredReplies(
         works,

@@ -1138,15 +1138,13 @@ class TestThumbnails:
     def test_the_real_worker_makes_them(self, rig):
         ledger_id = rig.stored()
         worker = rig.parts.worker
-        thread = threading.Thread(target=worker.run_forever, args=(1,))
-        thread.start()
+        worker.start(1)
         try:
             eventually(
                 lambda: rig.parts.ledger.get(ledger_id).thumbnail_state == "made", what="the thumbnail"
             )
         finally:
-            worker.ask_to_stop()
-            thread.join()
+            worker.stop()
 
     @pytest.mark.parametrize("kind", ["voice", "video"])
     def test_signs(self, rig, kind):

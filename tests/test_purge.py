@@ -182,13 +182,13 @@ def test_unsubscribing_purges_a_fan_only_when_asked_to(make_rig, wanted):  # noq
     ):
         path, body = pushing.plain(xml)
         assert client.post(path, data=body).status_code == 200, fan
-    worker.tidy_once()
+    worker.chores.tidy_once()
     assert (rig.entry(entry) is None) == wanted
     assert (rig.stored_files() == []) == wanted
     assert len(rig.parts.ledger.unsubscribed()) == (0 if wanted else 1)
     assert rig.parts.ledger.find_by_msg_id(77), "others' messages stay"
     again = rig.push()
-    worker.tidy_once()
+    worker.chores.tidy_once()
     assert rig.entry(again) is not None, "who comes back is a new fan"
 
 
@@ -197,10 +197,10 @@ def test_retention_is_kept_by_the_workers_own_look(make_rig):  # noqa: F811
     entry = rig.push()
     while rig.worker.run_once():
         pass
-    rig.parts.worker.tidy_once()
+    rig.parts.worker.chores.tidy_once()
     assert rig.entry(entry) is not None
     rig.parts.worker._clock = lambda: time.time() + 31 * 86400
-    rig.parts.worker.tidy_once()
+    rig.parts.worker.chores.tidy_once()
     assert rig.entry(entry) is None
     assert rig.stored_files() == []
 

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image, ImageOps
 
 import thumbnails.shelf
-from storage.deferred import Works
 from storage.files import DiskStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
@@ -29,7 +28,7 @@ from thumbnails.maker import CLAIM_SECONDS, ThumbnailMaker
 from thumbnails.shelf import Thumbnails, beside
 from thumbnails.wire import NoThumbnail, read_answer, read_picture, send_answer, send_picture
 from wechat import media
-from worker.loop import Worker
+from worker.chores import Chores
 
 PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)
@@ -543,31 +542,31 @@ class Steps:
 
 class TestWorker:
     @pytest.fixture
-    def run(self, database, ledger, tmp_path):
-        """run(maker) -> a worker at it in threads of its own."""
+    def run(self, ledger, tmp_path):
+        """run(maker) -> the event that stops the thread which is at it."""
         running = []
 
         def start(maker):
-            worker = Worker(
+            chores = Chores(
                 ledger,
-                None,
                 DiskStore(tmp_path / "media"),
                 None,
-                Works(database, ledger, APPID),
                 None,
-                lease_seconds=15,
-                max_media_bytes=1,
-                thumbnails=None,
-                thumbnail_maker=maker,
+                maker,
+                retention_days=0,
+                purge_on_unsubscribe=False,
+                clock=time.time,
+                jitter=random.random,
             )
-            thread = threading.Thread(target=worker.run_forever, args=(2,))
+            stop = threading.Event()
+            thread = threading.Thread(target=chores.keep_making_thumbnails, args=(stop, lambda: False))
             thread.start()
-            running.append((worker, thread))
-            return worker
+            running.append((stop, thread))
+            return stop
 
         yield start
-        for worker, thread in running:
-            worker.ask_to_stop()
+        for stop, thread in running:
+            stop.set()
             thread.join(20)
             assert not thread.is_alive()
 
@@ -578,7 +577,7 @@ class TestWorker:
 
     @pytest.mark.parametrize("fault", [OSError("no room"), RuntimeError("?")])
     def test_faults_are_waited_out(self, run, monkeypatch, caplog, fault):
-        monkeypatch.setattr("worker.loop.THUMBNAIL_FAULT_SECONDS", 0.01)
+        monkeypatch.setattr("worker.chores.THUMBNAIL_FAULT_SECONDS", 0.01)
         maker = Steps(fault)
         run(maker)
         eventually(lambda: maker.steps > 1, what="another step")
@@ -586,9 +585,9 @@ class TestWorker:
 
     def test_stopping_is_quick_and_closes(self, ledger, run):
         maker = Steps()
-        worker = run(maker)
+        stop = run(maker)
         eventually(lambda: maker.steps, what="the first step")
         started = time.monotonic()
-        worker.ask_to_stop()
+        stop.set()
         eventually(lambda: maker.closed, what="the end")
         assert time.monotonic() - started < 3

@@ -14,7 +14,7 @@ from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
 from tests.serving import serving
 from wechat import client
-from worker import loop as worker_module
+from worker import downloads
 
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
@@ -206,7 +206,7 @@ def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
     rig = make_rig()
     entry = rig.push()
     free = rig.parts.files.free_bytes()
-    monkeypatch.setattr(worker_module, "MIN_FREE_BYTES", free * 2)
+    monkeypatch.setattr(downloads, "MIN_FREE_BYTES", free * 2)
     assert not rig.worker.run_once()
     pending = rig.entry(entry)
     assert pending.media_state == "pending"
@@ -344,7 +344,6 @@ def test_started_threads_work_and_stop_gives_work_back(make_rig):
         eventually(lambda: rig.entry(entry).media_state == "stored", what="the download")
         rig.fault(delay=30)
         slow = rig.push()
-        worker.wake()
         eventually(lambda: rig.entry(slow).media_lease_until, what="the claim")
     finally:
         worker.stop()

@@ -91,10 +91,9 @@ def gallery(
     *,
     password: str,
     zone: ZoneInfo | None = None,
-    wake: Callable[[], None],
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """All pages, with the times of `zone`, None: the machine's. `wake` is called when a retry was asked for."""
+    """All pages, with the times of `zone`, None: the machine's."""
     blueprint = Blueprint(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
@@ -246,7 +245,6 @@ def gallery(
         find(ledger_id)
         if ledger.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
-            wake()
         return cast(
             Response,
             redirect(_url("gallery.entry", ledger_id=ledger_id, **_asked(request.args, zone).words), 303),
@@ -256,7 +254,6 @@ def gallery(
     def retry_all() -> Response:
         if count := ledger.retry(None, clock()):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
-            wake()
         return cast(Response, redirect(url_for("gallery.index", state="pending"), 303))
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")

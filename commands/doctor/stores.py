@@ -15,7 +15,7 @@ from commands.doctor.findings import Outcome
 from config import Settings
 from parts import Parts
 from storage.errors import DatabaseUnavailableError
-from worker.loop import MIN_FREE_BYTES
+from worker.downloads import MIN_FREE_BYTES
 
 DATABASE_SECONDS = 2.0
 IDLE_QUEUE_SECONDS = 10.0  # a living worker looks once a second

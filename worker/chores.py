@@ -1,0 +1,96 @@
+"""What a process does beside its jobs: it keeps the access_token fresh, deletes what is over, and makes thumbnails.
+
+Knows when each is due. Does not know how a token is fetched, what is deleted in which order, or how a picture is made
+small. Every process may do all of it: the database says who has which piece.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from storage import purge
+from storage.files import FileStore
+from storage.ledger import Ledger
+from thumbnails.maker import ThumbnailMaker
+from thumbnails.shelf import Thumbnails
+from wechat.access_token import AccessToken
+from worker.steps import repeat
+
+log = logging.getLogger(__name__)
+
+TOKEN_FAULT_SECONDS = 1.0
+TIDY_SECONDS = 10.0  # between looks for what is to be deleted
+THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 1.0, 60.0  # until the next look
+THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to jobs in hand
+
+
+class Chores:
+    """One process's chores. Each `keep_...` runs until `stop` is set."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        files: FileStore,
+        token: AccessToken,
+        thumbnails: Thumbnails,
+        maker: ThumbnailMaker,
+        *,
+        retention_days: int,
+        purge_on_unsubscribe: bool,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._ledger, self._files, self._token = ledger, files, token
+        self._thumbnails, self._maker = thumbnails, maker
+        self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
+        self._clock, self._jitter = clock, jitter
+
+    def keep_token_fresh(self, stop: threading.Event) -> None:
+        """Renews the access_token while the old one still serves."""
+        repeat(
+            stop,
+            self._token.keep_fresh,
+            "the token row cannot be read",
+            fault_seconds=TOKEN_FAULT_SECONDS,
+        )
+
+    def keep_tidy(self, stop: threading.Event) -> None:
+        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows."""
+
+        def step() -> float:
+            self.tidy_once()
+            return TIDY_SECONDS * (0.5 + self._jitter())
+
+        stop.wait(TIDY_SECONDS * self._jitter())  # not all processes at once
+        repeat(stop, step, "what is to be deleted has to wait", fault_seconds=TIDY_SECONDS)
+
+    def tidy_once(self) -> None:
+        now = self._clock()
+        kept = self._ledger, self._files, self._thumbnails
+        if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
+            log.info("purged fans who unsubscribed", extra={"fans": fans})
+        if self._retention_days:
+            before = now - self._retention_days * 86400
+            gone = purge.purge(*kept, now=now, before=before)
+            if gone.rows:
+                log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
+        purge.delete_files(*kept, now=now)
+
+    def keep_making_thumbnails(self, stop: threading.Event, busy: Callable[[], bool]) -> None:
+        """One after the other, giving way to jobs in hand while `busy()`."""
+
+        def step() -> float:
+            give_way = time.monotonic() + THUMBNAIL_GIVES_WAY_SECONDS
+            while busy() and time.monotonic() < give_way and not stop.wait(0.05):
+                pass
+            if stop.is_set() or self._maker.step():
+                return 0.0
+            return THUMBNAIL_IDLE_SECONDS
+
+        try:
+            repeat(stop, step, "thumbnails have to wait", fault_seconds=THUMBNAIL_FAULT_SECONDS)
+        finally:
+            self._maker.close()

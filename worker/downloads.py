@@ -1,0 +1,85 @@
+"""Downloads what fans sent: asks the platform, writes the file, notes it in the ledger.
+
+Knows the order of that, and that a full disk stops it. Does not know threads, leases, SQL, or how a file is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+from answers.failures import failure
+from storage.files import FileStore
+from storage.ledger import Download, Ledger
+from wechat import media
+from wechat.client import ApiClient
+from wechat.errors import WeChatError
+from worker.jobs import ClaimLostError, Failures, Held, StoppedError
+
+log = logging.getLogger(__name__)
+
+MIN_FREE_BYTES = 200 * 1024 * 1024
+LOW_DISK_PAUSE_SECONDS = 10.0
+
+
+class Downloads:
+    """How one process downloads."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: ApiClient,
+        files: FileStore,
+        failures: Failures,
+        *,
+        max_media_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger, self._client, self._files, self._failures = ledger, client, files, failures
+        self._max_media_bytes, self._clock = max_media_bytes, clock
+
+    def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
+        """Up to `limit` that are due; none while the disk is nearly full, which is then the reason in the ledger."""
+        free = self._files.free_bytes()
+        if free is None or free >= MIN_FREE_BYTES:
+            return self._ledger.claim_downloads(now, lease_seconds, limit)
+        reason = (
+            f"the disk of MEDIA_STORE has {free >> 20} MB free, less than {MIN_FREE_BYTES >> 20}: make room"
+        )
+        for download in self._ledger.claim_downloads(now, lease_seconds, 1):
+            log.error(reason, extra={"ledger_id": download.id})
+            self._ledger.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
+        return []
+
+    def do(self, job: Download, held: Held, given_up: Callable[[], bool]) -> None:
+        """Downloads it. Raises ClaimLostError, StoppedError when `given_up()` says so, and DatabaseUnavailableError."""
+        try:
+            with media.open_media(self._client, job.media_id, max_bytes=self._max_media_bytes) as chunks:
+                stored = self._files.put(
+                    job.stem,
+                    _watched(chunks, held, given_up),
+                    extension=media.extension,
+                    attempt=job.attempt,
+                )
+        except (WeChatError, OSError) as error:
+            failed = failure(error)
+            if failed.final:
+                self._failures.fail(job, failed.code, failed.reason)
+            else:
+                self._failures.retry(job, failed.code, failed.reason, failed.not_before)
+            return
+        if self._ledger.mark_stored(job, stored, self._clock()):
+            log.info("stored", extra={"ledger_id": job.id, "key": stored.key, "size": stored.size})
+            return
+        entry = self._ledger.get(job.id)
+        if entry is None or entry.media_state == "failed":  # purged or given up meanwhile; nobody else's file
+            self._files.delete(stored.key)
+
+
+def _watched(chunks: Iterable[bytes], held: Held, given_up: Callable[[], bool]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if held.lost:
+            raise ClaimLostError
+        if given_up():
+            raise StoppedError
+        yield chunk

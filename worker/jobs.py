@@ -1,0 +1,56 @@
+"""A claimed job in hand, and how one ends that did not succeed: given back, tried again, or failed for good.
+
+Knows the lives that the platform gives: three days for a file, 48 hours for a message to a fan. Must not know how a
+download or a send is done.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from answers.failures import SEND_LIFE_SECONDS, pause
+from storage.ledger import Download, Job, Ledger
+
+log = logging.getLogger(__name__)
+
+MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three days
+
+
+class StoppedError(Exception):
+    """The process is asked to stop: give the work back."""
+
+
+class ClaimLostError(Exception):
+    """Another process holds this work now."""
+
+
+class Held:
+    """Work in hand; `lost` is set by the heartbeat when another process took the claim."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.lost = False
+
+
+class Failures:
+    """Notes in the ledger that a job did not succeed."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
+        self._ledger, self._clock, self._jitter = ledger, clock, jitter
+
+    def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
+        """The job is tried again after a pause, not before that time (unix seconds); failed, where that is too late."""
+        now = self._clock()
+        due = max(now + pause(job.attempt, self._jitter()), not_before)
+        life = MEDIA_LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
+        if due > min(job.create_time, job.received_at) + life:
+            self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
+            return
+        log.warning("failed, tried again later", extra={"ledger_id": job.id, "code": code, "reason": reason})
+        self._ledger.mark_retry(job, due, code, reason)
+
+    def fail(self, job: Job, code: int | None, reason: str) -> None:
+        """The job has failed for good."""
+        log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
+        self._ledger.mark_failed(job, code, reason, self._clock())
