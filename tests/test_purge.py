@@ -197,10 +197,10 @@ def test_retention_is_kept_by_the_workers_own_look(make_rig):  # noqa: F811
     entry = rig.push()
     while rig.worker.run_once():
         pass
-    rig.parts.worker.chores.tidy_once()
+    rig.worker.chores.tidy_once()
     assert rig.entry(entry) is not None
-    rig.parts.worker._clock = lambda: time.time() + 31 * 86400
-    rig.parts.worker.chores.tidy_once()
+    rig.now += 31 * 86400
+    rig.worker.chores.tidy_once()
     assert rig.entry(entry) is None
     assert rig.stored_files() == []
 
