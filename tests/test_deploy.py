@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from storage import writable
 from storage.folders import user_name
 from tests.conftest import ROOT
 from tests.test_layers import ALLOWED, imports
+from tests.test_ops import METRICS
 from web import server
 
 DEPLOY = ROOT / "deploy"
@@ -220,6 +222,84 @@ def test_a_port_of_root_is_said_plainly(monkeypatch):
     with pytest.raises(PermissionError, match=r"^PORT: .* take a higher one"):
         server.check_port(80)
     server.check_port(8000)
+
+
+# -- watching --
+
+
+def alerts():
+    (group,) = yaml.safe_load(read("deploy/alerts.yml"))["groups"]
+    return group["rules"]
+
+
+def panels():
+    return json.loads(read("deploy/grafana.json"))["panels"]
+
+
+def asked_for(expressions):
+    """The bot's metrics in these expressions, as its /metrics calls them."""
+    names = set(re.findall(r"\bwechat_\w+", " ".join(expressions)))
+    return {name.removesuffix("_bucket") for name in names}
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_bot_has():
+    shown = asked_for(target["expr"] for panel in panels() for target in panel["targets"])
+    assert shown == METRICS
+    assert asked_for(rule["expr"] for rule in alerts()) <= METRICS
+
+
+def test_every_alert_says_in_two_languages_what_to_do():
+    for rule in alerts():
+        assert set(rule["annotations"]) == {"summary", "summary_zh", "todo"}, rule["alert"]
+        assert re.search("[一-鿿]", rule["annotations"]["summary_zh"])
+    assert {"WeChatBotDown", "WeChatNoPushes"} <= {rule["alert"] for rule in alerts()}
+
+
+def test_the_dashboards_panels_do_not_overlap():
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in panels()}) == len(places)
+
+
+FIRE = """\
+rule_files: [alerts.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="tushangwanglai", instance="a"}', values: '1x20 0x20'}
+      - {series: 'wechat_deliveries_total{job="tushangwanglai", instance="a", type="text"}', values: '0+1x600 600x400'}
+      - {series: 'wechat_last_claim_seconds{job="tushangwanglai", instance="a"}', values: '5x20 90x20'}
+    alert_rule_test:
+      - {eval_time: 15m, alertname: WeChatBotDown}
+      - eval_time: 30m
+        alertname: WeChatBotDown
+        exp_alerts: [{exp_labels: {severity: critical, job: tushangwanglai, instance: a}, exp_annotations: DOWN}]
+      - {eval_time: 500m, alertname: WeChatNoPushes}
+      - eval_time: 800m
+        alertname: WeChatNoPushes
+        exp_alerts: [{exp_labels: {severity: warning}, exp_annotations: NONE}]
+      - {eval_time: 15m, alertname: WeChatNoWorker}
+      - eval_time: 30m
+        alertname: WeChatNoWorker
+        exp_alerts: [{exp_labels: {severity: critical}, exp_annotations: WORKER}]
+"""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool_takes_alerts_and_dashboard_and_the_alerts_fire(tmp_path):
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+    shown = [target["expr"] for panel in panels() for target in panel["targets"]]
+    rules = [{"record": f"shown:{number}", "expr": expression} for number, expression in enumerate(shown)]
+    (tmp_path / "shown.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    subprocess.run(["promtool", "check", "rules", "alerts.yml", "shown.yml"], cwd=tmp_path, check=True)
+    fire = FIRE
+    for word, name in {"DOWN": "WeChatBotDown", "NONE": "WeChatNoPushes", "WORKER": "WeChatNoWorker"}.items():
+        (rule,) = (rule for rule in alerts() if rule["alert"] == name)
+        texts = json.dumps(rule["annotations"]).replace("{{ $labels.instance }}", "a")
+        fire = fire.replace(f"exp_annotations: {word}", f"exp_annotations: {texts}")
+    (tmp_path / "fire.yml").write_text(fire)
+    subprocess.run(["promtool", "test", "rules", "fire.yml"], cwd=tmp_path, check=True)
 
 
 # -- contributors --
