@@ -41,19 +41,22 @@ OF_LIBRARIES = re.compile(r"AWS_\w+|(?:HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE",
 
 # What to look at when an error of the protocol has this cause: in English and in Chinese.
 HINTS: Mapping[Cause, tuple[str, str]] = {
-    Cause.TOKEN: ("is WECHAT_TOKEN the console's token?", "请检查 WECHAT_TOKEN 是否与后台的令牌一致"),
+    Cause.TOKEN: (
+        "is WECHAT_TOKEN the console's token?",
+        "请检查 WECHAT_TOKEN 是否与公众平台的令牌(Token)一致",
+    ),
     Cause.NO_AES_KEY: (
         "set WECHAT_AES_KEY to the console's EncodingAESKey",
-        "请将 WECHAT_AES_KEY 设为后台的 EncodingAESKey",
+        "请将 WECHAT_AES_KEY 设为公众平台的消息加解密密钥(EncodingAESKey)",
     ),
     Cause.NOT_ENCRYPTED: (
         "WECHAT_AES_KEY is set: choose safe mode (安全模式) in the console, "
         "or set WECHAT_ACCEPT_PLAINTEXT=1 for the change-over",
-        "已设置 WECHAT_AES_KEY：请在后台选择安全模式，过渡期可设 WECHAT_ACCEPT_PLAINTEXT=1",
+        "已设置 WECHAT_AES_KEY：请在公众平台选择安全模式，过渡期可设 WECHAT_ACCEPT_PLAINTEXT=1",
     ),
     Cause.AES_KEY: (
         "is WECHAT_AES_KEY the console's EncodingAESKey?",
-        "请检查 WECHAT_AES_KEY 是否与后台的 EncodingAESKey 一致",
+        "请检查 WECHAT_AES_KEY 是否与公众平台的消息加解密密钥(EncodingAESKey)一致",
     ),
     Cause.APPID: ("is WECHAT_APPID that of this account?", "请检查 WECHAT_APPID 是否为本账号"),
     Cause.APPSECRET: ("is WECHAT_APPSECRET that of this account?", "请检查 WECHAT_APPSECRET"),
@@ -224,7 +227,7 @@ def _aes_key(value: SecretStr) -> SecretStr:
         raise _WrongValue(
             "must be the EncodingAESKey (消息加解密密钥) of 43 letters and digits; "
             f"this one has {len(key)} characters",
-            f"必须是 43 位字母或数字的消息加解密密钥（EncodingAESKey），现有 {len(key)} 个字符",
+            f"必须是 43 位字母或数字的消息加解密密钥(EncodingAESKey)，现有 {len(key)} 个字符",
         )
     return value
 

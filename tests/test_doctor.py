@@ -250,6 +250,12 @@ def test_a_media_store_that_cannot_be_written(bot, tmp_path):
     assert "MEDIA_STORE" in the_only_one("media", examined(bot, MEDIA_STORE=f"{tmp_path}/media"))
 
 
+def test_a_name_does_not_act_on_a_terminal(bot, tmp_path):
+    hint = all_well(examined(bot, MEDIA_STORE=f"{tmp_path}/me\x1b[2J\u202edia"))["media"]
+    assert "me\\x1b[2J\\u202edia" in hint
+    assert hint.isprintable()
+
+
 def test_a_bucket_that_is_there_and_one_that_is_not(bot, s3_url):
     assert s3_url in all_well(examined(bot, MEDIA_STORE=s3_url))["media"]
     hint = the_only_one("media", examined(bot, MEDIA_STORE="s3://no-such-bucket-here/prefix"))

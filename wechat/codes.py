@@ -79,9 +79,9 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "OpenID invalid",
         "OpenID belongs to another account or fan never followed",
-        "OpenID 不属于本账号或用户未关注",
+        "OpenID 不属于本账号，或粉丝未关注",
     ),
-    (40004, "X", True, "media type invalid", "Unsupported media type", "不支持的媒体类型"),
+    (40004, "X", True, "media type invalid", "Unsupported media type", "不支持的素材类型"),
     (40005, "X", True, "file type/format invalid", "Convert the file first", "文件格式不支持，请先转换"),
     (40006, "X", True, "file size invalid", "File too large or empty", "文件过大或为空"),
     (
@@ -140,7 +140,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "callback/check: no callback URL, or an invalid one",
         "No callback URL configured, or wrong argument",
-        "未配置回调 URL 或参数错误",
+        "未填写服务器地址(URL)，或参数错误",
     ),
     (
         40202,
@@ -148,7 +148,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "callback/check: action invalid",
         "No callback URL configured, or wrong argument",
-        "未配置回调 URL 或参数错误",
+        "未填写服务器地址(URL)，或参数错误",
     ),
     (
         40203,
@@ -156,7 +156,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "callback/check: operator invalid",
         "No callback URL configured, or wrong argument",
-        "未配置回调 URL 或参数错误",
+        "未填写服务器地址(URL)，或参数错误",
     ),
     (
         40243,
@@ -164,7 +164,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "AppSecret frozen",
         "Thaw the AppSecret in the console",
-        "AppSecret 已冻结，请登录后台解冻",
+        "AppSecret 已冻结，请登录公众平台解冻",
     ),
     (41001, "T", True, "token missing", "Internal error: token not sent", "程序错误：未携带 access_token"),
     (41002, "A", True, "appid missing", "Fill in AppID and AppSecret", "请填写 AppID 和 AppSecret"),
@@ -189,14 +189,14 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         "Internal error: wrong method or scheme",
         "程序错误：请求方式不正确",
     ),
-    (43004, "X", False, "recipient must follow", "Fan has not followed the account", "用户未关注"),
+    (43004, "X", False, "recipient must follow", "Fan has not followed the account", "粉丝未关注"),
     (
         43019,
         "X",
         False,
         "recipient is on the blacklist",
         "Remove the fan from the blacklist",
-        "用户在黑名单中",
+        "粉丝在黑名单中，请移出",
     ),
     (44001, "X", False, "media file empty", "Empty file", "文件为空"),
     (44002, "A", True, "POST body empty", "Internal error: empty body", "程序错误：请求体为空"),
@@ -224,7 +224,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         False,
         "reply window closed",
         "Fan silent > 48 h (or no valid action); wait for a message",
-        "超过可回复时限，需等用户再次互动",
+        "超过可回复时限，需等粉丝再次互动",
     ),
     (
         45035,
@@ -232,7 +232,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "caller IP not registered (shop)",
         "Add the IP in the console concerned",
-        "请在对应后台配置 IP 白名单",
+        "请在对应平台配置 IP 白名单",
     ),
     (
         61004,
@@ -240,7 +240,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         True,
         "caller IP not registered (platform)",
         "Add the IP in the console concerned",
-        "请在对应后台配置 IP 白名单",
+        "请在对应平台配置 IP 白名单",
     ),
     (
         45047,
@@ -254,7 +254,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
     (45080, "X", True, "typing: no recent exchange", "Ignored", "输入状态未下发，可忽略"),
     (45081, "X", True, "typing: already shown", "Ignored", "输入状态未下发，可忽略"),
     (46001, "X", False, "media does not exist", "Media not found", "素材不存在"),
-    (46004, "X", False, "user does not exist", "Unknown fan", "用户不存在"),
+    (46004, "X", False, "user does not exist", "Unknown fan", "粉丝不存在"),
     (
         47001,
         "A",
@@ -271,7 +271,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         "Account lacks this permission (verify the account)",
         "账号无此接口权限，请先认证或申请",
     ),
-    (48002, "X", False, "fan refuses messages", "Fan switched messages off", "用户关闭了接收消息"),
+    (48002, "X", False, "fan refuses messages", "Fan switched messages off", "粉丝关闭了接收消息"),
     (
         48004,
         "A",
@@ -308,7 +308,7 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         "禁止使用 token 接口或账号已冻结",
     ),
     (50007, "A", False, "account frozen", "Contact WeChat support", "禁止使用 token 接口或账号已冻结"),
-    (50005, "X", False, "not a follower", "Fan unfollowed", "用户未关注"),
+    (50005, "X", False, "not a follower", "Fan unfollowed", "粉丝未关注"),
     (
         61024,
         "A",

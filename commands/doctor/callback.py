@@ -45,7 +45,7 @@ class Callback:
             return Outcome(
                 True,
                 f"{base}/wechat answers signed requests ({modes}) and refuses others",
-                f"{base}/wechat 正确应答已签名的请求（{modes}），并拒绝其他请求",
+                f"{base}/wechat 正确回复已签名的请求（{modes}），并拒绝其他请求",
             )
         if base != here and self._trouble_at(here, probes) is None:
             return Outcome(
@@ -84,14 +84,14 @@ class Callback:
                 return Outcome(
                     False,
                     f"{base}/wechat gives no answer within 5 s, and the platform waits no longer",
-                    f"{base}/wechat 在 5 秒内无应答，平台不会再等",
+                    f"{base}/wechat 在 5 秒内没有回复，平台不会再等",
                 )
             except requests.exceptions.RequestException as error:
                 return Outcome(
                     False,
                     f"nothing answers at {base} ({type(error).__name__}): start the bot, "
                     "and the tunnel or proxy before it",
-                    f"{base} 无应答（{type(error).__name__}），请启动机器人，以及它前面的内网穿透或反向代理",
+                    f"{base} 没有回复（{type(error).__name__}），请启动机器人，以及它前面的内网穿透或反向代理",
                 )
             if page.proxies.isdecimal():
                 self._proxies = int(page.proxies)
@@ -217,14 +217,14 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             False,
             "ngrok's free plan shows its warning page instead of the bot (ERR_NGROK_6024), also to the platform: use "
             "another tunnel, or a plan without that page",
-            "ngrok 免费版返回警告页（ERR_NGROK_6024）而非机器人的应答，平台得到的也是它：请更换内网穿透工具或套餐",
+            "ngrok 免费版返回警告页（ERR_NGROK_6024）而非机器人的回复，平台得到的也是它：请更换内网穿透工具或套餐",
         )
     if code is not None:
         return Outcome(
             False,
             f"ngrok answers instead of the bot: {code[0]}, see https://ngrok.com/docs/errors/{code[0].lower()}; is "
             f"`ngrok http` running, for the bot's PORT?",
-            f"ngrok 返回 {code[0]} 而非机器人的应答，请检查 ngrok 是否在运行、端口是否正确",
+            f"ngrok 返回 {code[0]} 而非机器人的回复，请检查 ngrok 是否在运行、端口是否正确",
         )
     if page.status == 404:
         return Outcome(
@@ -254,7 +254,7 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             False,
             f"an HTML page{_title(page.text)} came instead of the bot's answer: a tunnel's or proxy's own page, or "
             "another program",
-            f"返回的是 HTML 页面{_title(page.text)}而非机器人的应答：内网穿透或反向代理自己的页面，或其他程序",
+            f"返回的是 HTML 页面{_title(page.text)}而非机器人的回复：内网穿透或反向代理自己的页面，或其他程序",
         )
     if page.status == probe.status and (probe.status != 200 or page.text == probe.query["echostr"]):
         return None

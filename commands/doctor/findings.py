@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from logs import escaped
+
 
 class Outcome(NamedTuple):
     """What one check found. `ok` None: it could not be checked, and the texts say why."""
@@ -33,7 +35,8 @@ class Finding:
 
 
 def finding(check: str, outcome: Outcome) -> Finding:
-    english, chinese = (" ".join(text.split()) for text in (outcome.english, outcome.chinese))
+    """The outcome on one line, and nothing in it that acts on a terminal: it may quote the platform or a tunnel."""
+    english, chinese = (escaped(" ".join(text.split())) for text in (outcome.english, outcome.chinese))
     return Finding(check, outcome.ok, english, chinese)
 
 
