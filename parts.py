@@ -26,15 +26,10 @@ from storage.refusals import Refusals
 from storage.tokens import SqlTokenStore
 from thumbnails.maker import ThumbnailMaker
 from thumbnails.shelf import Thumbnails
-from wechat.access_token import (
-    AccessToken,
-    CentralTokenFetcher,
-    ClassicTokenFetcher,
-    Fetcher,
-    StableTokenFetcher,
-)
+from wechat.access_token import AccessToken
 from wechat.client import ApiClient
 from wechat.receiver import Receiver
+from wechat.token_sources import CentralTokenSource, ClassicTokenSource, StableTokenSource, TokenSource
 from worker.chores import Chores
 from worker.downloads import Downloads
 from worker.jobs import Failures
@@ -92,7 +87,9 @@ def build(
     thumbnails = Thumbnails(settings.media_store, files)
     plain = ApiClient(settings.wechat_api_base)
     tokens = SqlTokenStore(database, settings.wechat_appid)
-    token = AccessToken(tokens, fetcher(settings, plain), on_fetch=tokens.count_fetch, explained=token_reason)
+    token = AccessToken(
+        tokens, token_source(settings, plain), on_fetch=tokens.count_fetch, explained=token_reason
+    )
     client = plain.with_token(token)
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, settings.wechat_appid)
@@ -145,7 +142,7 @@ def build(
     )
 
 
-def fetcher(settings: Settings, client: ApiClient) -> Fetcher:
+def token_source(settings: Settings, client: ApiClient) -> TokenSource:
     """Where WECHAT_TOKEN_SOURCE says that tokens come from."""
     source, key, secret = (
         settings.wechat_token_source,
@@ -153,11 +150,11 @@ def fetcher(settings: Settings, client: ApiClient) -> Fetcher:
         settings.wechat_appsecret,
     )
     if source == "stable" and secret is not None:
-        return StableTokenFetcher(client, settings.wechat_appid, secret.get_secret_value())
+        return StableTokenSource(client, settings.wechat_appid, secret.get_secret_value())
     if source == "classic" and secret is not None:
-        return ClassicTokenFetcher(client, settings.wechat_appid, secret.get_secret_value())
+        return ClassicTokenSource(client, settings.wechat_appid, secret.get_secret_value())
     assert key is not None, "Settings.from_env() sees to it"
-    return CentralTokenFetcher(source, key.get_secret_value())
+    return CentralTokenSource(source, key.get_secret_value())
 
 
 def _receiver(settings: Settings) -> Receiver:

@@ -30,9 +30,10 @@ from storage.files import StoredFile
 from storage.gallery import Filter, GalleryRows
 from storage.ledger import Ledger
 from storage.tokens import SqlTokenStore
-from wechat.access_token import AccessToken, StableTokenFetcher
+from wechat.access_token import AccessToken
 from wechat.client import ApiClient
 from wechat.messages import Message, parse_message
+from wechat.token_sources import StableTokenSource
 
 T = TypeVar("T")
 
@@ -364,8 +365,8 @@ def tokens(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
     with _platform(tree, folder, 1000) as platform:
         base = f"http://127.0.0.1:{platform.port}"
         database = connect(url)
-        fetcher = StableTokenFetcher(ApiClient([base]), APPID, APPSECRET)
-        token = AccessToken(SqlTokenStore(database, APPID), fetcher)
+        source = StableTokenSource(ApiClient([base]), APPID, APPSECRET)
+        token = AccessToken(SqlTokenStore(database, APPID), source)
         token.get()
         reads = [_seconds_each(range(size.records), lambda _: token.get()) for _ in range(size.rounds)]
         database.close()

@@ -24,7 +24,8 @@ def token_show() -> None:
 @token.command("refresh")
 def token_refresh() -> None:
     """Fetch a new one now (重新获取)."""
-    _print_token(app_parts().token.refresh)
+    shared = app_parts().token
+    _print_token(lambda: shared.replace(shared.row().value, at_once=True))
 
 
 def _print_token(get: Callable[[], str]) -> None:

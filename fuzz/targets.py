@@ -28,7 +28,6 @@ from config import Settings
 from fuzz.reader import Reader
 from sandbox import THROWAWAY
 from sandbox.cipher import Envelope, sign
-from wechat.access_token import StableTokenFetcher
 from wechat.client import json_object, raise_errcode
 from wechat.elements import cdata, legal, parse
 from wechat.envelope import Envelope as OurEnvelope
@@ -36,6 +35,7 @@ from wechat.errors import PushError, ReplyError, UnsafeMediaUrlError, WeChatErro
 from wechat.media import extension, open_media, uploaded_media_id
 from wechat.messages import parse_message
 from wechat.replies import parse_reply
+from wechat.token_sources import StableTokenSource
 from wechat.transport import Answer
 
 Target = Callable[[bytes], object]
@@ -134,7 +134,7 @@ def _fetched(answer: dict[str, Any]) -> None:
             raise_errcode(answer, "/cgi-bin/stable_token")
             return answer
 
-    grant = StableTokenFetcher(Client(), "appid", "secret").fetch()  # type: ignore[arg-type]
+    grant = StableTokenSource(Client(), "appid", "secret").fetch()  # type: ignore[arg-type]
     promise(bool(grant.value) and 70 <= grant.life <= 7200, "a token that is none")
 
 

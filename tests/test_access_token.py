@@ -9,20 +9,17 @@ import pytest
 
 from config import token_reason
 from tests.stub_platform import Leaks, StubPlatform, hang, raw, reply
-from wechat import access_token
+from wechat import access_token, token_sources
 from wechat.access_token import (
     EMPTY,
     FETCH_LEASE_SECONDS,
-    FETCH_TIMEOUT,
     AccessToken,
-    CentralTokenFetcher,
-    ClassicTokenFetcher,
     MemoryTokenStore,
-    StableTokenFetcher,
     TokenRow,
 )
 from wechat.client import ApiClient, Timeouts
 from wechat.errors import ApiError, InvalidTokenError, TokenUnavailableError, TransportError
+from wechat.token_sources import FETCH_TIMEOUT, CentralTokenSource, ClassicTokenSource, StableTokenSource
 
 APPID = "wx0a1b2c3d4e5f6789"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -121,14 +118,19 @@ def store():
 def make(platform, clock, store):
     """Makes what one process has: an AccessToken of its own over the shared store."""
 
-    def one(kind=StableTokenFetcher, *, store=store, random=lambda: 0.0, sleep=clock.sleep, **kwargs):
+    def one(kind=StableTokenSource, *, store=store, random=lambda: 0.0, sleep=clock.sleep, **kwargs):
         client = ApiClient([platform.url], sleep=clock.sleep)
-        fetcher = kind(client, APPID, SECRET)
+        source = kind(client, APPID, SECRET)
         return AccessToken(
-            store, fetcher, clock=clock, random=random, sleep=sleep, explained=token_reason, **kwargs
+            store, source, clock=clock, random=random, sleep=sleep, explained=token_reason, **kwargs
         )
 
     return one
+
+
+def refresh(token):
+    """What an operator asks for."""
+    return token.replace(token.row().value, at_once=True)
 
 
 def at_once(*calls):
@@ -163,7 +165,7 @@ def test_the_first_call_fetches_and_the_next_ones_do_not(platform, make, clock):
 
 
 def test_the_classic_call(platform, make):
-    assert make(ClassicTokenFetcher).get() == platform.value
+    assert make(ClassicTokenSource).get() == platform.value
     request = platform.requests[0]
     assert (request.method, request.path) == ("GET", CLASSIC)
     assert request.query == {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
@@ -272,7 +274,7 @@ def test_waiting_for_another_process_is_bounded(platform, make, store, clock):
 
 def test_waiting_for_another_thread_is_bounded(platform, make, monkeypatch):
     monkeypatch.setattr(access_token, "_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(access_token, "FETCH_TIMEOUT", Timeouts(read=1, host=1, call=1))
+    monkeypatch.setattr(token_sources, "FETCH_TIMEOUT", Timeouts(read=1, host=1, call=1))
     platform.on(STABLE, hang())
     token = make()
     results = at_once(token.get, token.get)
@@ -335,7 +337,7 @@ def test_a_lease_that_was_lost_ends_a_renewal_before_its_next_step(platform, mak
 
     platform.on(STABLE, slow, platform._stable)
     clock.while_waiting = lambda: None
-    assert token.renew(stale) != stale
+    assert token.replace(stale) != stale
     # The interrupted renewal asked nothing more; the one after the other's lease did it all.
     assert [request.path for request in platform.requests[1:]] == [STABLE, STABLE, CHECK, STABLE]
 
@@ -520,7 +522,7 @@ def test_the_watcher_does_not_wait_for_others(platform, make, store, clock):
         return platform._stable(sock, request)
 
     platform.on(STABLE, meanwhile)
-    token.refresh()
+    refresh(token)
     assert looks == [1]
     assert platform.fetches == 2
 
@@ -568,22 +570,22 @@ def test_a_clock_that_was_set_back_does_not_stretch_a_pause(platform, make, cloc
     assert token.get() == platform.value
 
 
-# -- renew --------------------------------------------------------------------------------------------------
+# -- replace ------------------------------------------------------------------------------------------------
 
 
 def test_a_report_of_an_old_token_costs_nothing(platform, make, clock):
     token = make()
     newer = token.get()
-    assert token.renew("an older one") == newer
+    assert token.replace("an older one") == newer
     assert platform.fetches == 1
 
 
-@pytest.mark.parametrize("kind", [StableTokenFetcher, ClassicTokenFetcher])
+@pytest.mark.parametrize("kind", [StableTokenSource, ClassicTokenSource])
 def test_one_revocation_costs_one_fetch(platform, make, kind):
     processes = [make(kind, sleep=time.sleep) for _ in range(4)]
     stale = processes[0].get()
     platform.kill()
-    renewals = [lambda process=process: process.renew(stale) for process in processes] * 5
+    renewals = [lambda process=process: process.replace(stale) for process in processes] * 5
     assert at_once(*renewals) == [platform.value] * 20
     assert platform.value != stale
     assert platform.fetches == 2
@@ -594,7 +596,7 @@ def test_a_stuck_one_costs_two(platform, make):
     token = make()
     stale = token.get()
     platform.kill(stuck=True)
-    assert at_once(*[lambda: token.renew(stale)] * 20) == [platform.value] * 20
+    assert at_once(*[lambda: token.replace(stale)] * 20) == [platform.value] * 20
     assert platform.value != stale
     assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK, STABLE]
     assert [request.json["force_refresh"] for request in platform.calls(STABLE)] == [False, False, True]
@@ -605,7 +607,7 @@ def test_a_stuck_one_costs_two(platform, make):
 def test_a_token_that_the_platform_vouches_for_is_never_forced(platform, make):
     token = make()
     value = token.get()
-    assert token.renew(value) == value
+    assert token.replace(value) == value
     assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK]
 
 
@@ -615,7 +617,7 @@ def test_without_a_proof_nothing_is_forced(platform, make, answer):
     value = token.get()
     platform.on(CHECK, answer)
     with pytest.raises(TokenUnavailableError):
-        token.renew(value)
+        token.replace(value)
     assert [request.json["force_refresh"] for request in platform.calls(STABLE)] == [False, False]
     assert token.get() == value
 
@@ -625,14 +627,14 @@ def test_forced_renewals_are_30_s_apart(platform, make, clock):
     platform.kill(stuck=True)
     stale = token.get()
     platform.kill(stuck=True)
-    stale = token.renew(stale)
+    stale = token.replace(stale)
     platform.kill(stuck=True)
     with pytest.raises(TokenUnavailableError, match="30 s"):
-        token.renew(stale)
+        token.replace(stale)
     assert len(platform.calls(CHECK)) == 2
     # Nobody is given the dead one any more, and nobody storms the platform about it.
     before = len(platform.requests)
-    for error in at_once(*[token.get, lambda: token.renew(stale)] * 8):
+    for error in at_once(*[token.get, lambda: token.replace(stale)] * 8):
         assert "30 s" in error.reason
     assert len(platform.requests) == before
     clock.now += 30
@@ -645,7 +647,7 @@ def test_a_dead_token_heals_when_the_platform_gives_another(platform, make, cloc
     platform.kill(stuck=True)
     platform.stuck = True
     with pytest.raises(TokenUnavailableError, match="force_refresh"):
-        token.renew(stale)
+        token.replace(stale)
     assert [request.path for request in platform.requests[1:]] == [STABLE, CHECK, STABLE]
     platform.until = 0
     clock.now += 1
@@ -663,7 +665,7 @@ def test_forced_renewals_are_20_a_day_by_beijings_clock(platform, make, store, c
     store.release("test")
     platform.kill(stuck=True)
     with pytest.raises(TokenUnavailableError, match="20 times today"):
-        token.renew(stale)
+        token.replace(stale)
     clock.now = (day + 1) * 86400 - 8 * 3600 - 1  # one second before midnight in Beijing
     platform.until = clock.now + 5000
     with pytest.raises(TokenUnavailableError, match="20 times today"):
@@ -679,18 +681,18 @@ def test_a_forced_renewal_that_was_cut_off_counts(platform, make, clock):
     platform.kill(stuck=True)
     platform.on(STABLE, platform._stable, raw(b""))
     with pytest.raises(TokenUnavailableError):
-        token.renew(stale)
+        token.replace(stale)
     assert token.row().forced_count == 1
     assert len(platform.calls(STABLE)) == 3
 
 
 def test_a_classic_token_that_comes_back_dead_is_an_error(platform, make):
     platform.on(CLASSIC, {"access_token": "same", "expires_in": 7200})
-    token = make(ClassicTokenFetcher)
+    token = make(ClassicTokenSource)
     token.get()
     platform.dead.add("same")
     with pytest.raises(TokenUnavailableError):
-        token.renew("same")
+        token.replace("same")
     assert len(platform.calls(CLASSIC)) == 3
 
 
@@ -699,7 +701,7 @@ def test_a_refused_renewal_keeps_the_old_token(platform, make):
     value = token.get()
     platform.on(STABLE, reply(status=502))
     with pytest.raises(TokenUnavailableError):
-        token.renew(value)
+        token.replace(value)
     assert token.get() == value
 
 
@@ -732,8 +734,8 @@ def test_a_reported_token_that_is_dead_is_replaced(platform, make):
     token = make()
     dead = token.get()
     platform.kill()
-    assert token.replace_if_dead(dead) == platform.value != dead
-    assert token.replace_if_dead(dead) == token.get() == platform.value
+    assert token.replace(dead, reported=True) == platform.value != dead
+    assert token.replace(dead, reported=True) == token.get() == platform.value
     assert (platform.fetches, len(platform.calls(CHECK))) == (2, 1)
 
 
@@ -741,23 +743,27 @@ def test_a_stuck_token_that_is_reported_is_forced(platform, make):
     token = make()
     dead = token.get()
     platform.kill(stuck=True)
-    assert token.replace_if_dead(dead) == platform.value != dead
+    assert token.replace(dead, reported=True) == platform.value != dead
     assert [call.json["force_refresh"] for call in platform.calls(STABLE)] == [False, False, True]
 
 
-@pytest.mark.parametrize("kind", [StableTokenFetcher, ClassicTokenFetcher])
+@pytest.mark.parametrize("kind", [StableTokenSource, ClassicTokenSource])
 def test_wrong_repeated_and_made_up_reports_cost_no_fetch(platform, make, clock, kind):
     token, other_process = make(kind), make(kind)
     alive = token.get()
     for number in range(200):
         process = (token, other_process)[number % 2]
-        assert process.replace_if_dead(alive) == process.replace_if_dead(f"made up {number}") == alive
+        assert (
+            process.replace(alive, reported=True)
+            == process.replace(f"made up {number}", reported=True)
+            == alive
+        )
         assert process.get_checked() == alive
     assert platform.fetches == 1
     assert len(platform.calls(CHECK)) == 5
     for _ in range(600):
         clock.now += 1
-        token.replace_if_dead(alive)
+        token.replace(alive, reported=True)
     assert len(platform.calls(CHECK)) == 5 + 600 / 20
     assert platform.fetches == 1
 
@@ -768,7 +774,7 @@ def test_a_new_token_may_be_checked_at_once(platform, make):
         token.get_checked()
     platform.kill()
     platform.until = 0
-    assert token.renew(token.get()) == platform.value
+    assert token.replace(token.get()) == platform.value
     platform.kill()
     assert token.get_checked() == platform.value
 
@@ -785,7 +791,7 @@ def test_a_check_that_fails_says_nothing_about_the_token(platform, make, answer)
     token = make()
     alive = token.get()
     platform.on(CHECK, answer)
-    assert token.replace_if_dead(alive) == alive
+    assert token.replace(alive, reported=True) == alive
     assert (platform.fetches, token.row().failures) == (1, 0)
 
 
@@ -794,7 +800,7 @@ def test_a_token_known_to_be_dead_is_not_handed_out_again(platform, make, clock)
     dead = token.get()
     platform.kill()
     platform.on(STABLE, {"errcode": 40164, "errmsg": "invalid ip 203.0.113.7, not in whitelist"})
-    for ask in (lambda: token.replace_if_dead(dead), token.get, token.get_checked):
+    for ask in (lambda: token.replace(dead, reported=True), token.get, token.get_checked):
         with pytest.raises(TokenUnavailableError, match=r"203\.0\.113\.7"):
             ask()
     assert platform.fetches == 2
@@ -806,7 +812,7 @@ def test_while_no_new_token_can_be_fetched_the_old_one_is_not_checked(platform, 
     platform.on(STABLE, reply(status=502))
     clock.now = START + 7200 - 240
     token.keep_fresh()
-    assert token.replace_if_dead(alive) == alive
+    assert token.replace(alive, reported=True) == alive
     assert platform.calls(CHECK) == []
 
 
@@ -818,10 +824,10 @@ def test_an_operator_need_not_wait_for_the_pause(platform, make, clock):
     platform.on(STABLE, {"errcode": 40164, "errmsg": "invalid ip 203.0.113.7, not in whitelist"})
     for _ in range(3):
         with pytest.raises(TokenUnavailableError):
-            token.refresh()
+            refresh(token)
     assert platform.fetches == 3
     platform.on(STABLE, platform._stable)
-    assert token.refresh() == platform.value
+    assert refresh(token) == platform.value
     assert token.get() == platform.value
 
 
@@ -876,9 +882,9 @@ def test_each_fetch_is_counted_by_its_result(platform, make, clock):
 def central(platform, clock, store):
     """A process that takes its token from a central server, and that server's present answer."""
     platform.on("/hub/token", {"access_token": "one", "expires_in": 7200})
-    fetcher = CentralTokenFetcher(platform.url + "/hub/", KEY, sleep=clock.sleep)
+    source = CentralTokenSource(platform.url + "/hub/", KEY, sleep=clock.sleep)
     return AccessToken(
-        store, fetcher, clock=clock, random=lambda: 0.0, sleep=clock.sleep, explained=token_reason
+        store, source, clock=clock, random=lambda: 0.0, sleep=clock.sleep, explained=token_reason
     )
 
 
@@ -895,7 +901,7 @@ def test_the_token_comes_from_the_central_server(platform, central, clock):
 def test_a_stale_token_is_reported_to_the_central_server(platform, central):
     platform.on("/hub/token/refresh", {"access_token": "two", "expires_in": 7200})
     central.get()
-    assert at_once(*[lambda: central.renew("one")] * 8) == ["two"] * 8
+    assert at_once(*[lambda: central.replace("one")] * 8) == ["two"] * 8
     report = platform.calls("/hub/token/refresh")
     assert [(request.method, request.json) for request in report] == [("POST", {"access_token": "one"})]
     assert report[0].headers["authorization"] == f"Bearer {KEY}"
@@ -909,20 +915,20 @@ def test_reports_to_a_central_server_are_not_counted(platform, central):
         before = central.get()
         platform.on("/hub/token", {"access_token": before, "expires_in": 7200})
         platform.on("/hub/token/refresh", {"access_token": f"token {number}", "expires_in": 7200})
-        assert central.renew(before) == f"token {number}"
+        assert central.replace(before) == f"token {number}"
 
 
 def test_a_newer_token_of_the_central_server_needs_no_report(platform, central):
     central.get()
     platform.on("/hub/token", {"access_token": "two", "expires_in": 7000})
-    assert central.renew("one") == "two"
+    assert central.replace("one") == "two"
     assert not platform.calls("/hub/token/refresh")
 
 
 def test_the_central_server_may_vouch_for_a_token(platform, central):
     platform.on("/hub/token/refresh", {"access_token": "one", "expires_in": 7100})
     central.get()
-    assert central.renew("one") == "one"
+    assert central.replace("one") == "one"
 
 
 @pytest.mark.parametrize(
@@ -948,7 +954,7 @@ def test_an_unreachable_central_server_does_not_matter_while_the_token_lives(pla
         clock.now += central.keep_fresh()
         assert central.get() == "one"
     with pytest.raises(TokenUnavailableError):
-        central.renew("one")
+        central.replace("one")
     assert central.get() == "one"
     clock.now += 200
     with pytest.raises(TokenUnavailableError, match="WECHAT_TOKEN_SOURCE"):
@@ -976,19 +982,23 @@ def test_no_secret_in_any_record_or_error(platform, make, central, clock):
     with Leaks(SECRET, KEY, "token-number-1", "token-number-2") as leaks:
         tokens = [
             make(store=MemoryTokenStore()),
-            make(ClassicTokenFetcher, store=MemoryTokenStore()),
+            make(ClassicTokenSource, store=MemoryTokenStore()),
             central,
         ]
+        for source in (StableTokenSource, ClassicTokenSource):
+            leaks.show(source(ApiClient([platform.url]), APPID, SECRET))
         for token in tokens:
             leaks.show(token)
-            leaks.show(token._fetcher)
-            leaks.show(token._store)
             for fault in [*faults, None]:
                 for path in (STABLE, CLASSIC, "/hub/token"):
                     good = {STABLE: platform._stable, CLASSIC: platform._classic}.get(path, platform._classic)
                     platform.on(path, fault or good)
                 platform.on("/hub/token/refresh", fault or platform._classic)
-                for ask in (token.get, token.refresh, lambda token=token: token.renew(platform.value)):
+                for ask in (
+                    token.get,
+                    lambda token=token: refresh(token),
+                    lambda token=token: token.replace(platform.value),
+                ):
                     clock.now += 100
                     try:
                         ask()

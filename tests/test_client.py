@@ -62,7 +62,7 @@ class Tokens:
     def get(self):
         return "first"
 
-    def renew(self, stale):
+    def replace(self, stale):
         self.stale.append(stale)
         return "second"
 
@@ -551,7 +551,7 @@ def test_no_secret_in_any_record_or_error(platform, refused, tmp_path):
         def get(self):
             return TOKEN
 
-        def renew(self, stale):
+        def replace(self, stale):
             return TOKEN
 
     with StubPlatform(tls=self_signed(tmp_path)) as strange, Leaks(TOKEN, SECRET) as leaks:

@@ -26,7 +26,7 @@ class Tokens:
     def get(self):
         return "first"
 
-    def renew(self, stale):
+    def replace(self, stale):
         return "second"
 
 

@@ -21,8 +21,9 @@ from storage.tokens import SqlTokenStore
 from tests import pushing as signed
 from tests.conftest import ROOT, clean_environ, eventually
 from tests.test_flow import PHOTO, calls, control, ledger
-from wechat.access_token import AccessToken, StableTokenFetcher
+from wechat.access_token import AccessToken
 from wechat.client import ApiClient
+from wechat.token_sources import StableTokenSource
 
 # Waits for a line, then makes 20 calls at once with the shared token; prints how many succeeded.
 TWENTY_CALLS = """
@@ -114,7 +115,7 @@ def test_ten_minutes_without_the_platform_around_a_renewal(sandbox, bot, counted
     account = sandbox.account
     token = AccessToken(
         SqlTokenStore(everything.database, account.appid),
-        StableTokenFetcher(plain, account.appid, account.appsecret),
+        StableTokenSource(plain, account.appid, account.appsecret),
         clock=lambda: now,
     )
     client = plain.with_token(token)

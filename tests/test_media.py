@@ -44,7 +44,7 @@ class Tokens:
     def get(self):
         return TOKEN
 
-    def renew(self, stale):
+    def replace(self, stale):
         self.stale.append(stale)
         return f"{TOKEN}-2"
 

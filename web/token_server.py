@@ -48,7 +48,7 @@ def token_server(
         stale = (_json_body() or {}).get("access_token")
         if not isinstance(stale, str) or not stale:
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
-        return own_face(lambda: token.replace_if_dead(stale))
+        return own_face(lambda: token.replace(stale, reported=True))
 
     @blueprint.get("/cgi-bin/token")
     def platform_token() -> tuple[Response, int]:

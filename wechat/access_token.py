@@ -2,45 +2,31 @@
 
 It knows when a token is due, how a lease and a back-off keep all threads, processes and machines to one
 fetch, and how a refused token is replaced without a loop. It must not know where the row is kept (a
-TokenStore) or who uses the token. Tokens from /cgi-bin/token and /cgi-bin/stable_token are two slots of the
-platform that never disturb each other; one AccessToken uses one of them.
-https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html
-https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
+TokenStore), how a token is asked for (a TokenSource) or who uses it.
 """
 
 from __future__ import annotations
 
 import logging
 import random as randomness
-import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from wechat.client import ApiClient, Timeouts
-from wechat.errors import (
-    ApiError,
-    Cause,
-    InvalidTokenError,
-    TokenUnavailableError,
-    TransportError,
-    WeChatError,
-)
+from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
+from wechat.token_sources import Grant, TokenSource
 
 log = logging.getLogger(__name__)
 
-#: One HTTP step of a renewal: at most 5 s per host, 10 s for all hosts with their pauses.
-FETCH_TIMEOUT = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
-#: A lease outlives any such step (a host's last connect may overrun by its 3 s), and is taken anew before each.
+#: A lease outlives any request of a source (10 s; a host's last connect may overrun by its 3 s), and is taken anew
+#: before each.
 FETCH_LEASE_SECONDS = 15.0
 
 _MARGIN_SECONDS = 10.0  # what is left of a life must be enough for the call it is taken for
-_LONGEST_LIFE = 7200.0
 _FETCHES_APART = 60.0  # whatever life a token is said to have
-_SHORTEST_LIFE = _FETCHES_APART + _MARGIN_SECONDS
 _EARLIEST_RENEWAL = 300.0  # before that stable_token gives the same token again
 _LATEST_RENEWAL = 240.0
 _SHORT_LIFE = 600.0
@@ -133,136 +119,6 @@ class MemoryTokenStore:
                 self._holder = None
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A token as it was handed out, and the seconds it is taken to live from then on (70 <= life <= 7200)."""
-
-    value: str = field(repr=False)
-    life: float
-
-
-class Fetcher(Protocol):
-    """Where new tokens come from. All methods raise ApiError, TransportError or TokenUnavailableError."""
-
-    #: force_refresh is limited by the platform: 30 s apart, 20 a day
-    force_is_limited: bool
-
-    def fetch(self) -> Grant:
-        """The token of the day; it may be the one we have."""
-
-    def is_dead(self, token: str) -> bool:
-        """Does the source itself refuse this token, although it handed it out as valid?"""
-
-    def force(self, stale: str) -> Grant:
-        """A token instead of `stale`."""
-
-
-class StableTokenFetcher:
-    """POST /cgi-bin/stable_token: safe beside other programs that do the same."""
-
-    force_is_limited = True
-
-    def __init__(self, client: ApiClient, appid: str, secret: str) -> None:
-        self._client = client
-        self._appid = appid
-        self._secret = secret
-
-    def fetch(self) -> Grant:
-        return self._post(force=False)
-
-    def is_dead(self, token: str) -> bool:
-        return _is_refused(self._client, token)
-
-    def force(self, stale: str) -> Grant:
-        return self._post(force=True)
-
-    def _post(self, *, force: bool) -> Grant:
-        answer = self._client.call(
-            "POST",
-            "/cgi-bin/stable_token",
-            json={
-                "grant_type": "client_credential",
-                "appid": self._appid,
-                "secret": self._secret,
-                "force_refresh": force,
-            },
-            repeatable=not force,  # a second forced one within 30 s changes nothing but the day's count
-            timeout=FETCH_TIMEOUT,
-        )
-        return _grant(answer)
-
-
-class ClassicTokenFetcher:
-    """GET /cgi-bin/token: each fetch replaces the token, so nobody else may fetch for this account."""
-
-    force_is_limited = True
-
-    def __init__(self, client: ApiClient, appid: str, secret: str) -> None:
-        self._client = client
-        self._appid = appid
-        self._secret = secret
-
-    def fetch(self) -> Grant:
-        answer = self._client.call(
-            "GET",
-            "/cgi-bin/token",
-            params={"grant_type": "client_credential", "appid": self._appid, "secret": self._secret},
-            repeatable=True,
-            timeout=FETCH_TIMEOUT,
-        )
-        return _grant(answer)
-
-    def is_dead(self, token: str) -> bool:
-        return _is_refused(self._client, token)
-
-    def force(self, stale: str) -> Grant:
-        return self.fetch()
-
-
-class CentralTokenFetcher:
-    """A central token server (中控服务器) that does the fetching: no AppSecret here, and no call of ours to
-    the platform's token APIs."""
-
-    force_is_limited = False
-
-    def __init__(self, base_url: str, key: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._client = ApiClient([base_url], sleep=sleep)
-        self._headers = {"Authorization": f"Bearer {key}"}
-
-    def fetch(self) -> Grant:
-        return self._call("GET", "/token")
-
-    def is_dead(self, token: str) -> bool:
-        return True  # the central server judges that itself when the token is reported to it
-
-    def force(self, stale: str) -> Grant:
-        return self._call("POST", "/token/refresh", json={"access_token": stale})
-
-    def _call(self, method: str, path: str, **kwargs: Any) -> Grant:
-        try:
-            answer = self._client.call(
-                method, path, headers=self._headers, repeatable=True, timeout=FETCH_TIMEOUT, **kwargs
-            )
-        except TransportError as error:
-            failure = error
-        else:
-            return _grant(answer)
-        what, cause = _CENTRAL_REASONS.get(failure.status, _CENTRAL_FAILED)
-        raise TokenUnavailableError(what.format(failure=failure), cause=cause)
-
-
-_CENTRAL_REASONS: dict[int | None, tuple[str, Cause | None]] = {
-    401: ("the central token server refuses the key / 中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
-    404: ("there is no central token server at that address / 该地址没有中控服务器", Cause.CENTRAL_SERVER),
-    503: (
-        "the central token server has no token itself: see its /readyz and log / "
-        "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
-        None,
-    ),
-}
-_CENTRAL_FAILED = ("the central token server failed: {failure}", Cause.CENTRAL_SERVER)
-
-
 class AccessToken:
     """The account's token for any number of threads; with a shared store, of processes and machines.
 
@@ -274,7 +130,7 @@ class AccessToken:
     def __init__(
         self,
         store: TokenStore,
-        fetcher: Fetcher,
+        source: TokenSource,
         *,
         clock: Callable[[], float] = time.time,
         random: Callable[[], float] = randomness.random,
@@ -283,7 +139,7 @@ class AccessToken:
         explained: Callable[[WeChatError], str] = str,
     ) -> None:
         self._store = store
-        self._fetcher = fetcher
+        self._source = source
         self._clock = clock
         self._random = random
         self._sleep = sleep
@@ -300,52 +156,37 @@ class AccessToken:
         """
         return self._usable(self._store.load()) or self._alone(self._usable, self._replace)
 
-    def renew(self, stale: str) -> str:
+    def replace(self, stale: str | None, *, reported: bool = False, at_once: bool = False) -> str:
         """The token after `stale`, which the platform refused. Many reports of one token cost one fetch.
 
         If the normal fetch gives `stale` again, the source is asked whether it really is dead; only then a
         forced renewal follows, within the platform's limits. A token that the source vouches for is returned
-        as it is: the caller's one repeat then shows what is wrong. Raises TokenUnavailableError.
-        """
+        as it is: the caller's one repeat then shows what is wrong.
 
-        def newer(row: TokenRow) -> str | None:
-            return None if row.value == stale else self._usable(row)
+        `reported`: others say so, which may be wrong, repeated or made up. Nothing is fetched before the source has
+        said that `stale` is dead. All processes together ask that of one token at most five times at once, and once
+        in 20 s in the long run; else it is returned as it is, and so it is when the source cannot be asked.
+        `at_once`: an operator wants it, who has mended something. No back-off is waited for.
 
-        return newer(self._store.load()) or self._alone(newer, lambda holder: self._replace(holder, stale))
-
-    def replace_if_dead(self, suspect: str) -> str:
-        """The token, after the source was asked whether `suspect` lives; a new one if it does not.
-
-        For what others report, which may be wrong, repeated or made up: nothing is asked about a value that is not
-        the current token. About that one the source is asked by all processes together at most five times at once,
-        and once in 20 s in the long run; else it is returned as it is, and so it is when the source cannot be asked.
         Raises TokenUnavailableError.
         """
         began = self._clock()
 
-        def settled(row: TokenRow) -> str | None:
-            now = self._clock()
-            checked_since = began < row.checked_at <= now
-            if row.value == suspect and not checked_since and _may_check(row, now):
+        def newer(row: TokenRow) -> str | None:
+            if row.value == stale and (not reported or _may_check(row, self._clock(), began)):
                 return None
             return self._usable(row)
 
-        return settled(self._store.load()) or self._alone(
-            settled, lambda holder: self._replace_if_dead(holder, suspect)
-        )
+        def act(holder: str) -> str:
+            return self._replace_if_dead(holder, stale) if reported else self._replace(holder, stale)
+
+        return newer(self._store.load()) or self._alone(newer, act, patient=not at_once)
 
     def get_checked(self) -> str:
-        """The token, one that lives as far as the source may be asked: as `replace_if_dead`."""
+        """The token, one that lives as far as the source may be asked: as `replace` of what others report."""
         began = self._clock()
         value = self.get()
-        return value if self._store.load().fetched_at >= began else self.replace_if_dead(value)
-
-    def refresh(self) -> str:
-        """The token after a fetch now, whatever the back-off says: the operator has mended something.
-
-        stable_token gives the same token again while it is young. Raises TokenUnavailableError.
-        """
-        return self._alone(lambda row: None, self._replace, patient=False)
+        return value if self._store.load().fetched_at >= began else self.replace(value, reported=True)
 
     def keep_fresh(self) -> float:
         """Renew the token if it is due; the seconds until the next look. For a loop in each process.
@@ -421,7 +262,7 @@ class AccessToken:
                         try:
                             return look() or act(holder)
                         except _LeaseLostError:
-                            pass  # whoever has it now brings the token
+                            pass  # another process has it, and brings the token
                         finally:
                             self._store.release(holder)
                     self._sleep(_POLL_SECONDS)
@@ -432,9 +273,9 @@ class AccessToken:
             f"其他进程正在获取 token，请稍后重试"
         )
 
-    def _replace_if_dead(self, holder: str, suspect: str) -> str:
+    def _replace_if_dead(self, holder: str, suspect: str | None) -> str:
         row = self._store.load()
-        if row.value == suspect and self._usable(row):
+        if suspect is not None and row.value == suspect and self._usable(row):
             now = self._clock()
             row = replace(row, checked_at=now, checks=_checks_of_late(row, now) + 1)
             self._save(holder, row)  # before the call: one that is cut off counts too
@@ -446,8 +287,8 @@ class AccessToken:
             if not dead:
                 return suspect
             if (
-                self._fetcher.force_is_limited
-            ):  # it is the platform that was asked: nobody is to get this one again
+                self._source.force_is_limited
+            ):  # it was the platform that said so: nobody is to get this one again
                 self._save(holder, replace(row, expires_at=0.0))
         return self._replace(holder, suspect)
 
@@ -472,16 +313,16 @@ class AccessToken:
         if row.value is not None and row.expires_at == 0:
             stale = row.value
         asked_at = self._clock()
-        grant = self._fetch(holder, self._fetcher.fetch)
+        grant = self._fetch(holder, self._source.fetch)
         if grant.value == stale and self._is_dead(holder, grant.value):
-            if self._fetcher.force_is_limited:
+            if self._source.force_is_limited:
                 row = replace(row, value=stale, expires_at=0.0)
                 self._save(holder, row)
                 row = self._count_forced(row)
                 self._save(holder, row)  # before the call: one that is cut off counts too
             asked_at = self._clock()
-            grant = self._fetch(holder, lambda: self._fetcher.force(stale))
-            if grant.value == stale and self._fetcher.force_is_limited:
+            grant = self._fetch(holder, lambda: self._source.force(stale))
+            if grant.value == stale and self._source.force_is_limited:
                 raise TokenUnavailableError(
                     "the platform refuses its own token and gives no other, even by force_refresh / "
                     "平台拒绝该 token，强制刷新后仍返回同一个"
@@ -515,7 +356,7 @@ class AccessToken:
 
     def _is_dead(self, holder: str, token: str) -> bool:
         self._hold(holder)
-        return self._fetcher.is_dead(token)
+        return self._source.is_dead(token)
 
     def _count_forced(self, row: TokenRow) -> TokenRow:
         now = self._clock()
@@ -558,36 +399,8 @@ def _checks_of_late(row: TokenRow, now: float) -> float:
     return max(row.checks - max(since, 0.0) / _CHECKS_APART, 0.0) if since > -_CLOCK_ERROR else 0.0
 
 
-def _may_check(row: TokenRow, now: float) -> bool:
-    """Whether the source may be asked now if the current token lives. Not while no new one could be fetched."""
-    return _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
-
-
-def _is_refused(client: ApiClient, token: str) -> bool:
-    """getcallbackip is the cheapest call that needs a token."""
-    try:
-        client.call(
-            "GET",
-            "/cgi-bin/getcallbackip",
-            params={"access_token": token},
-            repeatable=True,
-            timeout=FETCH_TIMEOUT,
-        )
-    except InvalidTokenError:
-        return True
-    return False
-
-
-_TOKEN = re.compile(r"[ -~]{1,2048}")  # it travels in query strings and headers
-
-
-def _grant(answer: dict[str, Any]) -> Grant:
-    value, expires_in = answer.get("access_token"), answer.get("expires_in")
-    try:
-        life = float(expires_in) if isinstance(expires_in, int | float | str) else 0.0
-    except ValueError:
-        life = 0.0
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
-    # Also for what is no number of seconds: the token is there, and will show what it is worth.
-    return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)
+def _may_check(row: TokenRow, now: float, began: float) -> bool:
+    """Whether the source may be asked now if the current token lives. Not if that was done since `began`, and not
+    while no new one could be fetched."""
+    checked_since = began < row.checked_at <= now
+    return not checked_since and _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0

@@ -2,7 +2,7 @@
 
 It knows that an answer with an errcode is an error whatever its content type says, and what follows from a refused
 token. It must not know sockets (`wechat.transport` does), what a single API means, where the access_token comes
-from (a TokenSource brings it) or what is stored.
+from (a CurrentToken brings it) or what is stored.
 https://developers.weixin.qq.com/doc/service/Basic_Information/Interface_field_description.html (hosts)
 https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html (codes)
 """
@@ -55,13 +55,13 @@ class Timeouts:
 ORDINARY = Timeouts()
 
 
-class TokenSource(Protocol):
-    """Where the access_token comes from (see `wechat.access_token.AccessToken`)."""
+class CurrentToken(Protocol):
+    """The account's access_token (see `wechat.access_token.AccessToken`)."""
 
     def get(self) -> str:
         """The token to use now."""
 
-    def renew(self, stale: str) -> str:
+    def replace(self, stale: str) -> str:
         """A token other than `stale`, which the platform refused."""
 
 
@@ -75,7 +75,7 @@ class ApiClient:
     def __init__(
         self,
         bases: Sequence[str],
-        token: TokenSource | None = None,
+        token: CurrentToken | None = None,
         *,
         session: requests.Session | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -94,7 +94,7 @@ class ApiClient:
     def __repr__(self) -> str:
         return f"ApiClient({', '.join(map(shown_host, self._bases))})"
 
-    def with_token(self, token: TokenSource | None) -> ApiClient:
+    def with_token(self, token: CurrentToken | None) -> ApiClient:
         """The same hosts over the same connections, with another token or with none."""
         other = copy.copy(self)
         other._token = token
@@ -157,7 +157,7 @@ class ApiClient:
             return once(token)
         except InvalidTokenError:
             pass  # the platform did nothing with the call, so even custom/send may be repeated
-        return once(self._token.renew(token))
+        return once(self._token.replace(token))
 
     def get_url(self, url: str, *, path: str, timeout: Timeouts) -> Answer:
         """One GET of a URL that an answer named: no token, no redirect, any status.

@@ -17,9 +17,10 @@ from commands.doctor.findings import Outcome, two_texts
 from config import token_reason
 from parts import Parts
 from storage.errors import DatabaseUnavailableError
-from wechat.access_token import FETCH_TIMEOUT, AccessToken, MemoryTokenStore
-from wechat.client import TokenSource
+from wechat.access_token import AccessToken, MemoryTokenStore
+from wechat.client import CurrentToken
 from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
+from wechat.token_sources import FETCH_TIMEOUT
 from wechat.transport import Answer
 
 # Refused for what the account, its secret or this machine's address is: /cgi-bin/token would say the same.
@@ -35,7 +36,7 @@ class Platform:
 
     def __init__(self, bot: Parts, clock: Callable[[], float]) -> None:
         self._bot, self._settings, self._clock = bot, bot.settings, clock
-        self._source: TokenSource | None = None
+        self._source: CurrentToken | None = None
 
     def check_token(self) -> Outcome:
         try:
@@ -56,8 +57,8 @@ class Platform:
 
     def _own_token(self) -> Outcome:
         """A fetch past the shared row: it disturbs nobody, since the source gives everybody the same token."""
-        fetcher = parts.fetcher(self._settings, self._bot.client.with_token(None))
-        token = AccessToken(MemoryTokenStore(), fetcher, explained=token_reason)
+        source = parts.token_source(self._settings, self._bot.client.with_token(None))
+        token = AccessToken(MemoryTokenStore(), source, explained=token_reason)
         try:
             value = token.get()
         except TokenUnavailableError as error:
@@ -84,7 +85,7 @@ class Platform:
         # /cgi-bin/token and stable_token are two slots: what the bot uses now goes on.
         classic = self._settings.model_copy(update={"wechat_token_source": "classic"})
         try:
-            parts.fetcher(classic, self._bot.client.with_token(None)).fetch()
+            parts.token_source(classic, self._bot.client.with_token(None)).fetch()
         except WeChatError:
             return False
         return True
@@ -95,7 +96,7 @@ class Platform:
         left = token.row().expires_at - time.time()
         how = "is kept"
         if left < 60:
-            token.refresh()
+            token.replace(token.row().value, at_once=True)
             left, how = token.row().expires_at - time.time(), "was fetched"
         self._source = token
         return Outcome(
@@ -203,7 +204,7 @@ class _Fetched:
     def get(self) -> str:
         return self._value
 
-    def renew(self, stale: str) -> str:
+    def replace(self, stale: str) -> str:
         raise TokenUnavailableError(
             "the platform refuses the access_token that it has just handed out: does another program force "
             "new ones for this account? / 平台拒绝刚取得的 token，请检查是否有其他程序在强制刷新"

@@ -1,0 +1,176 @@
+"""Where new access_tokens come from: stable_token, the classic call, or a central token server (中控服务器).
+
+It knows each source's request and answer. It must not know when a token is due, where it is kept, or who else fetches
+(`wechat.access_token` does). Tokens from /cgi-bin/token and /cgi-bin/stable_token are two slots of the platform that
+never disturb each other.
+https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html
+https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wechat.client import ApiClient, Timeouts
+from wechat.errors import Cause, InvalidTokenError, TokenUnavailableError, TransportError
+
+#: One HTTP step of a renewal: at most 5 s per host, 10 s for all hosts with their pauses.
+FETCH_TIMEOUT = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
+
+_LONGEST_LIFE = 7200.0
+_SHORTEST_LIFE = 70.0  # whatever the answer says: fetches stay a minute apart
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A token as it was handed out, and the seconds it is taken to live from then on (70 <= life <= 7200)."""
+
+    value: str = field(repr=False)
+    life: float
+
+
+class TokenSource(Protocol):
+    """A source. All methods raise ApiError, TransportError or TokenUnavailableError."""
+
+    #: force_refresh is limited by the platform: 30 s apart, 20 a day
+    force_is_limited: bool
+
+    def fetch(self) -> Grant:
+        """The token of the day; it may be the one we have."""
+
+    def is_dead(self, token: str) -> bool:
+        """Does the source itself refuse this token, although it handed it out as valid?"""
+
+    def force(self, stale: str) -> Grant:
+        """A token instead of `stale`."""
+
+
+class _Platform:
+    """What both calls of the platform have in common."""
+
+    force_is_limited = True
+
+    def __init__(self, client: ApiClient, appid: str, secret: str) -> None:
+        """`client` is one without a token."""
+        self._client = client
+        self._appid = appid
+        self._secret = secret
+
+    def is_dead(self, token: str) -> bool:
+        """getcallbackip is the cheapest call that needs a token."""
+        try:
+            self._client.call(
+                "GET",
+                "/cgi-bin/getcallbackip",
+                params={"access_token": token},
+                repeatable=True,
+                timeout=FETCH_TIMEOUT,
+            )
+        except InvalidTokenError:
+            return True
+        return False
+
+
+class StableTokenSource(_Platform):
+    """POST /cgi-bin/stable_token: safe beside other programs that do the same."""
+
+    def fetch(self) -> Grant:
+        return self._post(force=False)
+
+    def force(self, stale: str) -> Grant:
+        return self._post(force=True)
+
+    def _post(self, *, force: bool) -> Grant:
+        answer = self._client.call(
+            "POST",
+            "/cgi-bin/stable_token",
+            json={
+                "grant_type": "client_credential",
+                "appid": self._appid,
+                "secret": self._secret,
+                "force_refresh": force,
+            },
+            repeatable=not force,  # a second forced one within 30 s changes nothing but the day's count
+            timeout=FETCH_TIMEOUT,
+        )
+        return _grant(answer)
+
+
+class ClassicTokenSource(_Platform):
+    """GET /cgi-bin/token: each fetch replaces the token, so nobody else may fetch for this account."""
+
+    def fetch(self) -> Grant:
+        answer = self._client.call(
+            "GET",
+            "/cgi-bin/token",
+            params={"grant_type": "client_credential", "appid": self._appid, "secret": self._secret},
+            repeatable=True,
+            timeout=FETCH_TIMEOUT,
+        )
+        return _grant(answer)
+
+    def force(self, stale: str) -> Grant:
+        return self.fetch()
+
+
+class CentralTokenSource:
+    """A central token server that does the fetching: no AppSecret here, and no call of ours to
+    the platform's token APIs."""
+
+    force_is_limited = False
+
+    def __init__(self, base_url: str, key: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._client = ApiClient([base_url], sleep=sleep)
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    def fetch(self) -> Grant:
+        return self._call("GET", "/token")
+
+    def is_dead(self, token: str) -> bool:
+        return True  # the central server judges that itself when the token is reported to it
+
+    def force(self, stale: str) -> Grant:
+        return self._call("POST", "/token/refresh", json={"access_token": stale})
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> Grant:
+        try:
+            answer = self._client.call(
+                method, path, headers=self._headers, repeatable=True, timeout=FETCH_TIMEOUT, **kwargs
+            )
+        except TransportError as error:
+            failure = error
+        else:
+            return _grant(answer)
+        what, cause = _CENTRAL_REASONS.get(failure.status, _CENTRAL_FAILED)
+        raise TokenUnavailableError(what.format(failure=failure), cause=cause)
+
+
+_CENTRAL_REASONS: dict[int | None, tuple[str, Cause | None]] = {
+    401: ("the central token server refuses the key / 中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
+    404: ("there is no central token server at that address / 该地址没有中控服务器", Cause.CENTRAL_SERVER),
+    503: (
+        "the central token server has no token itself: see its /readyz and log / "
+        "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
+        None,
+    ),
+}
+_CENTRAL_FAILED = ("the central token server failed: {failure}", Cause.CENTRAL_SERVER)
+
+
+_TOKEN = re.compile(r"[ -~]{1,2048}")  # it travels in query strings and headers
+
+
+def _grant(answer: dict[str, Any]) -> Grant:
+    value, expires_in = answer.get("access_token"), answer.get("expires_in")
+    try:
+        life = float(expires_in) if isinstance(expires_in, int | float | str) else 0.0
+    except ValueError:
+        life = 0.0
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
+    # Also for what is no number of seconds: the token is there, and will show what it is worth.
+    return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)
