@@ -25,10 +25,10 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from storage.batches import Batches
 from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.ids import skip_reserved
 from storage.sqlite import SqliteFile, checkpoint
-from storage.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Database:
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
-        self._together = Together(self._write_all)
+        self._batches = Batches(self._write_all)
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
@@ -150,7 +150,7 @@ class Database:
         if self._file is None:  # PostgreSQL has many writers, and lets them share a commit by itself
             return self._admitted(alone, wait)
         try:
-            result: T = self._together((operation, alone), wait)
+            result: T = self._batches((operation, alone), wait)
         except TimeoutError:
             raise _no_turn(wait) from None
         return result

@@ -9,8 +9,9 @@ import uuid
 import pytest
 
 from storage.database import connect
-from storage.files import DiskStore, S3Store
+from storage.disk import DiskStore
 from storage.ledger import Ledger
+from storage.s3 import S3Store
 from storage.states import SEND_STEPS
 from tests.postgresql import PostgreSQL
 

@@ -21,8 +21,8 @@ import pytest
 import sqlalchemy
 
 from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect
+from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError, SchemaError
-from storage.files import DiskStore
 from storage.ledger import Ledger
 from storage.models import metadata
 from tests import pushing

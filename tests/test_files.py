@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-import storage.files
-from storage.files import DiskStore, S3Store, StoredFile, StoreError, open_store
+import storage.s3
+from storage.disk import DiskStore
+from storage.files import StoredFile, StoreError, open_store
+from storage.s3 import S3Store
 
 ROOT = Path(__file__).parent.parent
 STEM = "wx0123456789abcdef/2023/11/14/17"
@@ -202,7 +204,7 @@ class TestDisk:
 
     def test_a_full_disk(self, store, folder):
         code = (
-            "import resource, sys; from pathlib import Path; from storage.files import DiskStore;"
+            "import resource, sys; from pathlib import Path; from storage.disk import DiskStore;"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
             "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "try: DiskStore(Path(sys.argv[1])).put('a/1', [b'x' * 99_999] * 3, extension=lambda _: 'jpg', attempt=1)\n"
@@ -253,7 +255,7 @@ class TestDisk:
     KILLED = """
 import os, sys
 from pathlib import Path
-from storage.files import DiskStore
+from storage.disk import DiskStore
 step = sys.argv[2]
 
 def chunks():
@@ -421,7 +423,7 @@ class TestS3:
                 file.read()
 
     def test_a_body_that_was_damaged_is_refused(self, s3_settings, monkeypatch):
-        copy = storage.files._copy
+        copy = storage.s3.copy
 
         def damaged(chunks, file, *digests):
             result = copy(chunks, file, *digests)
@@ -429,7 +431,7 @@ class TestS3:
             file.write(b"!")
             return result
 
-        monkeypatch.setattr(storage.files, "_copy", damaged)
+        monkeypatch.setattr(storage.s3, "copy", damaged)
         with server(200, {"ETag": '"x"', "Content-Length": "0"}) as s3:
             store = self.at(monkeypatch, f"http://127.0.0.1:{s3.server_port}")
             with pytest.raises(StoreError, match="BadDigest"):

@@ -15,8 +15,9 @@ import sqlalchemy
 
 import storage.ledger
 from storage.database import Prepared, connect
+from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
-from storage.files import DiskStore, StoredFile
+from storage.files import StoredFile
 from storage.ledger import Entry, Ledger, Recorded, Status
 from storage.models import messages
 from storage.states import SEND_STEPS, SendState
@@ -629,7 +630,7 @@ sys.stdin.readline()
 
 STORE_AND_HANG = """
 from pathlib import Path
-from storage.files import DiskStore
+from storage.disk import DiskStore
 (job,) = ledger.claim_downloads(float(sys.argv[3]), 15)
 stored = DiskStore(Path("{}")).put(job.stem, [b"photo"], extension=lambda _: "jpg", attempt=job.attempt)
 print(stored.key, flush=True)

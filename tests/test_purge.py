@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage import purge
-from storage.files import DiskStore
+from storage.disk import DiskStore
 from storage.gallery import GalleryRows
 from tests import pushing
 from tests.conftest import FAN

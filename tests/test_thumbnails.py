@@ -17,7 +17,8 @@ import pytest
 from PIL import Image, ImageOps
 
 import thumbnails.shelf
-from storage.files import DiskStore, open_store
+from storage.disk import DiskStore
+from storage.files import open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
 from tests.conftest import ROOT, eventually
@@ -362,7 +363,7 @@ class TestShelf:
         put(DiskStore(tmp_path / "media"), PHOTO)
         code = f"""
 import os, signal
-from storage.files import DiskStore
+from storage.disk import DiskStore
 from thumbnails.shelf import Thumbnails
 from pathlib import Path
 folder = {str(tmp_path / "media")!r}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from storage.together import MOST, Together
+from storage.batches import MOST, Batches
 from tests.conftest import eventually
 
 WAIT = 10.0
@@ -20,7 +20,7 @@ class Desk:
         self.opened = threading.Event()
         self.batches = []
         self.waits = []
-        self.together = Together(self.do)
+        self.batched = Batches(self.do)
 
     def do(self, items, wait):
         self.batches.append(list(items()))
@@ -46,7 +46,7 @@ def pool():
 
 def hold(desk, pool, first="first"):
     """One that leads, and has not ended."""
-    leader = pool.submit(desk.together, first, WAIT)
+    leader = pool.submit(desk.batched, first, WAIT)
     eventually(lambda: desk.batches)
     return leader
 
@@ -55,15 +55,15 @@ def queue(desk, pool, items, wait=WAIT):
     """Those, in this order, behind one that leads."""
     futures = []
     for item in items:
-        count = len(desk.together._waiting)
-        futures.append(pool.submit(desk.together, item, wait))
-        eventually(lambda count=count: len(desk.together._waiting) > count)
+        count = len(desk.batched._waiting)
+        futures.append(pool.submit(desk.batched, item, wait))
+        eventually(lambda count=count: len(desk.batched._waiting) > count)
     return futures
 
 
 def test_one_alone_is_done_at_once(desk):
     desk.opened.set()
-    assert [desk.together(number, WAIT) for number in (1, 2, 3)] == [2, 4, 6]
+    assert [desk.batched(number, WAIT) for number in (1, 2, 3)] == [2, 4, 6]
     assert desk.batches == [[1], [2], [3]]
     assert all(WAIT - 1 < wait <= WAIT for wait in desk.waits)
 
@@ -106,21 +106,21 @@ def test_a_failure_is_its_own_ones_alone(desk, pool):
     assert other.result(WAIT) == "otherother"
     with pytest.raises(ValueError, match="bad"):
         bad.result(WAIT)
-    assert desk.together("later", WAIT) == "laterlater"
+    assert desk.batched("later", WAIT) == "laterlater"
 
 
 def test_a_failure_of_one_alone_leaves_the_turn_to_the_next(desk):
     desk.opened.set()
     with pytest.raises(ValueError, match="bad"):
-        desk.together("bad", WAIT)
-    assert desk.together(1, WAIT) == 2
+        desk.batched("bad", WAIT)
+    assert desk.batched(1, WAIT) == 2
 
 
 def test_who_has_waited_long_enough_gives_up_and_is_not_done(desk, pool):
     leader = hold(desk, pool)
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        desk.together("impatient", 0.1)
+        desk.batched("impatient", 0.1)
     assert 0.05 < time.monotonic() - started < 5
     (patient,) = queue(desk, pool, ["patient"])
     desk.opened.set()
@@ -131,6 +131,6 @@ def test_who_has_waited_long_enough_gives_up_and_is_not_done(desk, pool):
 
 def test_hundreds_of_threads_each_get_their_own(desk, pool):
     desk.opened.set()
-    futures = [pool.submit(desk.together, number, WAIT) for number in range(5000)]
+    futures = [pool.submit(desk.batched, number, WAIT) for number in range(5000)]
     assert [future.result(WAIT) for future in futures] == [number * 2 for number in range(5000)]
     assert sorted(item for batch in desk.batches for item in batch) == list(range(5000))

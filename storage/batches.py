@@ -1,7 +1,7 @@
-"""Work that many threads bring at the same time, done for all of them by one of them.
+"""Work that many threads bring at the same time, done for all of them by one of them: a group commit.
 
-A commit, and its way to the disk, costs for twenty rows what it costs for one. Knows threads and turns. Must not know
-what the work is, nor what its errors mean.
+A commit, and its way to the disk, costs for twenty rows what it costs for one. Knows threads. Must not know what the
+work is, nor what its errors mean.
 """
 
 import os
@@ -17,9 +17,9 @@ MOST = 64
 """Items that are done at once: the first of them wait for the last."""
 
 
-class Together(Generic[Item, Result]):
-    """Who comes while nobody leads begins at once. Who comes meanwhile waits, and the first of those leads next: he
-    does the items of all that wait."""
+class Batches(Generic[Item, Result]):
+    """The first thread leads a batch and does its items. Threads that come meanwhile wait; when the batch is done the
+    first of them leads the next one, with the items of all that wait."""
 
     def __init__(self, do: Callable[[Callable[[], Sequence[Item]], float], Sequence[Result]]) -> None:
         """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds.
@@ -29,13 +29,13 @@ class Together(Generic[Item, Result]):
         self._do = do
         self._lock = threading.Lock()  # for the next two
         self._led = False
-        self._waiting: list[_Brought[Item, Result]] = []
+        self._waiting: list[_Waiting[Item, Result]] = []
 
     def __call__(self, item: Item, wait: float) -> Result:
         """The item's result, or what `do` raises for it alone. Raises TimeoutError when its turn does not come within
         `wait` seconds; then it may still be done."""
         give_up = time.monotonic() + wait
-        mine: _Brought[Item, Result] = _Brought(item)
+        mine: _Waiting[Item, Result] = _Waiting(item)
         with self._lock:
             leads, self._led = not self._led, True
             if not leads:
@@ -45,11 +45,11 @@ class Together(Generic[Item, Result]):
         if leads:
             self._lead(mine, give_up)
         if mine.result is None:
-            # Together it failed, and whose fault that was is not known.
+            # The batch failed, and nobody knows by which item: now this one alone.
             return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 
-    def _called(self, mine: "_Brought[Item, Result]", wait: float) -> bool:
+    def _called(self, mine: "_Waiting[Item, Result]", wait: float) -> bool:
         """True: to lead. False: another has led."""
         if not mine.call.acquire(timeout=wait):
             with self._lock:
@@ -59,8 +59,8 @@ class Together(Generic[Item, Result]):
                     raise TimeoutError
         return mine.leads
 
-    def _lead(self, mine: "_Brought[Item, Result]", give_up: float) -> None:
-        # Whoever has come nearly as far does not have to wait for the next round.
+    def _lead(self, mine: "_Waiting[Item, Result]", give_up: float) -> None:
+        # A thread that is about to bring its item need not wait for the next batch.
         os.sched_yield()
         batch = [mine]
 
@@ -81,7 +81,7 @@ class Together(Generic[Item, Result]):
         finally:
             with self._lock:
                 self._led = bool(self._waiting)
-                if self._led:  # called first: the next round begins while these wake up
+                if self._led:  # called first: the next batch begins while these wake up
                     following = self._waiting.pop(0)
                     following.leads = True
                     following.call.release()
@@ -89,7 +89,7 @@ class Together(Generic[Item, Result]):
                 each.call.release()
 
 
-class _Brought(Generic[Item, Result]):
+class _Waiting(Generic[Item, Result]):
     def __init__(self, item: Item) -> None:
         self.item = item
         self.result: tuple[Result] | None = None

@@ -1,0 +1,145 @@
+"""The media in a folder.
+
+Knows how a file is made to last: written beside, synced, moved to its key, and its folder synced. Unfinished files lie
+in `.tmp/`. Must not know what the files are.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.files import StoredFile, check_key, check_stem, copy
+from storage.folders import make_folder, refuse_root, sync_folder, sync_parents
+
+
+class DiskStore:
+    """A folder. Unfinished files lie in `.tmp/` inside it, so that the move to their key stays on one file system."""
+
+    def __init__(self, folder: Path) -> None:
+        # Text: a download's five paths as Path objects would cost as much as its checks.
+        self._folder = str(folder)
+        self._unfinished = os.path.join(self._folder, ".tmp")
+        self._lasting: set[str] = set()
+        self._is_ours = False
+
+    def put(
+        self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        check_stem(stem)
+        try:
+            stored = self._write(stem, chunks, extension, attempt)
+        except BaseException:
+            self.discard(stem, attempt)
+            raise
+        if attempt > 1:  # those before may have been killed in the middle
+            self.discard(stem, attempt)
+        return stored
+
+    def _write(
+        self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        # The random part keeps apart two workers with the same attempt, of which one has lost its claim.
+        name = f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
+        unfinished = os.path.join(self._unfinished, name)
+        with self._begun(unfinished) as file:
+            head, size, digest = copy(chunks, file)
+            file.flush()
+            os.fsync(file.fileno())
+        key = f"{stem}.{extension(head)}"
+        path = self._path(key)
+        folder = os.path.dirname(path)
+        try:
+            os.replace(unfinished, path)
+        except FileNotFoundError:  # a new day
+            make_folder(Path(folder))
+            os.replace(unfinished, path)
+        sync_folder(folder)
+        if folder not in self._lasting:  # once for each
+            sync_parents(folder)
+            self._lasting.add(folder)
+        return StoredFile(key, size, digest)
+
+    def _begun(self, unfinished: str) -> BinaryIO:
+        if not self._is_ours:
+            refuse_root(Path(self._folder))
+            self._is_ours = True
+        try:
+            return open(unfinished, "xb", opener=_private)
+        except FileNotFoundError:  # the first file of all
+            self._make_unfinished()
+            return open(unfinished, "xb", opener=_private)
+
+    def _make_unfinished(self) -> None:
+        make_folder(Path(self._unfinished))
+
+    def open(self, key: str) -> BinaryIO:
+        return open(self._path(key), "rb")
+
+    def size(self, key: str) -> int | None:
+        try:
+            return os.stat(self._path(key)).st_size
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            sync_folder(os.path.dirname(path))
+
+    def delete_all(self, stems: Sequence[str]) -> int:
+        by_folder: dict[str, set[str]] = {}
+        for stem in stems:
+            check_stem(stem)
+            folder, name = os.path.split(os.path.join(self._folder, stem))
+            by_folder.setdefault(folder, set()).add(name)
+        _delete_from(self._unfinished, set(map(_flat, stems)))
+        return sum(_delete_from(folder, names) for folder, names in by_folder.items())
+
+    def discard(self, stem: str, attempt: int) -> None:
+        check_stem(stem)
+        beginning = f"{_flat(stem)}."
+        with contextlib.suppress(FileNotFoundError):  # nothing was ever begun
+            for name in os.listdir(self._unfinished):
+                if name.startswith(beginning) and int(name.split(".")[1]) <= attempt:
+                    Path(self._unfinished, name).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        make_folder(Path(self._folder))
+        return shutil.disk_usage(self._folder).free
+
+    def check(self) -> None:
+        refuse_root(Path(self._folder))
+        self._make_unfinished()
+        with tempfile.TemporaryFile(dir=self._unfinished) as file:
+            file.write(b"?")
+
+    def _path(self, key: str) -> str:
+        check_key(key)
+        return os.path.join(self._folder, key)
+
+
+def _flat(stem: str) -> str:
+    return stem.replace("/", "-")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _delete_from(folder: str, stems: set[str]) -> int:
+    """Delete the files of these names in one folder, whatever their extension; returns how many."""
+    try:
+        names = [name for name in os.listdir(folder) if name.partition(".")[0] in stems]
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    sync_folder(folder)  # also where nothing was found: who deleted it may have died before this
+    return len(names)

@@ -1,0 +1,174 @@
+"""The media in a bucket of an S3-compatible store: AWS, Tencent COS, Aliyun OSS, MinIO.
+
+Knows boto3, which is imported when a store is made, and turns what it raises into an OSError that says what to look at.
+Must not know what the files are.
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from storage.files import STEM, StoredFile, StoreError, check_key, check_stem, copy
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# These two know a bucket only as the first part of the host's name.
+_HOSTS_WITHOUT_PATH_STYLE = (".myqcloud.com", ".aliyuncs.com")
+
+_CONTENT_TYPES = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "gif": "image/gif",
+    "amr": "audio/amr",
+    "speex": "audio/x-speex",
+    "mp3": "audio/mpeg",
+    "mp4": "video/mp4",
+}
+
+
+class S3Store:
+    """A bucket of AWS S3, Tencent COS, Aliyun OSS, MinIO. Endpoint and credentials are boto3's own settings:
+    AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+    (https://boto3.amazonaws.com/v1/documentation/api/latest/guide/configuration.html)."""
+
+    def __init__(self, url: str) -> None:
+        found = re.fullmatch(rf"s3://([a-z0-9][a-z0-9.-]+)(?:/({STEM.pattern})?/?)?", url)
+        if found is None:
+            raise ValueError("MEDIA_STORE must be a folder, or s3://bucket/prefix")
+        self._bucket = found[1]
+        self._prefix = f"{found[2]}/" if found[2] else ""
+        self._client = _s3_client()
+
+    def put(
+        self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
+    ) -> StoredFile:
+        check_stem(stem)
+        # On disk first: the length and the checksum go before the body, and the body may have to go twice.
+        with tempfile.TemporaryFile() as spool:
+            md5 = hashlib.md5(usedforsecurity=False)
+            head, size, digest = copy(chunks, spool, md5)
+            suffix = extension(head)
+            key = f"{stem}.{suffix}"
+            name = self._name(key)
+            spool.seek(0)
+            with _store_errors("put"):
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=name,
+                    Body=spool,
+                    ContentLength=size,
+                    # The server compares, and keeps nothing that differs.
+                    ContentMD5=base64.b64encode(md5.digest()).decode(),
+                    ContentType=_CONTENT_TYPES.get(suffix, "application/octet-stream"),
+                )
+        return StoredFile(key, size, digest)
+
+    def open(self, key: str) -> BinaryIO:
+        name = self._name(key)
+        with _store_errors("get"):
+            answer = self._client.get_object(Bucket=self._bucket, Key=name)
+        return io.BufferedReader(_Body(answer["Body"]), 1 << 16)
+
+    def size(self, key: str) -> int | None:
+        name = self._name(key)
+        try:
+            with _store_errors("head"):
+                return self._client.head_object(Bucket=self._bucket, Key=name)["ContentLength"]
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with _store_errors("delete"):
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def delete_all(self, stems: Sequence[str]) -> int:
+        deleted = 0
+        for stem in stems:
+            check_stem(stem)
+            with _store_errors("list"):
+                found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
+            for item in found.get("Contents", []):
+                with _store_errors("delete"):
+                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+                deleted += 1
+        return deleted
+
+    def discard(self, stem: str, attempt: int) -> None:
+        """Nothing to do: what is unfinished never reaches the store."""
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def check(self) -> None:
+        """Reaches the bucket with the credentials, and writes nothing: probes come often, and requests cost money."""
+        with _store_errors("head"):
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def _name(self, key: str) -> str:
+        check_key(key)
+        return self._prefix + key
+
+
+class _Body(io.RawIOBase):
+    """An object's bytes while they come in; what goes wrong on the way is a StoreError."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _store_errors("get"):
+            data = self._body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+
+def _s3_client() -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=5,
+        read_timeout=30,
+        retries={"total_max_attempts": 3, "mode": "standard"},
+        # Other than AWS's own stores refuse the checksums that boto3 would send on top.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    session = boto3.session.Session()
+    client: S3Client = session.client("s3", config=config)
+    if client.meta.endpoint_url.partition("://")[2].partition("/")[0].endswith(_HOSTS_WITHOUT_PATH_STYLE):
+        client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "virtual"})))
+    return client
+
+
+@contextlib.contextmanager
+def _store_errors(verb: str) -> Iterator[None]:
+    """Turn what the client raises into an OSError that says what to look at."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchKey" or (verb == "head" and status == 404):
+            raise FileNotFoundError("the store has no such file") from None
+        raise StoreError(f"S3 {verb}: HTTP {status} {code} (MEDIA_STORE, AWS_*)") from None
+    except BotoCoreError as error:
+        raise StoreError(
+            f"S3 {verb}: {type(error).__name__}: is AWS_ENDPOINT_URL_S3 right, and the store up?"
+        ) from None
