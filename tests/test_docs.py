@@ -33,6 +33,10 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = [ENGLISH, CHINESE]
 OURS = ["architecture", "comparison", "deploy", "handlers", "operations", "token-server"]
 RUN = [*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in OURS)]
+PAIRS = [
+    (path.with_name(path.name.replace(".zh-CN", "")), path)
+    for path in [*sorted(ROOT.glob("*.zh-CN.md")), *sorted((ROOT / "docs").glob("*.zh-CN.md"))]
+]
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
@@ -256,18 +260,37 @@ def shape(path):
         if level:
             yield "heading", level
         elif block:
-            yield "code", language, re.sub(r" +# .*", "", block)
+            # Of settings the names: what to fill in is said in the document's own language.
+            block = re.sub(r"=.*", "=", block) if language == "ini" else re.sub(r" +# .*", "", block)
+            yield "code", language, block
         else:
-            target = (link or source).replace(".zh-CN.md", ".md")
-            yield "link", "the other README" if target == "README.md" else target
+            yield "link", (link or source).partition("#")[0].replace(".zh-CN.md", ".md")
 
 
-def test_the_readmes_are_in_step():
-    assert list(shape(ENGLISH)) == list(shape(CHINESE))
-    names = [[[row[0] for row in rows[1:]] for rows in tables(path)] for path in READMES]
-    in_code = [[[name for name in rows if name.startswith("`")] for rows in each] for each in names]
-    assert in_code[0] == in_code[1]
-    assert list(map(len, names[0])) == list(map(len, names[1]))
+pairs = pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda path: path.name)
+
+
+@pairs
+def test_the_languages_are_in_step(english, chinese):
+    assert list(shape(english)) == list(shape(chinese))
+    found = [[[row[0] for row in rows[1:]] for rows in tables(path)] for path in (english, chinese)]
+    name = re.compile(r"`[^`]+`(, `[^`]+`)*|-?\d+")
+    names = [[[cell for cell in rows if name.fullmatch(cell)] for rows in each] for each in found]
+    assert names[0] == names[1]
+    assert list(map(len, found[0])) == list(map(len, found[1]))
+
+
+@pairs
+def test_each_language_leads_to_the_other(english, chinese):
+    for path, other in ((english, chinese), (chinese, english)):
+        assert f"]({other.name})" in read(path).partition("\n## ")[0], path.name
+
+
+@pairs
+def test_a_chinese_document_leads_to_chinese_ones(english, chinese):
+    translated = {each.resolve() for each, _ in PAIRS} - {english}
+    links = re.findall(r"\]\(([^)#]+\.md)", without_code(read(chinese)))
+    assert [link for link in links if (chinese.parent / link).resolve() in translated] == []
 
 
 def anchors(path):
