@@ -12,6 +12,7 @@ import click
 
 from commands.common import app_parts, errors_in_one_line, fail, progress_bar, show_json
 from wechat import media as wechat_media
+from wechat.formats import HEAD_BYTES, extension
 
 DEFAULT_KIND = {
     "jpg": "image",
@@ -39,7 +40,7 @@ def media_upload(file: Path, kind: str | None) -> None:
     with errors_in_one_line(), file.open("rb") as opened:
         size = file.stat().st_size
         if kind is None:
-            kind = DEFAULT_KIND.get(wechat_media.extension(opened.read(512)), "image")
+            kind = DEFAULT_KIND.get(extension(opened.read(HEAD_BYTES)), "image")
             opened.seek(0)
         with progress_bar(size, f"upload {file.name}") as progress:
             answer = wechat_media.upload(
@@ -78,10 +79,10 @@ def media_get(media_id: str, path: Path | None, force: bool) -> None:
             ):
                 head = b""
                 for chunk in chunks:
-                    head = head or chunk[:512]
+                    head = head or chunk[:HEAD_BYTES]
                     file.write(chunk)
                     progress(len(chunk))
-            path = path or name.with_name(f"{name.name}.{wechat_media.extension(head)}")
+            path = path or name.with_name(f"{name.name}.{extension(head)}")
             _refuse_to_overwrite(path, force)
             os.replace(partial, path)
         finally:

@@ -2,7 +2,7 @@
 
 A broken promise is an exception: anything but our own errors from a parser; a status of 500 or more, although the
 ledger can be written; a row for a push that was not signed or sealed with the account's keys. Words that were not seen
-before tell the plain loop which inputs are worth keeping.
+before tell `fuzz.loop` which inputs are worth keeping.
 """
 
 import io
@@ -32,7 +32,8 @@ from wechat.client import json_object, raise_errcode
 from wechat.elements import cdata, legal, parse
 from wechat.envelope import Envelope as OurEnvelope
 from wechat.errors import PushError, ReplyError, UnsafeMediaUrlError, WeChatError
-from wechat.media import extension, open_media, uploaded_media_id
+from wechat.formats import extension
+from wechat.media import open_media, uploaded_media_id
 from wechat.messages import parse_message
 from wechat.replies import parse_reply
 from wechat.token_sources import StableTokenSource

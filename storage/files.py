@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from wechat.formats import HEAD_BYTES
+
 _PART = r"[A-Za-z0-9_-]+"
 STEM = re.compile(rf"{_PART}(?:/{_PART})*")
 _KEY = re.compile(rf"{STEM.pattern}\.[a-z0-9]{{1,8}}")
-
-_HEAD_BYTES = 512  # what the kind of a file is told by
 
 
 class StoreError(OSError):
@@ -81,8 +81,8 @@ def copy(chunks: Iterable[bytes], file: Any, *also: Any) -> tuple[bytes, int, st
     head = b""
     size = 0
     for chunk in chunks:
-        if len(head) < _HEAD_BYTES:
-            head += chunk[: _HEAD_BYTES - len(head)]
+        if len(head) < HEAD_BYTES:
+            head += chunk[: HEAD_BYTES - len(head)]
         size += len(chunk)
         for digest in (sha256, *also):
             digest.update(chunk)

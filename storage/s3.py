@@ -14,22 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage.files import STEM, StoredFile, StoreError, check_key, check_stem, copy
+from wechat.formats import CONTENT_TYPES
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 # These two know a bucket only as the first part of the host's name.
 _HOSTS_WITHOUT_PATH_STYLE = (".myqcloud.com", ".aliyuncs.com")
-
-_CONTENT_TYPES = {
-    "jpg": "image/jpeg",
-    "png": "image/png",
-    "gif": "image/gif",
-    "amr": "audio/amr",
-    "speex": "audio/x-speex",
-    "mp3": "audio/mpeg",
-    "mp4": "video/mp4",
-}
 
 
 class S3Store:
@@ -65,7 +56,7 @@ class S3Store:
                     ContentLength=size,
                     # The server compares, and keeps nothing that differs.
                     ContentMD5=base64.b64encode(md5.digest()).decode(),
-                    ContentType=_CONTENT_TYPES.get(suffix, "application/octet-stream"),
+                    ContentType=CONTENT_TYPES.get(suffix, "application/octet-stream"),
                 )
         return StoredFile(key, size, digest)
 

@@ -19,8 +19,8 @@ from tests.browser import (
     tab_to,
 )
 from tests.conftest import ROOT, eventually
-from wechat import media
 from wechat.codes import explain
+from wechat.formats import extension
 from wechat.messages import parse_message
 
 pytestmark = ONE_BROWSER
@@ -66,7 +66,7 @@ class Place:
         ledger, ahead = self.parts.ledger, now + 3600  # the bot's worker does not see it before it is done
         ledger.record(parse_message(xml.encode()), None, ahead)
         (job,) = ledger.claim_downloads(ahead, 15)
-        file = self.parts.files.put(job.stem, [data], extension=media.extension, attempt=1)
+        file = self.parts.files.put(job.stem, [data], extension=extension, attempt=1)
         assert ledger.mark_stored(job, file, now)
         return job.id
 

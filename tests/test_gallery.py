@@ -30,8 +30,8 @@ from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID
 from thumbnails.maker import ThumbnailMaker
-from wechat import media
 from wechat.codes import explain
+from wechat.formats import extension
 from wechat.messages import parse_message
 
 PASSWORD = "correct horse 电池"
@@ -90,7 +90,7 @@ class Rig:
 
     def stored(self, data=PHOTO, **what):
         job = self.claimed(**what)
-        file = self.parts.files.put(job.stem, [data], extension=media.extension, attempt=1)
+        file = self.parts.files.put(job.stem, [data], extension=extension, attempt=1)
         assert self.parts.ledger.mark_stored(job, file, what.get("at", NOON) + 2)
         return job.id
 
@@ -940,7 +940,7 @@ class TestEntry:
         ledger = rig.parts.ledger
         ledger_id = ledger.record(parse_message(xml.encode()), None, NOON, send_back=True).id
         (job,) = ledger.claim_downloads(NOON, 15)
-        file = rig.parts.files.put(job.stem, [PHOTO], extension=media.extension, attempt=1)
+        file = rig.parts.files.put(job.stem, [PHOTO], extension=extension, attempt=1)
         ledger.mark_stored(job, file, NOON)
         (send,) = ledger.claim_sends(NOON, 15)
         ledger.mark_unknown(send, "the answer was lost", NOON)

@@ -28,7 +28,8 @@ from wechat.errors import (
     TruncatedMediaError,
     UnsafeMediaUrlError,
 )
-from wechat.media import extension, open_media, upload, uploaded_media_id
+from wechat.formats import extension
+from wechat.media import open_media, upload, uploaded_media_id
 
 GET, UPLOAD = "/cgi-bin/media/get", "/cgi-bin/media/upload"
 TOKEN = "57_secretAccessToken-of-realistic_look" * 4

@@ -17,7 +17,7 @@ from tests.test_cli import last
 from tests.test_flow import control, ledger, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
 from thumbnails.shelf import Thumbnails
-from wechat import media
+from wechat.formats import extension
 from wechat.messages import parse_message
 
 OTHER = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
@@ -39,7 +39,7 @@ def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
     recorded = ledger.record(parse_message(pushing.image(number, fan=fan).encode()), b"<xml/>", now)
     if finish:
         (job,) = ledger.claim_downloads(now, 15)
-        done = store.put(job.stem, [PHOTO.read_bytes()], extension=media.extension, attempt=1)
+        done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
         assert ledger.mark_stored(job, done, now)
     return recorded.id
 
@@ -142,7 +142,7 @@ def test_a_download_in_the_middle_leaves_no_file(ledger, store, thumbnails):
     keep(ledger, store, 1, finish=False)
     (job,) = ledger.claim_downloads(NOW, 15)
     assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
-    done = store.put(job.stem, [PHOTO.read_bytes()], extension=media.extension, attempt=1)
+    done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
     assert not ledger.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
     purge.delete_files(ledger, store, thumbnails, now=NOW + 1)
     assert store.size(done.key) is not None, "its lease may still be running"

@@ -28,7 +28,7 @@ from thumbnails import decoder
 from thumbnails.maker import CLAIM_SECONDS, ThumbnailMaker
 from thumbnails.shelf import Thumbnails, beside
 from thumbnails.wire import NoThumbnail, read_answer, read_picture, send_answer, send_picture
-from wechat import media
+from wechat.formats import extension
 from worker.chores import Chores
 
 PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
@@ -243,7 +243,7 @@ def shelf(tmp_path):
 
 
 def put(files, data, number=1):
-    return files.put(f"{APPID}/2023/11/14/{number}", [data], extension=media.extension, attempt=1).key
+    return files.put(f"{APPID}/2023/11/14/{number}", [data], extension=extension, attempt=1).key
 
 
 def pid(shelf):
@@ -417,7 +417,7 @@ class Line:
     def stored(self, number, data=PHOTO):
         self.ledger.record(image(number), None, self.now)
         (job,) = self.ledger.claim_downloads(self.now, 15)
-        file = self.files.put(job.stem, [data], extension=media.extension, attempt=1)
+        file = self.files.put(job.stem, [data], extension=extension, attempt=1)
         assert self.ledger.mark_stored(job, file, self.now)
         return job.id
 
@@ -459,7 +459,7 @@ class TestMaker:
         line.ledger.record(message("voice", "<MediaId>v</MediaId><MsgId>5</MsgId>"), None, T0)
         (job,) = line.ledger.claim_downloads(T0, 15)
         line.ledger.mark_stored(
-            job, line.files.put(job.stem, [b"#!AMR\n"], extension=media.extension, attempt=1), T0
+            job, line.files.put(job.stem, [b"#!AMR\n"], extension=extension, attempt=1), T0
         )
         assert line.state(job.id) == (None, None)
         assert not line.maker.step()

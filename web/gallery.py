@@ -37,6 +37,7 @@ from thumbnails.shelf import Thumbnails
 from web.export import exported
 from web.senders import sender_address, sent_by_another_site
 from wechat.codes import explain
+from wechat.formats import CONTENT_TYPES
 from wechat.messages import LinkMessage, LocationMessage, TextMessage, parse_message
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,7 @@ MEDIA_LIFE_SECONDS = 3 * 86400.0  # how long the platform keeps a file
 COOKIE = "gallery"
 
 # What a browser shows; the store names a file by its content, so that nothing else has one of these names.
-_SHOWN: Final = {
-    "jpg": "image/jpeg",
-    "png": "image/png",
-    "gif": "image/gif",
-    "mp3": "audio/mpeg",
-    "mp4": "video/mp4",
-}
+_SHOWN: Final = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3", "mp4")}
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

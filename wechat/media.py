@@ -1,4 +1,4 @@
-"""Temporary media (临时素材): upload a file, download one by its media_id, tell a file's kind by its content.
+"""Temporary media (临时素材): upload a file, download one by its media_id.
 
 It knows the platform's limits, that a download may answer JSON instead of bytes, and how far to trust a
 video_url. It must not know where the bytes go or come from. A message's PicUrl is never fetched.
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Literal
 from urllib.parse import urljoin
 
-import filetype
-
 from wechat.client import ApiClient, Timeouts, beginning, decoded, json_object, raise_errcode
 from wechat.errors import (
     MediaRefusedError,
@@ -29,10 +27,8 @@ from wechat.errors import (
     TruncatedMediaError,
     UnsafeMediaUrlError,
 )
+from wechat.formats import CONTENT_TYPES, HEAD_BYTES, extension
 from wechat.transport import CHUNK_BYTES, Answer
-
-#: How much of a file's beginning `extension` looks at.
-HEAD_BYTES = 512
 
 _UPLOAD_PATH = "/cgi-bin/media/upload"
 _UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
@@ -55,14 +51,6 @@ _LIMITS: Mapping[str, _Limit] = {
     "voice": _Limit(2 * 1024 * 1024, 40010, frozenset({"amr", "mp3"})),
     "video": _Limit(10 * 1024 * 1024, 40011, frozenset({"mp4"})),
     "thumb": _Limit(64 * 1024, 40012, frozenset({"jpg"})),
-}
-_CONTENT_TYPES: Mapping[str, str] = {
-    "jpg": "image/jpeg",
-    "png": "image/png",
-    "gif": "image/gif",
-    "amr": "audio/amr",
-    "mp3": "audio/mpeg",
-    "mp4": "video/mp4",
 }
 
 
@@ -102,7 +90,7 @@ def upload(
             "POST",
             _UPLOAD_PATH,
             params={"type": kind},
-            body=_Multipart(source, start, size, f"{kind}.{found}", _CONTENT_TYPES[found], progress),
+            body=_Multipart(source, start, size, f"{kind}.{found}", CONTENT_TYPES[found], progress),
             repeatable=True,  # a second copy on the platform harms nobody
             timeout=_UPLOAD_TIMEOUT,
         )
@@ -147,41 +135,6 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
         yield _chunks(answer, max_bytes)
     finally:
         answer.close()
-
-
-def extension(head: bytes) -> str:
-    """jpg, png, gif, amr, speex, mp3, mp4 or bin, by the first bytes of a file (HEAD_BYTES are enough)."""
-    if head.startswith(b"#!AMR"):  # filetype does not know AMR-WB
-        return "amr"
-    if head.startswith(b"OggS"):
-        return "speex" if b"Speex   " in head else "bin"
-    if head[4:8] == b"ftyp":
-        # An ftyp box of a brand it does not know, or longer than what we show it, still is one.
-        return _BY_FILETYPE.get(filetype.guess_extension(head), "bin") if filetype.guess(head) else "mp4"
-    found = _BY_FILETYPE.get(filetype.guess_extension(head), "bin")
-    return "mp3" if found == "bin" and _is_mp3_frame(head) else found
-
-
-_BY_FILETYPE: Mapping[str | None, str] = {
-    "jpg": "jpg",
-    "png": "png",
-    "apng": "png",
-    "gif": "gif",
-    "mp3": "mp3",
-    "mp4": "mp4",
-    "m4v": "mp4",
-}
-
-
-def _is_mp3_frame(head: bytes) -> bool:
-    """An MPEG audio frame of layer III, whatever its version; filetype knows three of the possible heads."""
-    return (
-        len(head) > 2
-        and head[0] == 0xFF
-        and head[1] & 0xE6 == 0xE2
-        and head[1] & 0x18 != 0x08  # no such version
-        and head[2] & 0xF0 != 0xF0  # no such bit rate
-    )
 
 
 def _file_or_url(answer: Answer) -> Answer | str:

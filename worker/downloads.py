@@ -14,6 +14,7 @@ from storage.ledger import Download, Ledger
 from wechat import media
 from wechat.client import ApiClient
 from wechat.errors import WeChatError
+from wechat.formats import extension
 from worker.jobs import ClaimLostError, Failures, Held, StoppedError
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Downloads:
                 stored = self._files.put(
                     job.stem,
                     _watched(chunks, held, given_up),
-                    extension=media.extension,
+                    extension=extension,
                     attempt=job.attempt,
                 )
         except (WeChatError, OSError) as error:
