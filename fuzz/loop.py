@@ -1,17 +1,15 @@
-"""One target, fuzzed for so many seconds, in a process of its own: `python -m fuzz.loop TARGET SECONDS [--guided]`.
+"""One target, fuzzed for so many seconds, in a process of its own: `python -m fuzz.loop TARGET SECONDS`.
 
-Plain: mutations of seeds, and of inputs whose outcome was new. Guided: atheris (libFuzzer), which sees the branches of
-our own code. Both stop at the first input that breaks a promise, runs longer than a second of the processor, or takes
-the process over its memory; the input is written to fuzz/found. The last line of output is JSON.
+Inputs are mutations of the seeds, and of inputs whose outcome was new. The run stops at the first input that breaks a
+promise or takes longer than a second of the processor; that input is written to fuzz/found. A process that takes too
+much memory fails at its end. The last line of output is JSON.
 """
 
 import argparse
 import hashlib
 import json
-import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,44 +18,29 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
+from fuzz import targets
 from fuzz.words import WORDS
 
 MAX_INPUT_BYTES: Final = 16 * 1024
 MAX_CPU_SECONDS: Final = 1.0  # for one input
 MAX_WALL_SECONDS: Final = 5  # for one input: a busy machine is no hang
 MAX_MEGABYTES: Final = 512  # for the process
-OURS: Final = [
-    "answers",
-    "app",
-    "config",
-    "handlers",
-    "logs",
-    "parts",
-    "storage",
-    "thumbnails",
-    "web",
-    "wechat",
-    "worker",
-]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz.loop")
     parser.add_argument("target")
     parser.add_argument("seconds", type=int)
-    parser.add_argument("--guided", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        return (guided if given.guided else plain)(given.target, given.seconds, Path(folder))
+        return run(given.target, given.seconds, Path(folder))
 
 
 class Hang(BaseException):
     """Not an Exception, so that nothing on the way can take it for its own."""
 
 
-def plain(name: str, seconds: int, folder: Path) -> int:
-    from fuzz import targets
-
+def run(name: str, seconds: int, folder: Path) -> int:
     corpus = targets.seeds(name)
     seen: set[object] = set()
     slowest, count, started, data = 0.0, 0, time.monotonic(), b""
@@ -67,14 +50,14 @@ def plain(name: str, seconds: int, folder: Path) -> int:
 
     signal.signal(signal.SIGALRM, hang)
     with targets.quiet_logs():
-        run = targets.target(name, folder)
+        try_one = targets.target(name, folder)
         waiting = list(corpus)
         try:
             while time.monotonic() - started < seconds:
                 data = waiting.pop() if waiting else mutated(random.choice(corpus), corpus)
                 signal.alarm(MAX_WALL_SECONDS)
                 cpu = time.thread_time()
-                outcome = run(data)
+                outcome = try_one(data)
                 cpu = time.thread_time() - cpu
                 signal.alarm(0)
                 if cpu > MAX_CPU_SECONDS:
@@ -89,62 +72,7 @@ def plain(name: str, seconds: int, folder: Path) -> int:
             traceback.print_exc()
             print(f"found: {keep(name, data)}", file=sys.stderr)
             return 1
-    return report(name, count, time.monotonic() - started, slowest, guided=False)
-
-
-def guided(name: str, seconds: int, folder: Path) -> int:
-    import atheris
-
-    with atheris.instrument_imports(include=OURS):
-        from fuzz import targets
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    for seed in targets.seeds(name):
-        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    words = folder / "words"
-    words.write_text("".join(f'"{escaped(word)}"\n' for word in WORDS), encoding="ascii")
-    slowest, count, started = 0.0, 0, time.monotonic()
-    with targets.quiet_logs():
-        run = targets.target(name, folder)
-
-        def one(data: bytes) -> None:
-            nonlocal slowest, count
-            cpu = time.thread_time()
-            try:
-                run(data)
-                cpu = time.thread_time() - cpu
-                if cpu > MAX_CPU_SECONDS:
-                    raise RuntimeError(f"{cpu:.1f} s of the processor")
-            except Exception:
-                print(f"found: {keep(name, data)}", file=sys.stderr)
-                raise
-            slowest, count = max(slowest, cpu), count + 1
-            # libFuzzer ends the process itself, and tells nobody what was counted here.
-            if time.monotonic() - started > seconds:
-                code = report(name, count, time.monotonic() - started, slowest, guided=True)
-                shutil.rmtree(folder)
-                os._exit(code)
-
-        atheris.Setup(
-            [
-                sys.argv[0],
-                str(corpus),
-                f"-max_len={MAX_INPUT_BYTES}",
-                f"-timeout={MAX_WALL_SECONDS}",
-                f"-rss_limit_mb={MAX_MEGABYTES}",
-                f"-artifact_prefix={folder}/",
-                f"-dict={words}",
-                "-verbosity=0",
-            ],
-            one,
-        )
-        atheris.Fuzz()
-    return 0
-
-
-def escaped(word: bytes) -> str:
-    """As libFuzzer's dictionaries want it."""
-    return "".join(f"\\x{byte:02x}" for byte in word)
+    return report(name, count, time.monotonic() - started, slowest)
 
 
 def mutated(data: bytes, corpus: list[bytes]) -> bytes:
@@ -183,11 +111,10 @@ def keep(name: str, data: bytes) -> Path:
     return path
 
 
-def report(name: str, count: int, seconds: float, slowest: float, *, guided: bool) -> int:
+def report(name: str, count: int, seconds: float, slowest: float) -> int:
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {
         "target": name,
-        "guided": guided,
         "inputs": count,
         "seconds": round(seconds, 1),
         "slowest_cpu_ms": round(slowest * 1000, 1),
