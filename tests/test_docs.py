@@ -280,6 +280,17 @@ def test_the_languages_are_in_step(english, chinese):
     assert list(map(len, found[0])) == list(map(len, found[1]))
 
 
+def numbers(path):
+    """Those in each row of each table."""
+    return [[re.findall(r"\d[\d,.]*\d|\d", " ".join(row)) for row in rows] for rows in tables(path)]
+
+
+@pairs
+def test_the_languages_have_the_same_figures(english, chinese):
+    for one, other in zip(numbers(english), numbers(chinese), strict=True):
+        assert list(map(sorted, one)) == list(map(sorted, other))
+
+
 @pairs
 def test_each_language_leads_to_the_other(english, chinese):
     for path, other in ((english, chinese), (chinese, english)):
