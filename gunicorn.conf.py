@@ -39,13 +39,7 @@ forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are beli
 control_socket_disable = True  # one machine may run several bots; signals are enough
 logconfig_dict = logs.config(_settings.log_format, _settings.log_level)
 logger_class = server.QuietLogger
-
-
-def on_starting(master: Any) -> None:
-    if server.MISSING:
-        master.log.warning(
-            "this gunicorn has no %s: its plain worker runs, slower", ", ".join(server.MISSING)
-        )
+on_starting = server.tell_what_is_missing
 
 
 def pre_fork(master: Any, worker: Any) -> None:
@@ -65,6 +59,7 @@ def post_worker_init(worker: Any) -> None:
 def worker_exit(master: Any, worker: Any) -> None:
     if hasattr(worker, "parts"):
         worker.parts.stop()
+        server.end_process()
 
 
 def on_exit(master: Any) -> None:

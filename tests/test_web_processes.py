@@ -15,7 +15,7 @@ import requests
 
 import cores
 from tests import pushing
-from tests.conftest import eventually
+from tests.conftest import ROOT, eventually
 from tests.test_deferred import Slow, verdicts
 from tests.test_flow import control, entries, send, stored
 
@@ -82,6 +82,34 @@ def test_a_request_that_comes_in_pieces_is_answered(sandbox, make_bot):
         received = b""
         while received.count(b"</xml>") < 2:
             received += connection.recv(10_000)
+
+
+def test_a_request_that_is_never_finished_holds_no_thread_for_ever(sandbox, make_bot, kept):
+    """And one that is there, but whose answer takes longer than a request may, is answered."""
+    slow = Slow(make_bot(sandbox), sandbox)
+    bot = slow.bot
+    conf = bot.folder / "impatient.conf.py"
+    conf.write_text(
+        f"import runpy\nglobals().update(runpy.run_path({str(ROOT / 'gunicorn.conf.py')!r}))\n"
+        "server.REQUEST_SECONDS = 1.0\n"
+    )
+    web = bot.start("gunicorn", "-c", str(conf), bot.app)
+    bot.answers(web)
+    path, body = pushing.safe(pushing.text(1))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    halves = kept(bot, 2, b"POST /wechat HTTP/1.1\r\nHos") + kept(bot, 2, head + body[:-1])
+    started = time.monotonic()
+    for half in halves:
+        while half.recv(1000):
+            pass
+    assert 0.9 < time.monotonic() - started < 5
+    assert verdicts(slow.push("slow 2.5 words")) == ["reply"]
+    assert "Traceback" not in web.text()
+
+
+def test_the_configuration_is_settings_and_hooks():
+    lines = (ROOT / "gunicorn.conf.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 70, "what gunicorn does otherwise than we need belongs into web/server.py"
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ with another gunicorn the plain worker runs instead, and `MISSING` says why. Mus
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
@@ -24,6 +27,9 @@ import cores
 WORK_SECONDS = 20.0  # for work in hand, after the signal
 # What a client may already be sending on a kept connection is still answered for so long after the signal.
 LINGER_SECONDS = 0.3
+REQUEST_SECONDS = 30.0
+"""For a request to come in. The platform hangs up after 5; one that is never finished would hold a thread for ever."""
+
 # So long a thread waits for the next request before it gives the connection back to the process's one poller.
 STAY_MILLISECONDS = 20
 PAUSE_SECONDS = 0.5
@@ -72,6 +78,20 @@ def worker_class() -> Any:
     return "gthread" if MISSING else PushWorker
 
 
+def tell_what_is_missing(master: Any) -> None:
+    """One warning when the plain worker runs."""
+    if MISSING:
+        master.log.warning("this gunicorn has no %s: its plain worker runs, slower", ", ".join(MISSING))
+
+
+def end_process() -> NoReturn:
+    """End this process, which was about to: with status 0, or 1 when an exception ends it. Python by itself would first
+    take apart all that was imported, which takes longer than all the rest of the stop."""
+    ending = sys.exc_info()[1]
+    logging.shutdown()
+    os._exit(0 if isinstance(ending, SystemExit) and ending.code == 0 else 1)
+
+
 def check_port(port: int) -> None:
     """Raise PermissionError that says what to do when this process may not listen there. gunicorn would try for 5 s."""
     if port >= FIRST_FREE_PORT:
@@ -107,6 +127,8 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._connections: WeakSet[Any] = WeakSet()
+        self._began: dict[Any, float] = {}  # connections with a request in hand: since when
+        self._look_again_at = 0.0
         self._stopping_since: float | None = None
         self._accept_again_at = 0.0
         self._told_at = -LOG_AGAIN_SECONDS
@@ -154,7 +176,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
             if not poll.poll(STAY_MILLISECONDS):
                 return gthread._DEFER  # it holds no thread until it says something
             conn.data_ready = True
-        while (kept := super().handle(conn)) is True and self.alive:
+        while (kept := self._handle_one(conn)) is True and self.alive:
             if not conn.parser.unreader.buf.getvalue() and not poll.poll(STAY_MILLISECONDS):
                 break
         if not kept:
@@ -162,6 +184,20 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
             with suppress(OSError):
                 conn.close(graceful=True)
         return kept
+
+    def _handle_one(self, conn: Any) -> Any:
+        self._began[conn] = time.monotonic()
+        try:
+            return super().handle(conn)
+        finally:
+            del self._began[conn]
+
+    def _end_half_requests(self, now: float) -> None:
+        """What has not come by now does not come. One that is there and only takes long is answered all the same."""
+        self._look_again_at = now + 1.0
+        for conn, began in list(self._began.items()):
+            if now - began >= REQUEST_SECONDS:
+                _shut(conn, socket.SHUT_RD)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         if conn.sock.fileno() < 0:
@@ -176,9 +212,11 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # -- ending --------------------------------------------------------------------------------------------------------
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        now = time.monotonic()
+        if now >= self._look_again_at:
+            self._end_half_requests(now)
         if not self.alive:
             timeout = min(timeout, 0.1)
-            now = time.monotonic()
             if self._stopping_since is None:
                 self._stopping_since = now
                 if self.when_stopping is not None:
@@ -194,11 +232,15 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self.handle_exit(sig, frame)
 
     def _hang_up(self, how: int) -> None:
-        """With SHUT_RD nothing more is read, but answers are still sent: a thread or a poller that waits for a request
-        sees the end of its connection."""
         for conn in list(self._connections):
-            with suppress(OSError):
-                conn.sock.shutdown(how)
+            _shut(conn, how)
+
+
+def _shut(conn: Any, how: int) -> None:
+    """With SHUT_RD nothing more is read, but answers are still sent: a thread or a poller that waits for a request sees
+    the end of its connection."""
+    with suppress(OSError):
+        conn.sock.shutdown(how)
 
 
 class _Reader:
