@@ -5,7 +5,7 @@
 # make test-all  the suite on each Python 3.11 to 3.14 that is found
 # make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
-# make try-deploy  docs/deploy.md run for real in a small Debian of its own: at most 10 minutes, needs root
+# make try-deploy  docs/deploy.md run for real: systemd, containers, an upgrade; about 10 minutes, needs root
 # make faults the long runs, killing processes and databases, and cutting the power: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
@@ -37,9 +37,9 @@ bench: $(VENV)/.bench
 bench-scale: $(VENV)/.bench
 	@timeout 1800 $(BIN)/python -m bench.scale $(ARGS)
 
-# Root, systemd-nspawn and mmdebstrap; it says what is missing.
+# Root, systemd-nspawn, mmdebstrap and podman; it says what is missing, and tries the rest.
 try-deploy: $(VENV)/.dev
-	@$(BIN)/python scripts/try_deploy.py
+	@failed=0; for name in deploy containers upgrade; do $(BIN)/python scripts/try_$$name.py || failed=1; done; exit $$failed
 
 test-all:
 	@bash scripts/test-all.sh

@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import itertools
 import json
 import os
 import re
@@ -120,6 +121,25 @@ def test_the_image_has_all_that_runs_and_no_more():
     assert in_the_image() == names | {"requirements.txt"}
 
 
+def test_the_image_is_without_what_only_tests_need():
+    lines = read("requirements.txt").splitlines()
+    # pip-compile writes under each package who wants it.
+    alone = {
+        line.partition("==")[0] for line, why in itertools.pairwise(lines) if why.strip() == "# via pytest"
+    }
+    (taken_out,) = re.findall(r"pip uninstall .*?=ignore (.*?) \\$", read("deploy/Containerfile"), re.M)
+    assert set(taken_out.split()) == alone | {"pytest"}
+
+
+def test_the_image_and_compose_are_asked_the_same_and_leave_no_volume():
+    web = yaml.safe_load(read("deploy/compose.yaml"))["services"]["web"]["healthcheck"]["test"]
+    (image,) = re.findall(r"^  CMD (\[.*\])$", read("deploy/Containerfile"), re.M)
+    assert "/healthz" in web[-1]
+    assert json.loads(image)[:2] == web[1:3]
+    assert "VOLUME" not in read("deploy/Containerfile")
+    assert "--format docker" in read("docs/deploy.md")
+
+
 def test_the_image_runs_what_the_procfile_runs():
     (web,) = re.findall(r"^web: (.*)$", read("Procfile"), re.M)
     assert f"exec {web.replace(chr(34), chr(39))}" in read("deploy/Containerfile")
@@ -133,8 +153,7 @@ def test_the_compose_file_holds_together():
         assert set(service.get("depends_on", {})) <= set(services)
         for volume in service.get("volumes", []):
             assert volume.partition(":")[0] in compose["volumes"]
-        for config in service.get("configs", []):
-            assert config["source"] in compose["configs"]
+        assert service["logging"]["options"]["max-size"]
     web = services["web"]
     assert (
         DEPLOY / web["build"]["context"] / web["build"]["dockerfile"]
@@ -146,6 +165,23 @@ def test_the_compose_file_holds_together():
     settings = Settings.from_env(account | filled, Path("/nowhere"))
     assert settings.database_url.get_secret_value() == "postgresql+psycopg://bot:letters@database/bot"
     assert services["worker"]["command"] == ["flask", "worker"]
+
+
+def test_the_store_of_the_compose_file_knows_its_keys(tmp_path):
+    store = yaml.safe_load(read("deploy/compose.yaml"))["services"]["store"]
+    script = store["command"][0].replace("$$", "$").replace("/etc/seaweedfs", str(tmp_path / "etc"))
+    weed = tmp_path / "weed"
+    weed.write_text('#!/bin/sh\necho "$@"\n')
+    weed.chmod(0o755)
+    keys = {"S3_ACCESS_KEY": "access1", "S3_SECRET_KEY": "secret2"}
+    environ = keys | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        [*store["entrypoint"], script], env=environ, check=True, capture_output=True, text=True
+    )
+    assert set(store["environment"]) == set(keys)
+    assert f"-s3.config={tmp_path}/etc/s3.json" in said.stdout
+    (identity,) = json.loads((tmp_path / "etc" / "s3.json").read_text())["identities"]
+    assert identity["credentials"] == [{"accessKey": "access1", "secretKey": "secret2"}]
 
 
 def test_the_bucket_of_the_compose_file_is_made_once(s3_settings):
@@ -313,6 +349,13 @@ def test_the_workflow_and_the_suite_know_the_same_pythons():
     assert f'requires-python = ">={pythons[0]}"' in read("pyproject.toml")
     assert (ROOT / ".ci" / "run").exists()
     assert workflow["jobs"]["test"]["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_process_platforms_get_a_python_that_is_tried():
+    assert (
+        read(".python-version").strip()
+        in yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["test"]["strategy"]["matrix"]["python"]
+    )
 
 
 @pytest.mark.xdist_group("groups")

@@ -1,0 +1,349 @@
+"""`make try-deploy`, second half: builds deploy/Containerfile with podman, runs it, and shows a table of what it did.
+
+Knows podman, and how to do without a registry: the base image is a small Debian of its own with the Python that the
+Containerfile names, under the name that it uses. The sandbox is WeChat, on this machine. Nothing outside of a temporary
+folder is changed: images, containers and volumes lie in it, and every container is removed. Needs root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 600
+NEEDED = {"podman": "podman", "crun": "crun", "mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
+SUITE = "forky"  # the Debian with the Containerfile's Python
+IMAGE = "tushangwanglai"
+PORT, SANDBOX = 8460, "http://127.0.0.1:8461"
+FAN = "oDeploy-AFan0000000000000001"
+ACCOUNT = {
+    "WECHAT_APPID": "wx00000000deadbeef",
+    "WECHAT_APPSECRET": "0123456789abcdef0123456789abcdef",
+    "WECHAT_TOKEN": "tryDeployToken01",
+    "WECHAT_API_BASE": SANDBOX,
+}
+FIX = """\
+FROM base
+RUN ln -sf python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED \\
+ && printf "[global]\\nno-index = true\\nfind-links = /wheels\\n[install]\\nignore-installed = true\\n" > /etc/pip.conf
+"""
+NONE: Mapping[str, str] = {}
+PRIVATE = "--in-a-mount-namespace-of-its-own"
+
+
+class Failed(Exception):
+    """A step did not show what it must show."""
+
+
+class Podman:
+    """podman with everything it keeps in one folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._command = ["podman", "--root", f"{work}/store", "--runroot", f"{work}/run"]
+        self._command += ["--storage-driver", "vfs", "--runtime", "crun", "--cgroup-manager", "cgroupfs"]
+        self._command += ["--events-backend", "file"]
+        limits = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+        (work / "containers.conf").write_text(limits)
+
+    def run(self, *arguments: str, exits: int = 0, seconds: float = 120) -> str:
+        """What it prints, stderr too. Raises Failed for another exit status."""
+        done = subprocess.run(
+            [*self._command, *arguments],
+            env=os.environ | {"CONTAINERS_CONF": str(self.work / "containers.conf")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != exits:
+            raise Failed(f"exit {done.returncode} of: podman {' '.join(arguments)}\n{done.stdout[-3000:]}")
+        return done.stdout
+
+    def bot(
+        self, *options: str, command: tuple[str, ...] = (), exits: int = 0, settings: Mapping[str, str] = NONE
+    ) -> str:
+        """One container with the account's settings; `options` are those of podman run."""
+        given = {**ACCOUNT, "PORT": str(PORT), "WEB_CONCURRENCY": "2", **settings}
+        environ = [f"--env={name}={value}" for name, value in given.items()]
+        return self.run("run", "--network=host", *environ, *options, IMAGE, *command, exits=exits)
+
+    @contextmanager
+    def running(
+        self, name: str, *options: str, command: tuple[str, ...] = (), settings: Mapping[str, str] = NONE
+    ) -> Iterator[None]:
+        """The container runs in the background, and is removed in the end."""
+        self.bot("--detach", f"--name={name}", *options, command=command, settings=settings)
+        try:
+            yield
+        finally:
+            self.run("rm", "--force", "--time=5", name)
+
+    def answers(self, name: str) -> float:
+        """Seconds until the web container answers."""
+        began = time.monotonic()
+        while not fetched(f"http://127.0.0.1:{PORT}/healthz"):
+            if time.monotonic() - began > 30:
+                raise Failed(self.run("logs", name))
+            time.sleep(0.05)  # it starts
+        return time.monotonic() - began
+
+
+def fetched(url: str, *options: str) -> str:
+    """The body, empty when there is none."""
+    return subprocess.run(["curl", "-fsS", *options, url], capture_output=True, text=True).stdout
+
+
+def has_said(said: str, *texts: str) -> None:
+    for text in texts:
+        if text not in said:
+            raise Failed(f"no {text!r} in: {said[-1500:]}")
+
+
+def echo() -> str:
+    photo = f"file=@{ROOT}/sandbox/photos/grace_hopper.jpg"
+    began = time.monotonic()
+    answer = json.loads(
+        fetched(f"{SANDBOX}/sandbox/fans/{FAN}/messages", "-F", "type=image", "-F", photo) or "{}"
+    )
+    if [one["verdict"] for one in answer.get("attempts", [])] != ["reply"]:
+        raise Failed(f"no reply: {answer}")
+    return f"the picture back after {(time.monotonic() - began) * 1000:.0f} ms"
+
+
+# -- what is tried ------------------------------------------------------------------------------------------------
+
+
+def build(podman: Podman) -> str:
+    (wanted,) = re.findall(r"^FROM (docker.io/library/python:(?:[\d.]+)-slim)$", containerfile(), re.M)
+    podman.run("import", "-q", str(podman.work / "base.tar"), "base", seconds=300)
+    folder = podman.work / "fix"
+    folder.mkdir()
+    (folder / "Containerfile").write_text(FIX)
+    quiet = ["build", "-q", "--isolation=chroot", "--network=host", "--pull=never"]
+    podman.run(*quiet, "-t", wanted, str(folder), seconds=300)
+    version = podman.run(
+        "run", "--rm", "--network=host", wanted, "python", "-c", "import sys; print(*sys.version_info[:2])"
+    )
+    version = ".".join(version.split())
+    wheels = podman.work / "wheels"
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-qqq",
+        "--only-binary=:all:",
+        "--python-version",
+        version,
+    ]
+    subprocess.run([*download, "-d", str(wheels), "-r", str(ROOT / "requirements.txt")], check=True)
+    began = time.monotonic()
+    podman.run(
+        *quiet, f"--volume={wheels}:/wheels:ro", "--format=docker", f"--tag={IMAGE}",
+        f"--file={ROOT}/deploy/Containerfile", str(ROOT), seconds=300,
+    )  # fmt: skip
+    took = time.monotonic() - began
+    size, base = (int(podman.run("image", "inspect", "--format={{.Size}}", name)) for name in (IMAGE, wanted))
+    return f"Python {version}, {took:.0f} s; {(size - base) / 1e6:.0f} MB on top of the base image"
+
+
+def containerfile() -> str:
+    return (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
+
+
+def contents(podman: Podman) -> str:
+    there = set(podman.bot("--rm", command=("ls", "-A")).split())
+    if wrong := there & {".env", ".git", "tests", "docs", "bench", "sandbox", "scripts"}:
+        raise Failed(f"in the image: {wrong}")
+    podman.bot("--rm", command=("python", "-c", "import pytest"), exits=1)
+    podman.bot("--rm", command=("python", "-c", "import app, psycopg, boto3, PIL"))
+    return "no .env, no tests, no pytest"
+
+
+def echoes(podman: Podman) -> str:
+    with podman.running("bot", "--volume=bot-data:/app/data"):
+        took = podman.answers("bot")
+        podman.run("healthcheck", "run", "bot")
+        echoed = echo()
+        began = time.monotonic()
+        podman.run("stop", "--time=45", "bot")
+        stop = time.monotonic() - began
+        podman.run("healthcheck", "run", "bot", exits=125)  # it is down
+        if (code := podman.run("inspect", "--format={{.State.ExitCode}}", "bot").strip()) != "0" or stop > 5:
+            raise Failed(f"stopped after {stop:.1f} s with {code}")
+    return f"answers after {took:.1f} s, healthy, {echoed}; stop {stop:.1f} s"
+
+
+def volumes(podman: Podman) -> str:
+    if (left := podman.run("volume", "ls", "-q").split()) != ["bot-data"]:
+        raise Failed(f"volumes: {left}")
+    said = podman.bot("--rm", "--volume=bot-data:/app/data", command=("flask", "ledger", "status"))
+    status = json.loads(said.splitlines()[-1])
+    if status["stored"] + status["pending"] != 1:
+        raise Failed(said)
+    return "what the named volume holds is there for the next container; no other volume is left behind"
+
+
+def workers(podman: Podman) -> str:
+    volume = "--volume=bot-data:/app/data"
+    with (
+        podman.running("web", volume, settings={"WORKER": "external"}),
+        podman.running("worker", volume, command=("flask", "worker")),
+    ):
+        podman.answers("web")
+        echoed = echo()
+        deadline = time.monotonic() + 20
+        while 'wechat_media{state="stored"} 2.0' not in fetched(f"http://127.0.0.1:{PORT}/metrics"):
+            if time.monotonic() > deadline:
+                raise Failed(podman.run("logs", "worker"))
+            time.sleep(0.1)  # the worker downloads
+        podman.run("kill", "--signal=KILL", "web")
+        podman.run("start", "web")
+        podman.answers("web")
+        echo()
+    return f"{echoed}, stored by the worker; after kill -9 the same container goes on"
+
+
+def closed_mount(podman: Podman) -> str:
+    folder = podman.work / "closed"
+    folder.mkdir(mode=0o755)
+    mount = f"--volume={folder}:/app/data"
+    for command in ((), ("flask", "worker")):
+        said = podman.bot("--rm", mount, command=command, exits=2)
+        has_said(said, "chown -R 10001 /app/data")
+    subprocess.run(["chown", "-R", "10001", str(folder)], check=True)
+    with podman.running("bot", mount):
+        podman.answers("bot")
+        echo()
+    return "web and worker end with status 2 and the chown line; after it they run"
+
+
+def read_only(podman: Podman) -> str:
+    options = ["--read-only", "--read-only-tmpfs=false", "--volume=bot-data:/app/data"]
+    has_said(podman.bot("--rm", *options, exits=2), "--tmpfs /tmp")
+    options += ["--tmpfs=/tmp", "--cap-drop=all", "--security-opt=no-new-privileges"]
+    with podman.running("bot", *options):
+        podman.answers("bot")
+        echoed = echo()
+    return f"without /tmp: status 2 and what is needed; with --tmpfs /tmp, no capabilities: {echoed}"
+
+
+def low_port(podman: Podman) -> str:
+    has_said(podman.bot("--rm", exits=2, settings={"PORT": "80"}), "PORT: 80 is one of root's")
+    return "PORT=80: status 2, says to publish a higher one"
+
+
+def faulty_settings(podman: Podman) -> str:
+    has_said(podman.bot("--rm", exits=2, settings={"WECHAT_TOKEN": ""}), "WECHAT_TOKEN")
+    return "status 2, names the setting"
+
+
+def quota(podman: Podman) -> str:
+    command = ("python", "-c", "import config; print(config.usable_cores())")
+    free = podman.bot("--rm", command=command).strip()
+    bound = podman.bot("--rm", "--cpus=0.5", command=command).strip()
+    if bound != "1":
+        raise Failed(f"--cpus=0.5: {bound} cores")
+    return f"--cpus=0.5 counts as 1 core; without it {free}"
+
+
+def logs(podman: Podman) -> str:
+    options = ["--log-driver=json-file", "--log-opt=max-size=10m", "--log-opt=max-file=5"]
+    podman.bot("--rm", *options, command=("true",))
+    return "compose's options for rotated logs are taken"
+
+
+STEPS: list[tuple[str, Callable[[Podman], str]]] = [
+    ("the image", build),
+    ("what is in it", contents),
+    ("runs with SQLite in a named volume", echoes),
+    ("volumes", volumes),
+    ("web and worker, kill -9", workers),
+    ("a mount that belongs to root", closed_mount),
+    ("read-only", read_only),
+    ("PORT below 1024", low_port),
+    ("faulty settings", faulty_settings),
+    ("a CPU quota", quota),
+    ("log rotation", logs),
+]
+
+
+def prepare(work: Path) -> None:
+    """The base image's file system."""
+    sources = f"deb http://deb.debian.org/debian {SUITE} main\n"
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-pip,ca-certificates"]
+    for option in sorted(Path("/etc/apt/apt.conf.d").glob("*")):
+        if re.search(r"Acquire::(https?|Check)", option.read_text(errors="replace")):
+            command += [f"--aptopt={option}"]
+    subprocess.run([*command, SUITE, str(work / "base.tar"), "-"], input=sources, text=True, check=True)
+
+
+@contextmanager
+def sandbox() -> Iterator[None]:
+    command = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
+    command += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | ACCOUNT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not fetched(f"{SANDBOX}/sandbox/calls"):
+            if time.monotonic() > deadline:
+                raise Failed("the sandbox did not start")
+            time.sleep(0.1)  # it starts
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def main() -> int:
+    if os.geteuid() != 0:
+        print("the containers need root here: podman runs with everything in one folder.", file=sys.stderr)
+        return 2
+    if lacking := [package for command, package in NEEDED.items() if shutil.which(command) is None]:
+        print(f"the containers are not tried; missing: apt-get install {' '.join(lacking)}", file=sys.stderr)
+        return 2
+    if PRIVATE not in sys.argv:
+        # podman looks into a cgroup hierarchy that a machine with both versions has, and that cannot be used there.
+        os.execvp("unshare", ["unshare", "--mount", sys.executable, __file__, PRIVATE, *sys.argv[1:]])
+    subprocess.run(["umount", "/sys/fs/cgroup/unified"], stderr=subprocess.DEVNULL)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {LIMIT_SECONDS} s"))
+    signal.alarm(LIMIT_SECONDS)
+    began, rows = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="try-containers-", dir="/var/tmp") as work:
+        prepare(Path(work))
+        podman = Podman(Path(work))
+        with sandbox():
+            for name, step in STEPS:
+                try:
+                    rows.append((name, step(podman)))
+                except (Failed, subprocess.SubprocessError) as error:
+                    rows.append((name, f"FAILED: {error}"))
+                    print(f"{name}: {error}", file=sys.stderr)
+                    if step is build:
+                        break
+                else:
+                    print(f"{name}: {rows[-1][1]}", flush=True)
+    print(f"\n| containers, tried in {time.monotonic() - began:.0f} s | what it showed |\n|---|---|")
+    for name, shown in rows:
+        print(f"| {name} | {shown.splitlines()[0]} |")
+    return 1 if any(shown.startswith("FAILED") for _, shown in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

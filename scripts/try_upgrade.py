@@ -1,0 +1,202 @@
+"""`make try-deploy`, third part: an older version runs with its data, then this one on the same database and store.
+
+Knows git, virtual environments and processes; both versions are run from copies in a temporary folder, on 127.0.0.1,
+on SQLite and on PostgreSQL (the server of the tests). The older version is the newest tag that is not this commit; the
+only argument names another. What it shows: messages that the older one answered repeat alike, its pictures are there
+and known, what it left undone is done, and new messages are answered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.postgresql import PostgreSQL  # noqa: E402
+
+LIMIT_SECONDS = 300
+BEFORE_THE_FIRST_TAG = "8114087"
+FAN = "oDeploy-AFan0000000000000001"
+PHOTOS = 3
+ACCOUNT = {
+    "WECHAT_APPID": "wx00000000deadbeef",
+    "WECHAT_APPSECRET": "0123456789abcdef0123456789abcdef",
+    "WECHAT_TOKEN": "tryDeployToken01",
+}
+
+
+class Failed(Exception):
+    """A step did not show what it must show."""
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def older() -> str:
+    """The newest tag that is not this commit's, or the commit before this project's first one."""
+    tags = git("tag", "--no-contains", "HEAD", "--merged", "HEAD", "--sort=-creatordate").split()
+    return tags[0] if tags else BEFORE_THE_FIRST_TAG
+
+
+def copied(commit: str, folder: Path) -> Path:
+    """The commit's files, and a python with its packages: this one's own where it wants the same."""
+    folder.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    bin_folder = folder / ".venv" / "bin"
+    if (folder / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes():
+        (folder / ".venv").symlink_to(sys.prefix)
+    else:
+        subprocess.run([sys.executable, "-m", "venv", str(folder / ".venv")], check=True)
+        install = [str(bin_folder / "python"), "-m", "pip", "install", "-qqq", "--no-compile", "-r"]
+        subprocess.run([*install, str(folder / "requirements.txt")], check=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fetched(url: str, *options: str) -> str:
+    """The body; empty while nobody answers."""
+    return subprocess.run(["curl", "-fsS", *options, url], capture_output=True, text=True).stdout
+
+
+def pushed(url: str, *options: str) -> Any:
+    """What the sandbox says of a push."""
+    return json.loads(fetched(url, "-X", "POST", *options) or "null")
+
+
+@contextmanager
+def running(folder: Path, log: Path, url: str, *command: str, **settings: str) -> Iterator[None]:
+    """The program, from when `url` answers until it has ended by SIGTERM."""
+    environ = {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"} | ACCOUNT | settings
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 30
+        while not fetched(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Failed(log.read_text()[-3000:])
+            time.sleep(0.1)  # it starts
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+    if code != 0:
+        raise Failed(f"ended with {code}: {log.read_text()[-2000:]}")
+
+
+def until_stored(bot: str, count: int, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while f'wechat_media{{state="stored"}} {count}.0' not in fetched(f"{bot}/metrics"):
+        if time.monotonic() > deadline:
+            raise Failed(f"not {count} stored: {fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)  # it downloads
+
+
+def replies(push: Any) -> list[str]:
+    """The bodies of the deliveries' answers."""
+    if not push or [one["verdict"] for one in push["attempts"]] != ["reply"]:
+        raise Failed(f"no reply: {push}")
+    return [one["received"]["body"] for one in push["attempts"]]
+
+
+def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> str:
+    port, platform_port = free_port(), free_port()
+    bot, platform = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{platform_port}"
+    log = work / f"{name}.log"
+    settings = {
+        "WECHAT_API_BASE": platform,
+        "DATABASE_URL": database_url,
+        "MEDIA_STORE": str(work / f"{name}-media"),
+        "PORT": str(port),
+        "WEB_CONCURRENCY": "2",
+    }
+    gunicorn = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
+    photo = f"file=@{ROOT}/sandbox/photos/grace_hopper.jpg"
+    say = f"{platform}/sandbox/fans/{FAN}/messages"
+    as_json = ("-H", "Content-Type: application/json", "-d")
+    python = [sys.executable, "-m", "sandbox", "--port", str(platform_port), "--callback", f"{bot}/wechat"]
+    with running(new, work / f"{name}-platform.log", f"{platform}/sandbox/calls", *python):
+        with running(old, log, f"{bot}/healthz", *gunicorn, **settings):
+            pushes = [pushed(say, "-F", "type=image", "-F", photo) for _ in range(PHOTOS)]
+            pushes.append(pushed(say, *as_json, '{"type": "text", "content": "before the upgrade"}'))
+            before = [replies(push) for push in pushes]
+            until_stored(bot, PHOTOS, log)
+        # As after a stop with work left: nobody has fetched this one.
+        with running(old, log, f"{bot}/healthz", *gunicorn, **settings, WORKER="external"):
+            pushes.append(pushed(say, "-F", "type=image", "-F", photo))
+            before.append(replies(pushes[-1]))
+        began = time.monotonic()
+        with running(new, log, f"{bot}/healthz", *gunicorn, **settings):
+            took = time.monotonic() - began
+            resend = f"{platform}/sandbox/pushes/{{}}/resend"
+            again = [replies(pushed(resend.format(push["msg_id"]), *as_json, "{}")) for push in pushes]
+            if again != before:
+                raise Failed(f"{before} before, {again} after")
+            until_stored(bot, PHOTOS + 1, log)
+            replies(pushed(say, "-F", "type=image", "-F", photo))
+            until_stored(bot, PHOTOS + 2, log)
+            metrics = fetched(f"{bot}/metrics")
+            if f"wechat_duplicates_total {len(pushes)}.0" not in metrics:
+                raise Failed(metrics)
+    sent = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
+    kept = [file.read_bytes() == sent for file in (work / f"{name}-media").rglob("*.jpg")]
+    if kept != [True] * (PHOTOS + 2):
+        raise Failed(f"{len(kept)} pictures, {sum(kept)} whole")
+    return f"{len(pushes)} messages repeat alike, {len(kept)} pictures; migrated and answering after {took:.1f} s"
+
+
+def main() -> int:
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {LIMIT_SECONDS} s"))
+    signal.alarm(LIMIT_SECONDS)
+    commit = sys.argv[1] if len(sys.argv) > 1 else older()
+    began, rows, failed = time.monotonic(), [], False
+    postgresql = PostgreSQL()
+    try:
+        with tempfile.TemporaryDirectory(prefix="try-upgrade-", dir="/var/tmp") as folder:
+            work = Path(folder)
+            old, new = copied(commit, work / "old"), copied("HEAD", work / "new")
+            for name, url in (("SQLite", f"sqlite:///{work}/bot.db"), ("PostgreSQL", postgresql.new())):
+                try:
+                    rows.append((name, upgraded(work, old, new, name, url)))
+                except (Failed, subprocess.SubprocessError) as error:
+                    failed = True
+                    rows.append((name, f"FAILED: {error}"))
+                print(f"{name}: {rows[-1][1]}", flush=True)
+    finally:
+        postgresql.close()
+    print(
+        f"\n| from {commit} to this version, tried in {time.monotonic() - began:.0f} s | what it showed |\n|---|---|"
+    )
+    for name, shown in rows:
+        print(f"| {name} | {shown.splitlines()[0]} |")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
