@@ -1,1 +1,4 @@
-"""Fuzzing: strange bytes for every door that strangers can knock at. Run it with `make fuzz` or `python -m fuzz`."""
+"""Fuzzing: random input for every route and parser that strangers can reach.
+
+Run it with `make fuzz` or `python -m fuzz`. It calls nothing outside of this machine.
+"""

@@ -70,8 +70,8 @@ def xml(data: bytes) -> object:
         message = parse_message(data)
     except PushError as refusal:
         return refusal.reason
-    promise(0 < len(message.from_user_name) <= 128, "a sender that is none")
-    promise(message.dedupe_key.isascii() and len(message.dedupe_key) < 48, "a key that is none")
+    promise(0 < len(message.from_user_name) <= 128, "no usable sender")
+    promise(message.dedupe_key.isascii() and len(message.dedupe_key) < 48, "no usable key")
     promise(parse_message(message.raw) == message, "a later reading that differs")
     hash(message)
     return type(message).__name__, message.media_kind
@@ -93,7 +93,7 @@ def _decodes(data: bytes) -> bool:
 
 
 def envelope(data: bytes) -> object:
-    """An Encrypt text: the message inside, or a refusal. (That nobody forges one is msg_signature's work: callback.)"""
+    """An Encrypt text: the message inside, or a refusal. (msg_signature keeps forged ones out: see `callback`.)"""
     ours, theirs = _OURS, _THEIRS
     promise(ours.open(theirs.encrypt(data, _SIXTEEN)) == data, "sealed by the platform, not opened")
     promise(theirs.decrypt(ours.seal(data, _SIXTEEN)) == data, "sealed by us, not opened")
@@ -136,7 +136,7 @@ def _fetched(answer: dict[str, Any]) -> None:
             return answer
 
     grant = StableTokenSource(Client(), "appid", "secret").fetch()  # type: ignore[arg-type]
-    promise(bool(grant.value) and 70 <= grant.life <= 7200, "a token that is none")
+    promise(bool(grant.value) and 70 <= grant.life <= 7200, "no usable token")
 
 
 def media(data: bytes) -> object:
@@ -148,7 +148,7 @@ def media(data: bytes) -> object:
     }
     body = reader.rest()
     kind = extension(body)
-    promise(kind in EXTENSIONS, "an extension that is none")
+    promise(kind in EXTENSIONS, "an unknown extension")
     try:
         raw = HTTPResponse(
             io.BytesIO(body),
@@ -196,7 +196,7 @@ class _Application:
                     "WECHAT_APPID": THROWAWAY.appid,
                     "WECHAT_APPSECRET": THROWAWAY.appsecret,
                     "WECHAT_TOKEN": THROWAWAY.token,
-                    "WECHAT_API_BASE": "http://127.0.0.1:9",  # nobody is there
+                    "WECHAT_API_BASE": "http://127.0.0.1:9",  # nothing listens there
                     "DATABASE_URL": f"sqlite:///{database}",
                     "LEDGER_SYNC": "normal",
                     "MEDIA_STORE": str(folder / "media"),
@@ -263,9 +263,9 @@ def callback(folder: Path) -> Target:
         status, answer, _ = application.call(method, "/wechat", query, body, {"Content-Type": "text/xml"})
         promise(status < 500, f"{form}: HTTP {status}")
         if not authentic:
-            promise(status in (400, 403, 413), f"{form}: HTTP {status} for a push that nobody signed")
-            promise(application.newest() == before, f"{form}: a row for a push that nobody signed")
-            promise(answer == b"", f"{form}: words for a push that nobody signed")
+            promise(status in (400, 403, 413), f"{form}: HTTP {status} for an unsigned push")
+            promise(application.newest() == before, f"{form}: a row for an unsigned push")
+            promise(answer == b"", f"{form}: words for an unsigned push")
         elif status != 200:
             promise(application.newest() == before, f"{form}: a row for a push that was refused")
         return form, status, answer[:7]
@@ -314,7 +314,7 @@ def _get(reader: Reader) -> _Push:
 
 
 def routes(folder: Path) -> Target:
-    """All other routes, with every right and without, and paths that are none."""
+    """All other routes, with every right and without, and paths that lead nowhere."""
     application = _Application(folder / "routes", TOKEN_SERVER_KEY=KEY, ADMIN_PASSWORD=PASSWORD)
     client = application.app.test_client()
     form = client.get("/gallery/sign-in").text

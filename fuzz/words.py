@@ -1,4 +1,7 @@
-"""Words of the formats, which chance alone would rarely write."""
+"""Words of the formats that are fuzzed: XML, JSON, HTTP headers, media files.
+
+Mutations insert them, because chance alone would rarely write them. It knows no target.
+"""
 
 WORDS: tuple[bytes, ...] = tuple(
     b"""<xml> </xml> <![CDATA[ ]]> <!DOCTYPE <!ENTITY &lt; &#0; <!-- --> <?xml ToUserName FromUserName CreateTime

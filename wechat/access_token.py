@@ -72,7 +72,7 @@ EMPTY = TokenRow()
 
 
 class TokenStore(Protocol):
-    """The row and its lease, shared by everybody who uses the account."""
+    """The row and its lease, shared by all processes of the account."""
 
     def load(self) -> TokenRow:
         """The row, EMPTY when there is none."""
@@ -123,8 +123,8 @@ class AccessToken:
     """The account's token for any number of threads; with a shared store, of processes and machines.
 
     `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
-    [0, 1). `on_fetch` hears each fetch's result: "ok", the platform's code, or "failed". `explained` makes of a failed
-    fetch the reason that people will read.
+    [0, 1). `on_fetch` is called with each fetch's result: "ok", the platform's code, or "failed". `explained` turns a
+    failed fetch into the reason that people will read.
     """
 
     def __init__(
@@ -286,9 +286,8 @@ class AccessToken:
                 dead = False
             if not dead:
                 return suspect
-            if (
-                self._source.force_is_limited
-            ):  # it was the platform that said so: nobody is to get this one again
+            # The platform itself said so: this token must not be handed out again.
+            if self._source.force_is_limited:
                 self._save(holder, replace(row, expires_at=0.0))
         return self._replace(holder, suspect)
 

@@ -16,7 +16,7 @@ def is_public(address: str) -> bool:
     """Whether the whole internet reaches `address` (IPv4 or IPv6, with a zone or without).
 
     False too for addresses that carry a private one inside (::ffff:10.0.0.1, ::10.0.0.1, NAT64), and for 6to4 and
-    Teredo. Raises ValueError for what is no address.
+    Teredo. Raises ValueError for anything else than an address.
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):

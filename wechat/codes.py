@@ -21,7 +21,7 @@ class Kind(enum.Enum):
     TOKEN = "T"  # noqa: S105 - fetch the access_token anew, then repeat once
     MINUTE = "M"  # wait for the next minute
     DAY = "D"  # wait for tomorrow, or clear the quota
-    OPERATOR = "A"  # somebody must act
+    OPERATOR = "A"  # a person must act
     GIVE_UP = "X"  # this call will never succeed
     UNKNOWN = "unknown"
 

@@ -26,7 +26,7 @@ def send(client: ApiClient, openid: str, reply: Reply) -> None:
     """Send `reply` to the fan `openid`, once.
 
     Raises ReplyError for a reply that is no customer-service message (a transfer), ApiError (nothing was sent),
-    TransportError (look at its `sent`: True means that nobody knows whether the fan got it) and
+    TransportError (look at its `sent`: True means that the fan may have got it) and
     TokenUnavailableError (nothing was sent).
     """
     kind, content = _content(reply)

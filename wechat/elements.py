@@ -117,7 +117,7 @@ _MAX_DEPTH = 8  # the platform nests five deep
 
 
 def mended(xml: bytes) -> bytes:
-    """The push written anew as well-formed XML, with what it means where it is none.
+    """The push rewritten as well-formed XML, with the meaning that it most likely has.
 
     Undecodable bytes become U+FFFD. What XML cannot carry is left out, character references to it too. CDATA ends
     before its own element's closing tag, so that `]]>` and elements in what a fan typed are text. Takes one pass for
@@ -178,9 +178,8 @@ class _Closings:
         """Where the first closing tag of that name from `start` on begins and ends, or the last one."""
         if self._found is None:
             next_one = self._tags.search(self._xml, start)
-            if (
-                next_one is not None and next_one[1] == name and not last
-            ):  # in a usual push it is the next one
+            # In a usual push it is the next one.
+            if next_one is not None and next_one[1] == name and not last:
                 return next_one.span()
             self._found = {}
             for tag in self._tags.finditer(self._xml, start):

@@ -39,7 +39,7 @@ class Envelope:
     """One account's key and AppID: opens what the platform sealed, seals what it will open."""
 
     def __init__(self, encoding_aes_key: str, appid: str) -> None:
-        """Raises ValueError for a key that is none."""
+        """Raises ValueError for a malformed key."""
         key = decode_aes_key(encoding_aes_key)
         self._cipher = Cipher(AES256(key), CBC(key[:16]))
         self._appid = appid.encode()
@@ -68,7 +68,7 @@ class Envelope:
         return binascii.b2a_base64(sealed, newline=False).decode()
 
     def _decrypt(self, encrypt: str) -> bytes:
-        """The content without its padding; nothing if there is none, for whichever reason."""
+        """The content without its padding; empty if it cannot be decrypted, for any reason."""
         try:
             sealed = binascii.a2b_base64(encrypt, strict_mode=True)
             decryptor = self._cipher.decryptor()

@@ -1,18 +1,4 @@
-"""The error tree, and how what strangers say is clamped before it becomes part of an error.
-
-    WeChatError
-    +-- PushError                   a push that is no message; .status (HTTP), .reason (the word for the log)
-    |   +-- SignatureError, TimestampError, EnvelopeError, AppIdError      403
-    |   +-- DoctypeError                                                   400
-    |   +-- UnreadablePushError                                            200: a repeat would say the same
-    +-- ReplyError                  a reply that cannot exist (also a ValueError)
-    +-- ApiError                    the platform answered with an errcode; .kind says what to do
-    |   +-- InvalidTokenError       fetch the access_token anew, then repeat once
-    +-- TransportError              no usable answer; .sent: may the request have arrived?
-    +-- MediaError                  a download that failed; .retryable
-    |   +-- TruncatedMediaError, MediaTooLargeError, UnsafeMediaUrlError
-    +-- MediaRefusedError           our own check before an upload
-    +-- TokenUnavailableError       no valid access_token, and none to be had now
+"""The error tree, and how a stranger's text is cut and cleaned before it becomes part of an error.
 
 It must not know who raises these errors, how they are logged, or what a page shows of them.
 No error holds a message's text, a secret or a URL's query.
@@ -24,6 +10,22 @@ import enum
 import re
 
 from wechat.codes import Kind, explain
+
+# The tree, and what a caller does with each:
+#
+# WeChatError
+# +-- PushError                   a push that is no message; .status (HTTP), .reason (the word for the log)
+# |   +-- SignatureError, TimestampError, EnvelopeError, AppIdError      403
+# |   +-- DoctypeError                                                   400
+# |   +-- UnreadablePushError                                            200: a repeat would say the same
+# +-- ReplyError                  a reply that cannot exist (also a ValueError)
+# +-- ApiError                    the platform answered with an errcode; .kind says what to do
+# |   +-- InvalidTokenError       fetch the access_token anew, then repeat once
+# +-- TransportError              no usable answer; .sent: may the request have arrived?
+# +-- MediaError                  a download that failed; .retryable
+# |   +-- TruncatedMediaError, MediaTooLargeError, UnsafeMediaUrlError
+# +-- MediaRefusedError           our own check before an upload
+# +-- TokenUnavailableError       no valid access_token, and none to be had now
 
 
 class Cause(enum.Enum):
@@ -99,7 +101,7 @@ class TimestampError(PushError):
 
 
 class EnvelopeError(PushError):
-    """The encrypted envelope is missing, or cannot be opened. What was wrong is not told (an oracle)."""
+    """The encrypted envelope is missing, or cannot be opened. What was wrong is not said: it would help an attacker."""
 
     status = 403
     reason = "envelope"
@@ -276,7 +278,7 @@ def api_error(code: object, errmsg: object, path: str) -> ApiError:
 
 
 def whole_code(code: object) -> int:
-    """An errcode as a whole number of 32 bits; what is none counts as the unknown code -2. Some APIs send text."""
+    """An errcode as a whole number of 32 bits; anything else counts as the unknown code -2. Some APIs send text."""
     is_text = isinstance(code, str) and re.fullmatch(r"\s*-?[0-9]{1,10}\s*", code)
     if is_text or (isinstance(code, float) and code.is_integer()):
         code = int(code)  # type: ignore[call-overload]

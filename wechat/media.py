@@ -67,7 +67,7 @@ def upload(
 
     Type, size and format (by content) are checked first: MediaRefusedError, which calls the file `filename`;
     the platform gets a plain name of ours. The file is streamed and sent from its beginning again if the
-    call is repeated. `progress` hears the bytes sent since the last time, a negative number at a new
+    call is repeated. `progress` is called with the bytes sent since the last time, a negative number at a new
     beginning. Raises ApiError, TransportError and TokenUnavailableError too.
     """
     shown = filename.encode("unicode_escape").decode()
@@ -91,7 +91,7 @@ def upload(
             _UPLOAD_PATH,
             params={"type": kind},
             body=_Multipart(source, start, size, f"{kind}.{found}", CONTENT_TYPES[found], progress),
-            repeatable=True,  # a second copy on the platform harms nobody
+            repeatable=True,  # a second copy on the platform does no harm
             timeout=_UPLOAD_TIMEOUT,
         )
 
@@ -129,7 +129,7 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
     answer = opened if isinstance(opened, Answer) else _follow(client, opened)
     try:
         if answer.length is None and answer.header("Content-Length") and not answer.chunked:
-            raise TruncatedMediaError("the announced length is no number: nobody could tell whether all came")
+            raise TruncatedMediaError("the announced length is no number, so it is unknown whether all came")
         if answer.length is not None and answer.length > max_bytes:
             raise MediaTooLargeError(max_bytes)
         yield _chunks(answer, max_bytes)
@@ -140,8 +140,8 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
 def _file_or_url(answer: Answer) -> Answer | str:
     """The answer if it is a file, or the address it names. Raises ApiError, TransportError.
 
-    The content decides: no header proves a file, and none proves an error. What is none of our media, and begins like
-    JSON or a page or is called text, is read as JSON; what is no such answer either may be better at another attempt.
+    The content decides: no header proves a file, and none proves an error. If it is none of the known formats, and
+    begins like JSON or a page or is called text, it is read as JSON. If that fails too, another attempt may do better.
     """
     head, complete = answer.peek(0)
     if extension(head[:HEAD_BYTES]) != "bin" or not head:

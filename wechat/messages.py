@@ -48,9 +48,8 @@ class Message:
     msg_data_id: str | None = None
     idx: int | None = None
     raw: bytes = field(default=b"", repr=False)
-    elements_hash: str = field(
-        default="", repr=False
-    )  # of all of its own elements, where no MsgId tells it apart
+    #: Of all of its own elements, where there is no MsgId to tell it by.
+    elements_hash: str = field(default="", repr=False)
 
     media_kind: ClassVar[MediaKind | None] = None
 
@@ -71,7 +70,7 @@ class Message:
 
     @property
     def former_dedupe_keys(self) -> tuple[str, ...]:
-        """Under what else earlier versions have recorded this message: look there too. Mostly nothing."""
+        """The keys under which earlier versions may have recorded this message: look there too."""
         return (self._time_key("", ""),) if self.msg_id is None else ()
 
     def _elements_key(self) -> str:
@@ -338,14 +337,14 @@ def _whole(text: str) -> int | None:
 
 
 def _time(text: str) -> int:
-    """Unix seconds, 0 for what is no time. Thirteen digits are milliseconds."""
+    """Unix seconds, 0 for anything else than a time. Thirteen digits are milliseconds."""
     number = _whole(text) or 0
     time = number // 1000 if number >= _MILLISECONDS else number
     return time if time <= _MAX_TIME else 0
 
 
 def _id(text: str) -> int | None:
-    """A MsgId, None for what is no number of 64 bits."""
+    """A MsgId, None for anything else than a number of 64 bits."""
     number = _whole(text)
     return number if number is not None and number < 2**64 else None
 

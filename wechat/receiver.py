@@ -69,9 +69,9 @@ class Receiver:
         accept_plaintext: bool = False,
         timestamp_window: int = 600,
     ) -> None:
-        """`timestamp_window` is in seconds, 0 turns the check off. An empty previous token or key is none.
+        """`timestamp_window` is in seconds, 0 turns the check off. An empty previous token or key counts as not given.
 
-        Raises ValueError for an empty token or AppID, a key that is none, or a previous key without a key.
+        Raises ValueError for an empty token or AppID, a malformed key, or a previous key without a key.
         """
         if not token:
             raise ValueError("the token is empty: anybody could sign with that")

@@ -26,7 +26,7 @@ _MAX_ARTICLES_AFTER_MESSAGE = 1
 class TextReply:
     """Text. `content` becomes what XML can carry (line ends as \\n) and at most 2047 bytes, cut on a character.
 
-    `cut_from` is how many bytes it had, where it was cut: tell whoever wrote it.
+    `cut_from` is how many bytes it had before it was cut, None if it was not: worth a line in the log.
     """
 
     content: str
@@ -202,7 +202,7 @@ def render_reply(reply: Reply, message: Message, now: int) -> bytes:
 
 def parse_reply(xml: bytes) -> Reply:
     """The reply that `render_reply` made this XML of. Raises ReplyError for XML that it did not make, and
-    UnreadablePushError for what is no XML."""
+    UnreadablePushError for anything else than XML."""
     root = parse(xml)
 
     def text(path: str) -> str | None:

@@ -101,7 +101,7 @@ class StableTokenSource(_Platform):
 
 
 class ClassicTokenSource(_Platform):
-    """GET /cgi-bin/token: each fetch replaces the token, so nobody else may fetch for this account."""
+    """GET /cgi-bin/token: each fetch replaces the token, so no other program may fetch for this account."""
 
     def fetch(self) -> Grant:
         answer = self._client.call(
@@ -172,5 +172,5 @@ def _grant(answer: dict[str, Any]) -> Grant:
         life = 0.0
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
-    # Also for what is no number of seconds: the token is there, and will show what it is worth.
+    # Also without a usable number of seconds: the token itself may be good.
     return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)

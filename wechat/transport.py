@@ -36,7 +36,7 @@ from wechat.errors import TransportError, UnsafeMediaUrlError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-CHUNK_BYTES = 256 * 1024  # smaller ones cost the threads that download more turns than bytes
+CHUNK_BYTES = 256 * 1024  # smaller chunks cost the downloading threads more switches than they bring bytes
 _BUFFER_BYTES = 16 * 1024
 _POOLS = 100  # more than there are hosts of the API: a pool of theirs is never thrown out
 _POOLED_CONNECTIONS = 32  # per host: 16 downloads and the web threads, without throwing any away
@@ -172,7 +172,7 @@ class Transport:
 
     def _find(self, origin: str) -> _Way:
         found = self._session.merge_environment_settings(origin, {}, True, None, None)
-        # Nobody else's proxy leads to this machine.
+        # A proxy elsewhere cannot reach this machine.
         proxied = not self._public_only and not _is_loopback(origin)
         proxies = dict(found["proxies"] or {}) if proxied else {}
         verify, cert = found["verify"] or False, found["cert"]
