@@ -216,7 +216,7 @@ def _callback_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[A-Za-z0-9]{3,32}", token):
         raise _WrongValue(
             f"must be 3 to 32 letters and digits, as the console takes it; this one has {len(token)} characters",
-            f"必须是 3 到 32 位字母或数字（公众平台只接受这样的令牌），现有 {len(token)} 个字符",
+            f"必须是 3 到 32 位字母或数字（公众平台只接受这样的令牌(Token)），现有 {len(token)} 个字符",
         )
     return value
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """An Official Account as its console shows it. `aes_key` is None for a 测试号, which has none."""
+    """An Official Account as its console shows it. `aes_key` is None for a 接口测试号, which has none."""
 
     appid: str
     appsecret: str = field(repr=False)

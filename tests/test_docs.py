@@ -37,6 +37,7 @@ PAIRS = [
     (path.with_name(path.name.replace(".zh-CN", "")), path)
     for path in [*sorted(ROOT.glob("*.zh-CN.md")), *sorted((ROOT / "docs").glob("*.zh-CN.md"))]
 ]
+TEXTS = {".md", ".py", ".html", ".js", ".yml", ".yaml"}
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
@@ -193,6 +194,15 @@ def test_every_code_of_the_platform_is_documented():
         assert hint == known.hint_en + ("" if known.confirmed else " (unconfirmed)")
 
 
+def test_every_code_of_the_platform_is_documented_in_chinese():
+    english = {row[0]: row[2] for row in table(ROOT / "docs" / "operations.md", "code")}
+    chinese = {row[0]: row[1:] for row in table(ROOT / "docs" / "operations.zh-CN.md", "错误码")}
+    words = {"retried": "重试", "token renewed": "更换 token", "**act**": "**需处理**", "given up": "放弃"}
+    for number, does in english.items():
+        known = CODES[int(number)]
+        assert chinese[number] == [words[does], known.hint_zh + ("" if known.confirmed else "（未证实）")]
+
+
 def test_every_reason_of_a_refusal_is_documented():
     (line,) = re.findall(
         r"^Reasons of `wechat_refusals_total`: (.*)\.$", read(ROOT / "docs" / "operations.md"), re.M
@@ -281,8 +291,9 @@ def test_the_languages_are_in_step(english, chinese):
 
 
 def numbers(path):
-    """Those in each row of each table."""
-    return [[re.findall(r"\d[\d,.]*\d|\d", " ".join(row)) for row in rows] for rows in tables(path)]
+    """Those in each row of each table. The platform's codes have texts of their own in each language, held above."""
+    known = [rows for rows in tables(path) if rows[0][0] not in ("code", "错误码")]
+    return [[re.findall(r"\d[\d,.]*\d|\d", " ".join(row)) for row in rows] for rows in known]
 
 
 @pairs
@@ -302,6 +313,44 @@ def test_a_chinese_document_leads_to_chinese_ones(english, chinese):
     translated = {each.resolve() for each, _ in PAIRS} - {english}
     links = re.findall(r"\]\(([^)#]+\.md)", without_code(read(chinese)))
     assert [link for link in links if (chinese.parent / link).resolve() in translated] == []
+
+
+#: One word for each thing, as WeChat's console and its developers say it: what not to write, and what instead.
+WORDS = {
+    "网页进程": "Web 进程",
+    "账本": "消息记录",
+    "聊天背后": "推送详情",
+    "开关": "设置",
+    "不接受": "拒绝, 被平台拒绝",
+    "点菜单": "点击菜单",
+    "隧道": "内网穿透",
+    "媒体": "素材",
+    "关注者": "粉丝",
+    "答复": "回复",
+    "应答": "回复",
+    "您": "你",
+    "后台": "公众平台",
+    "(?<!接口)测试号(?!二维码)": "接口测试号",
+    r"（EncodingAESKey）": "消息加解密密钥(EncodingAESKey)",
+}
+
+
+def test_chinese_has_one_word_for_each_thing():
+    folders = [ROOT / name for name in (*ALLOWED, "docs", "deploy", ".github")]
+    texts = [path for folder in (ROOT, *folders) for path in folder.glob("*" if folder == ROOT else "**/*")]
+    texts = [path for path in texts if path.suffix in TEXTS and path.name != "own.py"] + [
+        ROOT / ".env.example"
+    ]
+    assert {"README.zh-CN.md", ".env.example", "codes.py", "zh.js", "entry.html"} <= {
+        path.name for path in texts
+    }
+    found = [
+        f"{path.relative_to(ROOT)}: {word} is {better}"
+        for path in texts
+        for word, better in WORDS.items()
+        if re.search(word, read(path))
+    ]
+    assert found == []
 
 
 def anchors(path):

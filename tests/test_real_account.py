@@ -20,7 +20,7 @@ PAGES = [ROOT / "docs" / name for name in ("real-account.md", "real-account.zh-C
 
 @pytest.fixture
 def sandbox():
-    """A 测试号: without an AES key, and with nothing entered in its console yet."""
+    """A 接口测试号: without an AES key, and with nothing entered in its console yet."""
     with running_sandbox(account=dataclasses.replace(THROWAWAY, aes_key=None)) as running:
         yield running
 

@@ -164,7 +164,7 @@ class _Examination:
         embedded = self._settings.worker == "embedded"
         if queue.ok is False and embedded and not self._running["callback"].result()[0].ok:
             # Its workers are the bot's own: the callback's finding says what is wrong.
-            return [Outcome(None, "not checked: the bot does not answer", "未检查：机器人没有应答")]
+            return [Outcome(None, "not checked: the bot does not answer", "未检查：机器人没有回复")]
         return [queue]
 
 
