@@ -23,9 +23,8 @@ from storage.gallery import GalleryRows
 from storage.ledger import Ledger
 from storage.memories import Memories
 from storage.refusals import Refusals
+from storage.thumbnails import Thumbnails
 from storage.tokens import SqlTokenStore
-from thumbnails.maker import ThumbnailMaker
-from thumbnails.shelf import Thumbnails
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
 from wechat.receiver import Receiver
@@ -35,6 +34,7 @@ from worker.downloads import Downloads
 from worker.jobs import Failures
 from worker.loop import Worker
 from worker.sends import Sends
+from worker.thumbnails import Decoder, ThumbnailMaker
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def build(
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)
     rows = GalleryRows(database, settings.wechat_appid)
-    thumbnails = Thumbnails(settings.media_store, files)
+    thumbnails = Thumbnails(settings.media_store)
     plain = ApiClient(settings.wechat_api_base)
     tokens = SqlTokenStore(database, settings.wechat_appid)
     token = AccessToken(
@@ -100,7 +100,7 @@ def build(
         files,
         token,
         thumbnails,
-        ThumbnailMaker(rows, thumbnails),
+        ThumbnailMaker(rows, files, thumbnails, Decoder()),
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
         clock=clock,

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 from storage.files import FileStore
 from storage.ledger import Ledger
-
-
-class Thumbnails(Protocol):
-    """Where the thumbnails lie."""
-
-    def delete(self, *stems: str) -> None:
-        """As FileStore.delete_all."""
+from storage.thumbnails import Thumbnails
 
 
 @dataclass(frozen=True)

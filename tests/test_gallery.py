@@ -29,10 +29,10 @@ from storage.gallery import KINDS, STATES, Filter, GalleryRows
 from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID
-from thumbnails.maker import ThumbnailMaker
 from wechat.codes import explain
 from wechat.formats import extension
 from wechat.messages import parse_message
+from worker.thumbnails import Decoder, ThumbnailMaker
 
 PASSWORD = "correct horse 电池"
 PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
@@ -100,7 +100,7 @@ class Rig:
         return job.id
 
     def make_thumbnails(self):
-        maker = ThumbnailMaker(self.parts.rows, self.parts.thumbnails)
+        maker = ThumbnailMaker(self.parts.rows, self.parts.files, self.parts.thumbnails, Decoder())
         while maker.step():
             pass
         maker.close()

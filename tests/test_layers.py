@@ -16,10 +16,9 @@ ALLOWED = {
     "cores": set(),
     "logs": set(),
     "answers": {"config", "cores", "wechat", "storage", "handlers"},
-    "thumbnails": {"storage"},
-    "worker": {"answers", "cores", "wechat", "storage", "thumbnails"},
-    "web": {"config", "cores", "wechat", "storage", "answers", "thumbnails"},
-    "parts": {"wechat", "storage", "worker", "answers", "config", "cores", "thumbnails"},
+    "worker": {"answers", "cores", "wechat", "storage"},
+    "web": {"config", "cores", "wechat", "storage", "answers"},
+    "parts": {"wechat", "storage", "worker", "answers", "config", "cores"},
     "commands": {
         "answers",
         "cores",

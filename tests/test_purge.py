@@ -11,12 +11,12 @@ import pytest
 from storage import purge
 from storage.disk import DiskStore
 from storage.gallery import GalleryRows
+from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN
 from tests.test_cli import last
 from tests.test_flow import control, ledger, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
-from thumbnails.shelf import Thumbnails
 from wechat.formats import extension
 from wechat.messages import parse_message
 
@@ -29,9 +29,7 @@ def thumbnails(request, tmp_path):
     """Those beside the store of the test."""
     on_disk = request.node.callspec.params["store"] == "disk"
     place = f"{tmp_path}/media" if on_disk else request.getfixturevalue("s3_url")
-    made = Thumbnails(place, request.getfixturevalue("store"))
-    yield made
-    made.close()
+    return Thumbnails(place)
 
 
 def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
@@ -59,7 +57,7 @@ def test_rows_and_files_go_together(ledger, store, thumbnails):
 
 def test_a_thumbnail_goes_with_its_picture(ledger, store, thumbnails):
     key = ledger.get(keep(ledger, store, 1)).media_key
-    thumbnails.make(key)
+    thumbnails.put(key, b"\xff\xd8")
     with thumbnails.open(key) as small:
         assert small.read(2) == b"\xff\xd8"
     purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN)
@@ -97,7 +95,7 @@ def test_whatever_lies_under_a_purged_stem_goes(ledger, store, thumbnails):
 def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(ledger, tmp_path, monkeypatch):
     """Else a power cut brings the files back, and nobody knows that they are to go."""
     store = DiskStore(tmp_path / "media")
-    thumbnails = Thumbnails(f"{tmp_path}/media", store)
+    thumbnails = Thumbnails(f"{tmp_path}/media")
     stem = ledger.get(keep(ledger, store, 1)).media_key.rpartition(".")[0]
     small = DiskStore(tmp_path / "media-thumbnails")
     small.put(stem, [b"small"], extension=lambda _: "jpg", attempt=1)
@@ -131,7 +129,7 @@ def test_a_thumbnail_that_is_being_made_is_looked_for_again(ledger, database, st
     key = ledger.get(keep(ledger, store, 1)).media_key
     picture = GalleryRows(database, ledger.get(1).appid).claim_picture(NOW, 120)
     assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
-    thumbnails.make(picture.media_key)  # and here the process died
+    thumbnails.put(picture.media_key, b"\xff\xd8")  # and here the process died
     assert purge.delete_files(ledger, store, thumbnails, now=NOW + 121) == 1
     assert store.size(key) is None
     with pytest.raises(FileNotFoundError):

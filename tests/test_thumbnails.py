@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import random
 import signal
 import struct
@@ -13,25 +12,27 @@ import time
 import zlib
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image, ImageOps
 
-import thumbnails.shelf
+import storage.thumbnails
+import worker.thumbnails
 from storage.disk import DiskStore
 from storage.files import open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
+from storage.thumbnails import Thumbnails, thumbnail_store
 from tests.conftest import ROOT, eventually
 from tests.databases import APPID
 from tests.test_ledger import OTHER_FAN, T0, image, message
-from thumbnails import decoder
-from thumbnails.maker import CLAIM_SECONDS, ThumbnailMaker
-from thumbnails.shelf import Thumbnails, beside
-from thumbnails.wire import NoThumbnail, read_answer, read_picture, send_answer, send_picture
 from wechat.formats import extension
+from worker import decoder
 from worker.chores import Chores
+from worker.thumbnails import CLAIM_SECONDS, COMMAND, Decoder, NoThumbnailError, ThumbnailMaker
 
-PHOTO = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
+PATH = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
+PHOTO = PATH.read_bytes()
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)
 
 
@@ -174,13 +175,13 @@ class TestPictures:
 
     @pytest.mark.parametrize("case", NONE)
     def test_none_and_why(self, case):
-        with pytest.raises(NoThumbnail) as caught:
+        with pytest.raises(decoder.UndecodableError) as caught:
             decoder.thumbnail(NONE[case])
         assert str(caught.value)
 
     def test_a_picture_for_too_much_memory(self, monkeypatch):
         monkeypatch.setattr(decoder, "_small", lambda image: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(NoThumbnail, match="memory"):
+        with pytest.raises(decoder.UndecodableError, match="memory"):
             decoder.thumbnail(PHOTO)
 
     def test_any_mutation_gives_a_thumbnail_or_a_reason(self):
@@ -193,183 +194,142 @@ class TestPictures:
             data = bytearray(dice.choice(sources))
             for _ in range(dice.randint(1, 12)):
                 data[dice.randrange(len(data))] = dice.randrange(256)
-            with contextlib.suppress(NoThumbnail):
+            with contextlib.suppress(decoder.UndecodableError):
                 assert decoder.thumbnail(bytes(data)).startswith(b"\xff\xd8")
 
 
-class TestWire:
-    def test_there_and_back(self):
-        pipe = io.BytesIO()
-        send_picture(pipe, [b"abc", b"def"])
-        send_picture(pipe, [])
-        pipe.seek(0)
-        assert [read_picture(pipe), read_picture(pipe), read_picture(pipe)] == [b"abcdef", b"", None]
-
-    def test_the_end_in_the_middle(self):
-        assert read_picture(io.BytesIO(b"\0\0\0\x09abc")) is None
-
-    def test_answers(self):
-        pipe = io.BytesIO()
-        send_answer(pipe, b"jpeg")
-        send_answer(pipe, NoThumbnail("why"))
-        pipe.seek(0)
-        assert read_answer(pipe) == b"jpeg"
-        with pytest.raises(NoThumbnail, match="why"):
-            read_answer(pipe)
-
-    def test_an_answer_without_end_is_none(self):
-        with pytest.raises(EOFError):
-            read_answer(io.BytesIO(b"\1\xff\xff\xff\xff"))
-
-
 def python(code):
-    return [sys.executable, "-c", f"import sys\nfrom thumbnails import decoder, wire\n{code}"]
+    """A decoder of the test's own: `connection` is its end."""
+    start = "import sys\nfrom multiprocessing.connection import Connection\nfrom worker import decoder\n"
+    return [sys.executable, "-c", f"{start}connection = Connection(sys.stdin.fileno())\n{code}"]
 
 
 @pytest.fixture
-def shelf(tmp_path):
-    """make(decoder command) -> (Thumbnails, media store); all are closed at the end."""
+def started():
+    """started(command) -> a Decoder; all are closed at the end."""
     made = []
 
-    def make(**options):
-        files = DiskStore(tmp_path / "media")
-        one = Thumbnails(str(tmp_path / "media"), files, **options)
-        made.append(one)
-        return one, files
+    def start(command=COMMAND):
+        made.append(Decoder(command))
+        return made[-1]
 
-    yield make
+    yield start
     for one in made:
         one.close()
 
 
-def put(files, data, number=1):
-    return files.put(f"{APPID}/2023/11/14/{number}", [data], extension=extension, attempt=1).key
+def processes():
+    """The decoders' processes that run."""
+    return [child for child in psutil.Process().children() if "decoder" in " ".join(child.cmdline())]
 
 
-def pid(shelf):
-    return shelf._decoder._process.pid
+class TestDecoder:
+    def test_pictures_come_in_chunks(self, started):
+        one = started()
+        chunks = [PHOTO[start : start + 1000] for start in range(0, len(PHOTO), 1000)]
+        assert one.thumbnail(chunks) == one.thumbnail([PHOTO])
+        assert opened(one.thumbnail([PHOTO])).format == "JPEG"
 
-
-class TestShelf:
-    def test_beside_the_store_and_never_in_it(self):
-        assert beside("/srv/data/media") == "/srv/data/media-thumbnails"
-        assert beside("s3://bucket/some/prefix") == "s3://bucket/some/prefix-thumbnails"
-        assert beside("s3://bucket") == beside("s3://bucket/") == "s3://bucket/thumbnails"
-
-    def test_made_kept_and_deleted(self, shelf, tmp_path):
-        thumbs, files = shelf()
-        key = put(files, PHOTO)
-        with pytest.raises(FileNotFoundError):
-            thumbs.open(key)
-        thumbs.make(key)
-        with thumbs.open(key) as file:
-            assert opened(file.read()).format == "JPEG"
-        assert [path.name for path in (tmp_path / "media").rglob("*.*") if path.is_file()] == ["1.jpg"]
-        thumbs.delete(key.removesuffix(".jpg"))
-        thumbs.delete(key.removesuffix(".jpg"))
-        assert not [path for path in tmp_path.glob("media-thumbnails/**/*") if path.is_file()]
-
-    def test_in_a_bucket(self, s3_url):
-        files = open_store(s3_url)
-        thumbs = Thumbnails(s3_url, files)
-        key = put(files, PHOTO)
-        thumbs.make(key)
-        with thumbs.open(key) as file:
-            assert file.read(2) == b"\xff\xd8"
-        thumbs.delete(key.removesuffix(".jpg"))
-        with pytest.raises(FileNotFoundError):
-            thumbs.open(key)
-        assert files.size(key) == len(PHOTO)
-        thumbs.close()
-
-    def test_a_picture_that_is_gone(self, shelf):
-        with pytest.raises(NoThumbnail, match="MEDIA_STORE"):
-            shelf()[0].make(f"{APPID}/2023/11/14/9.jpg")
+    @pytest.mark.parametrize("case", NONE)
+    def test_none_and_why(self, started, case):
+        with pytest.raises(NoThumbnailError) as caught:
+            started().thumbnail([NONE[case]])
+        assert str(caught.value)
+        assert "the decoder ended" not in str(caught.value)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-    def test_the_process_knows_no_secret(self, shelf, monkeypatch):
+    def test_it_knows_no_secret(self, started, monkeypatch):
         monkeypatch.setenv("WECHAT_APPSECRET", "a-secret-of-this-test")
-        thumbs, files = shelf()
-        thumbs.make(put(files, PHOTO))
-        assert Path(f"/proc/{pid(thumbs)}/environ").read_bytes() == b""
+        started().thumbnail([PHOTO])
+        (process,) = processes()
+        assert Path(f"/proc/{process.pid}/environ").read_bytes() == b""
 
-    def test_one_process_serves_many_and_goes_when_idle(self, shelf, monkeypatch):
-        thumbs, files = shelf()
-        key = put(files, PHOTO)
-        thumbs.make(key)
-        process = pid(thumbs)
-        thumbs.make(key)
-        thumbs.rest()
-        assert pid(thumbs) == process
-        monkeypatch.setattr(thumbnails.shelf, "IDLE_SECONDS", -1.0)
-        thumbs.rest()
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
-        thumbs.make(key)
+    def test_one_process_serves_many_and_goes_when_idle(self, started, monkeypatch):
+        one = started()
+        one.thumbnail([PHOTO])
+        (process,) = processes()
+        one.thumbnail([PHOTO])
+        one.close_if_idle()
+        assert processes() == [process]
+        monkeypatch.setattr(worker.thumbnails, "IDLE_SECONDS", -1.0)
+        one.close_if_idle()
+        assert processes() == []
+        one.thumbnail([PHOTO])
 
-    def test_a_broken_picture_costs_nothing_else(self, shelf):
-        thumbs, files = shelf()
-        broken, whole = put(files, PHOTO[:9000]), put(files, PHOTO, 2)
-        with pytest.raises(NoThumbnail):
-            thumbs.make(broken)
-        thumbs.make(whole)
+    def test_a_store_that_fails_in_the_middle(self, started):
+        def chunks():
+            yield PHOTO[:9000]
+            raise OSError("the store is away")
+
+        one = started()
+        with pytest.raises(OSError, match="the store is away"):
+            one.thumbnail(chunks())
+        assert opened(one.thumbnail([PHOTO])).format == "JPEG"
 
     @pytest.mark.parametrize(
         "code",
         [
             "sys.exit(3)",
-            "wire.read_picture(sys.stdin.buffer); sys.exit(3)",
-            "wire.read_picture(sys.stdin.buffer); sys.stdout.write('x')",
+            "decoder.read_picture(connection); sys.exit(3)",
+            "import os; decoder.read_picture(connection); os.write(0, bytes([0, 0, 0, 9, 1]))",
+            "import os; decoder.read_picture(connection); os.write(0, bytes([64, 0, 0, 0, 1]))",
             "decoder.SECONDS = 1; decoder.thumbnail = lambda _: [None for _ in iter(int, 1)]; decoder.main()",
         ],
-        ids=["dead before", "dead after", "half an answer", "for ever"],
+        ids=["dead before", "dead after", "half an answer", "an answer without end", "for ever"],
     )
-    def test_a_decoder_that_ends_costs_its_picture(self, shelf, code):
-        thumbs, files = shelf(decoder=python(code))
-        key = put(files, PHOTO * 20)
-        started = time.monotonic()
-        with pytest.raises(NoThumbnail, match="the decoder ended"):
-            thumbs.make(key)
-        assert time.monotonic() - started < 10
+    def test_one_that_ends_costs_its_picture(self, started, code):
+        one = started(python(code))
+        began = time.monotonic()
+        with pytest.raises(NoThumbnailError, match="the decoder ended"):
+            one.thumbnail([PHOTO] * 20)
+        assert time.monotonic() - began < 10
+        assert processes() == []
 
-    def test_a_decoder_that_will_not_end_is_killed(self, shelf):
-        thumbs, files = shelf(
-            decoder=python(
-                "import time\nwire.read_picture(sys.stdin.buffer)\n"
-                "wire.send_answer(sys.stdout.buffer, b'jpeg')\ntime.sleep(600)"
+    def test_one_that_does_not_answer_is_ended(self, started, monkeypatch):
+        monkeypatch.setattr(worker.thumbnails, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(worker.thumbnails, "CLOSE_SECONDS", 0.1)
+        one = started(python("import time\ndecoder.read_picture(connection)\ntime.sleep(600)"))
+        with pytest.raises(NoThumbnailError, match="the decoder ended"):
+            one.thumbnail([PHOTO])
+        assert processes() == []
+
+    def test_one_that_will_not_end_is_killed(self, started, monkeypatch):
+        monkeypatch.setattr(worker.thumbnails, "CLOSE_SECONDS", 0.1)
+        one = started(
+            python(
+                "import time\ndecoder.read_picture(connection)\n"
+                "connection.send_bytes(bytes([1]) + b'jpeg')\ntime.sleep(600)"
             )
         )
-        thumbs.make(put(files, PHOTO))
-        process = pid(thumbs)
-        thumbs.close()
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
+        assert one.thumbnail([PHOTO]) == b"jpeg"
+        assert processes()
+        one.close()
+        assert processes() == []
 
-    def test_memory_is_bounded(self, shelf):
+    @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
+    def test_memory_is_bounded(self, started):
         """A progressive JPEG of 200 megapixels needs some 600 MB."""
-        thumbs, files = shelf()
+        one = started()
         bomb = encoded(Image.new("L", (16000, 12500), 90), progressive=True)
         picture = encoded(Image.new("RGB", (9000, 8000)), progressive=True)
         for data in (bomb, picture):
             try:
-                thumbs.make(put(files, data))
-            except NoThumbnail:
+                one.thumbnail([data])
+            except NoThumbnailError:
                 continue
-            peak = Path(f"/proc/{pid(thumbs)}/status").read_text().partition("VmHWM:")[2].split()[0]
+            (process,) = processes()
+            peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
             assert int(peak) * 1024 < decoder.MEMORY_BYTES
-        thumbs.make(put(files, PHOTO))
+        one.thumbnail([PHOTO])
 
-    def test_it_ends_with_the_process_that_started_it(self, tmp_path):
-        put(DiskStore(tmp_path / "media"), PHOTO)
+    def test_it_ends_with_the_process_that_started_it(self):
         code = f"""
-import os, signal
-from storage.disk import DiskStore
-from thumbnails.shelf import Thumbnails
+import os, signal, psutil
 from pathlib import Path
-folder = {str(tmp_path / "media")!r}
-thumbs = Thumbnails(folder, DiskStore(Path(folder)))
-thumbs.make({f"{APPID}/2023/11/14/1.jpg"!r})
-print(thumbs._decoder._process.pid, flush=True)
+from worker.thumbnails import Decoder
+decoder = Decoder()
+decoder.thumbnail([Path({str(PATH)!r}).read_bytes()])
+print(*(child.pid for child in psutil.Process().children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -377,29 +337,49 @@ os.kill(os.getpid(), signal.SIGKILL)
 
         def gone():
             try:
-                state = Path(f"/proc/{int(done.stdout)}/stat").read_text().rpartition(")")[2].split()[0]
-            except FileNotFoundError:
+                return psutil.Process(int(done.stdout)).status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
                 return True
-            return state == "Z"
 
         eventually(gone, what="the decoder's end")
 
-    def test_a_signal_to_the_group_leaves_the_picture_in_hand(self, shelf):
-        thumbs, files = shelf()
-        key = put(files, PHOTO)
-        thumbs.make(key)
+    def test_a_signal_to_the_group_leaves_the_picture_in_hand(self, started):
+        one = started()
+        one.thumbnail([PHOTO])
+        (process,) = processes()
         for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(pid(thumbs), number)
-        process = pid(thumbs)
-        thumbs.make(key)
-        assert pid(thumbs) == process
+            process.send_signal(number)
+        one.thumbnail([PHOTO])
+        assert processes() == [process]
 
-    def test_no_room(self, shelf, monkeypatch):
-        thumbs, files = shelf()
-        key = put(files, PHOTO)
-        monkeypatch.setattr(thumbnails.shelf, "MIN_FREE_BYTES", 1 << 62)
+
+class TestStore:
+    """Where thumbnails lie."""
+
+    def test_beside_the_store_and_never_in_it(self):
+        assert thumbnail_store("/srv/data/media") == "/srv/data/media-thumbnails"
+        assert thumbnail_store("s3://bucket/some/prefix") == "s3://bucket/some/prefix-thumbnails"
+        assert thumbnail_store("s3://bucket") == thumbnail_store("s3://bucket/") == "s3://bucket/thumbnails"
+
+    @pytest.mark.parametrize("place", ["folder", "bucket"])
+    def test_kept_and_deleted(self, place, request, tmp_path):
+        media_store = request.getfixturevalue("s3_url") if place == "bucket" else str(tmp_path / "media")
+        stem, thumbs = f"{APPID}/2023/11/14/1", Thumbnails(media_store)
+        with pytest.raises(FileNotFoundError):
+            thumbs.open(f"{stem}.png")
+        thumbs.put(f"{stem}.png", b"\xff\xd8small")
+        with thumbs.open(f"{stem}.png") as file:
+            assert file.read() == b"\xff\xd8small"
+        assert open_store(media_store).size(f"{stem}.jpg") is None
+        thumbs.delete(stem)
+        thumbs.delete(stem)
+        with pytest.raises(FileNotFoundError):
+            thumbs.open(f"{stem}.png")
+
+    def test_no_room(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(storage.thumbnails, "MIN_FREE_BYTES", 1 << 62)
         with pytest.raises(OSError, match="make room"):
-            thumbs.make(key)
+            Thumbnails(str(tmp_path / "media")).put(f"{APPID}/2023/11/14/1.jpg", b"\xff\xd8")
 
 
 @pytest.fixture
@@ -410,9 +390,9 @@ def rows(database):
 class Line:
     """A ledger, its store and a maker with a clock of its own."""
 
-    def __init__(self, ledger, rows, files, thumbs):
+    def __init__(self, ledger, rows, files, thumbs, decoder):
         self.ledger, self.rows, self.files, self.thumbs, self.now = ledger, rows, files, thumbs, T0
-        self.maker = ThumbnailMaker(rows, thumbs, clock=lambda: self.now)
+        self.maker = ThumbnailMaker(rows, files, thumbs, decoder, clock=lambda: self.now)
 
     def stored(self, number, data=PHOTO):
         self.ledger.record(image(number), None, self.now)
@@ -427,9 +407,9 @@ class Line:
 
 
 @pytest.fixture
-def line(ledger, rows, shelf):
-    thumbs, files = shelf()
-    return Line(ledger, rows, files, thumbs)
+def line(ledger, rows, started, tmp_path):
+    media_store = tmp_path / "media"
+    return Line(ledger, rows, DiskStore(media_store), Thumbnails(str(media_store)), started())
 
 
 class TestMaker:
@@ -455,6 +435,24 @@ class TestMaker:
         line.now += 1e6
         assert not line.maker.step()
 
+    def test_a_picture_whose_file_is_gone(self, line, caplog):
+        ledger_id = line.stored(1)
+        line.files.delete_all([line.ledger.get(ledger_id).media_key.rpartition(".")[0]])
+        assert line.maker.step()
+        assert line.state(ledger_id) == ("failed", None)
+        assert "MEDIA_STORE" in caplog.text
+
+    def test_a_broken_picture_costs_nothing_else(self, line):
+        whole = line.stored(1)
+        line.now += 1
+        broken = line.stored(2, PHOTO[:9000])
+        while line.maker.step():
+            pass
+        assert line.state(broken)[0] == "failed"
+        assert line.state(whole)[0] == "made"
+        with line.thumbs.open(line.ledger.get(whole).media_key) as file:
+            assert opened(file.read()).format == "JPEG"
+
     def test_voices_and_videos_have_none(self, line):
         line.ledger.record(message("voice", "<MediaId>v</MediaId><MsgId>5</MsgId>"), None, T0)
         (job,) = line.ledger.claim_downloads(T0, 15)
@@ -474,7 +472,7 @@ class TestMaker:
 
     def test_an_unreachable_store_costs_nothing(self, line, monkeypatch):
         ledger_id = line.stored(1)
-        monkeypatch.setattr(thumbnails.shelf, "MIN_FREE_BYTES", 1 << 62)
+        monkeypatch.setattr(storage.thumbnails, "MIN_FREE_BYTES", 1 << 62)
         with pytest.raises(OSError):
             line.maker.step()
         monkeypatch.undo()
@@ -484,13 +482,13 @@ class TestMaker:
 
     def test_purged_while_it_is_made(self, line, monkeypatch, tmp_path):
         line.stored(1)
-        make = line.thumbs.make
+        put = line.thumbs.put
 
-        def make_slowly(key):
-            make(key)
+        def put_slowly(key, jpeg):
+            put(key, jpeg)
             assert line.ledger.purge(line.now, before=line.now + 1) == 1
 
-        monkeypatch.setattr(line.thumbs, "make", make_slowly)
+        monkeypatch.setattr(line.thumbs, "put", put_slowly)
         assert line.maker.step()
         assert not [path for path in tmp_path.glob("media-thumbnails/**/*") if path.is_file()]
 
@@ -573,7 +571,7 @@ class TestWorker:
 
     def test_what_lies_there_is_made(self, line, run):
         ids = [line.stored(number) for number in range(5)]
-        run(ThumbnailMaker(line.rows, line.thumbs))
+        run(line.maker)
         eventually(lambda: all(line.state(one)[0] == "made" for one in ids), what="all thumbnails")
 
     @pytest.mark.parametrize("fault", [OSError("no room"), RuntimeError("?")])

@@ -33,7 +33,7 @@ from storage.gallery import KINDS, STATES, Filter, GalleryRows, Place, Shown
 from storage.ledger import Entry, Ledger
 from storage.purge import delete_files
 from storage.sign_ins import Attempts, Sessions
-from thumbnails.shelf import Thumbnails
+from storage.thumbnails import Thumbnails
 from web.export import exported
 from web.senders import sender_address, sent_by_another_site
 from wechat.codes import explain

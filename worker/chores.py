@@ -14,10 +14,10 @@ from collections.abc import Callable
 from storage import purge
 from storage.files import FileStore
 from storage.ledger import Ledger
-from thumbnails.maker import ThumbnailMaker
-from thumbnails.shelf import Thumbnails
+from storage.thumbnails import Thumbnails
 from wechat.access_token import AccessToken
 from worker.steps import repeat
+from worker.thumbnails import ThumbnailMaker
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Makes a small JPEG of a stranger's picture, in a process of its own: a bomb, a broken file or a fault of a library
-costs this process and nothing else.
+"""Makes a small JPEG of a stranger's picture, in a process of its own: whatever a picture does to it, the bot goes on.
 
-Knows Pillow, and what one picture may cost. Must not know the ledger, the store or who asks: it reads one picture after
-the other from its standard input and answers on its standard output. The end of the input ends the process.
+Knows Pillow, and what one picture may cost. Must not know the ledger, the store or who asks. Its standard input is a
+socket: a picture comes in messages, an empty message ends it; the answer is one message, the byte 1 and the thumbnail,
+or the byte 0 and the reason why there is none. The end of the input ends the process.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ import resource
 import signal
 import sys
 import warnings
+from multiprocessing.connection import Connection
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from thumbnails.wire import NoThumbnail, read_picture, send_answer
 
 SIDE = 400  # pixels of the longer side: sharp on a dense screen, about 25 kB
 MAX_PIXELS = 30_000_000  # PNG and GIF are decoded whole: four bytes a pixel, and as much again to scale them
@@ -26,27 +25,34 @@ SECONDS = 15
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # above it comes a warning that is an error here
 
 
+class UndecodableError(Exception):
+    """No thumbnail can be made of this picture; the message says why."""
+
+
 def thumbnail(picture: bytes) -> bytes:
-    """A JPEG of at most SIDE pixels, upright, without metadata; of an animation the first frame. Raises NoThumbnail."""
+    """A JPEG of at most SIDE pixels, upright, without metadata; of an animation the first frame.
+
+    Raises UndecodableError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "GIF")) as image:
                 return _small(image)
-    except NoThumbnail:
+    except UndecodableError:
         raise
     except UnidentifiedImageError:
-        raise NoThumbnail("not a JPEG, PNG or GIF") from None
+        raise UndecodableError("not a JPEG, PNG or GIF") from None
     except MemoryError:
-        raise NoThumbnail("it takes more memory than a thumbnail may") from None
+        raise UndecodableError("it takes more memory than a thumbnail may") from None
     except Exception as error:  # Pillow's decoders raise what they like on broken input
-        raise NoThumbnail(f"{type(error).__name__}: {error}") from None
+        raise UndecodableError(f"{type(error).__name__}: {error}") from None
 
 
 def _small(image: Image.Image) -> bytes:
     if image.format in ("PNG", "GIF") and image.width * image.height > MAX_PIXELS:
-        raise NoThumbnail(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+        raise UndecodableError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
     if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK"):  # palettes cannot be scaled
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
@@ -72,15 +78,24 @@ def main() -> None:
         os.nice(10)
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    while (picture := read_picture(sys.stdin.buffer)) is not None:
-        signal.alarm(SECONDS)  # it ends the process, also in the middle of a library
-        answer: bytes | NoThumbnail
-        try:
-            answer = thumbnail(picture)
-        except NoThumbnail as error:
-            answer = error
-        signal.alarm(0)
-        send_answer(sys.stdout.buffer, answer)
+    with Connection(sys.stdin.fileno()) as connection, contextlib.suppress(EOFError, OSError):
+        while True:
+            picture = read_picture(connection)
+            signal.alarm(SECONDS)  # it ends the process, also in the middle of a library
+            try:
+                answer = b"\1" + thumbnail(picture)
+            except UndecodableError as error:
+                answer = b"\0" + str(error).encode()
+            signal.alarm(0)
+            connection.send_bytes(answer)
+
+
+def read_picture(connection: Connection) -> bytes:
+    """The next picture. Raises EOFError or OSError at the end of the input."""
+    picture = bytearray()
+    while chunk := connection.recv_bytes():
+        picture += chunk
+    return bytes(picture)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""Makes the thumbnails that the ledger says are due, one after the other.
+
+Knows the order (claim, make, mark) and how the decoder's process is started, asked and ended. A decoder that dies costs
+the one picture that it had, and the next picture starts another. Must not know how a picture is decoded (it imports no
+Pillow: worker.decoder does), SQL, or threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+from storage.files import FileStore
+from storage.gallery import GalleryRows
+from storage.thumbnails import Thumbnails
+
+log = logging.getLogger(__name__)
+
+CLAIM_SECONDS = 120.0  # much longer than a picture may take; the claim of a process that died is over then
+CHUNK_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 1024 * 1024
+ANSWER_SECONDS = 30.0  # twice what the decoder allows itself
+IDLE_SECONDS = 10.0  # then the decoder's memory is given back
+CLOSE_SECONDS = 2.0
+COMMAND = (sys.executable, "-m", "worker.decoder")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class NoThumbnailError(Exception):
+    """There is no thumbnail of this picture; the message says why."""
+
+
+class Decoder:
+    """The process that makes pictures small, for one thread. It runs from the first picture until it is idle."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
+        self._used_at = 0.0
+
+    def thumbnail(self, picture: Iterable[bytes]) -> bytes:
+        """The thumbnail, a JPEG, of a picture that comes in chunks. Raises NoThumbnailError, and what the chunks
+        raise."""
+        process, connection = self._running or self._start()
+        try:
+            for chunk in picture:
+                self._send(process, connection, chunk)
+            self._send(process, connection, b"")
+            answer = self._receive(process, connection)
+        except BaseException:
+            self.close()  # half a picture may lie in the pipe
+            raise
+        self._used_at = time.monotonic()
+        if answer[:1] == b"\1":
+            return answer[1:]
+        self.close()  # what a broken picture took is given back
+        raise NoThumbnailError(answer[1:].decode("utf-8", "replace"))
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        ours, its = Pipe()
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                self._command,
+                cwd=PROJECT,
+                env={},  # a picture may take the decoder over: it must find no secret there
+                stdin=its.fileno(),
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            its.close()
+        self._running = process, ours
+        return self._running
+
+    # Only bytes go over the connection, never pickled objects: the decoder may be in a stranger's hands.
+
+    def _send(self, process: subprocess.Popen[bytes], connection: Connection, data: bytes) -> None:
+        try:
+            connection.send_bytes(data)
+        except OSError:
+            raise _ended(process) from None
+
+    def _receive(self, process: subprocess.Popen[bytes], connection: Connection) -> bytes:
+        try:
+            if connection.poll(ANSWER_SECONDS):
+                return connection.recv_bytes(MAX_ANSWER_BYTES)
+        except (EOFError, OSError):
+            pass
+        raise _ended(process)
+
+    def close_if_idle(self) -> None:
+        """End the process when it has had no picture for a while."""
+        if time.monotonic() - self._used_at > IDLE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._running is None:
+            return
+        process, connection = self._running
+        self._running = None
+        connection.close()  # the end of its input ends it
+        _wait(process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> NoThumbnailError:
+    _wait(process)
+    return NoThumbnailError(f"the decoder ended ({process.returncode}): it took too long, or too much memory")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class ThumbnailMaker:
+    """For one thread of a process."""
+
+    def __init__(
+        self,
+        rows: GalleryRows,
+        files: FileStore,
+        thumbnails: Thumbnails,
+        decoder: Decoder,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._rows, self._files, self._thumbnails = rows, files, thumbnails
+        self._decoder, self._clock = decoder, clock
+
+    def step(self) -> bool:
+        """Makes one; False when none is due. Raises OSError when a store cannot be reached or is full: the claim then
+        runs out by itself; and DatabaseUnavailableError."""
+        picture = self._rows.claim_picture(self._clock(), CLAIM_SECONDS)
+        if picture is None:
+            self._decoder.close_if_idle()
+            return False
+        made = True
+        try:
+            self._make(picture.media_key)
+        except NoThumbnailError as error:
+            log.warning("no thumbnail: %s", error, extra={"ledger_id": picture.id})
+            made = False
+        if not self._rows.mark_thumbnail(picture, made=made):  # purged meanwhile
+            self._thumbnails.delete(picture.media_key.rpartition(".")[0])
+        return True
+
+    def _make(self, media_key: str) -> None:
+        try:
+            with self._files.open(media_key) as file:
+                jpeg = self._decoder.thumbnail(iter(partial(file.read, CHUNK_BYTES), b""))
+        except FileNotFoundError:
+            raise NoThumbnailError("the stored file is gone from MEDIA_STORE") from None
+        self._thumbnails.put(media_key, jpeg)
+
+    def close(self) -> None:
+        """Ends what `step` keeps running in between."""
+        self._decoder.close()
