@@ -14,6 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# No line of ours says these, and each answered push has a line:
+# https://docs.python.org/3/howto/logging.html#optimization
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -23,24 +27,33 @@ class Formatter(logging.Formatter):
     def __init__(self, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
+        self._second = 0, "1970-01-01T00:00:00"
+
+    def _moment(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        known, text = self._second
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, text
+        return f"{text}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in vars(record).items() if name not in _OWN}
         trouble = self.formatException(record.exc_info) if record.exc_info else ""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
         if self._as_json:
             line = {
-                "time": moment,
+                "time": self._moment(record),
                 "level": record.levelname,
                 "logger": record.name,
                 "message": record.getMessage(),
             }
             line |= fields | ({"traceback": trouble} if trouble else {})
             return json_line(line)
-        text = f"{moment} {record.levelname} {record.name}: {escaped(record.getMessage())}"
-        text += "".join(f" {name}={value!r}" for name, value in fields.items())
+        text = f"{self._moment(record)} {record.levelname} {record.name}: {escaped(record.getMessage())}"
+        for name, value in fields.items():
+            text += f" {name}={value!r}"
         # What an exception says may look like a line of ours: none of ours begins with a blank.
-        return "\n ".join([text, *map(escaped, trouble.splitlines())])
+        return "\n ".join([text, *map(escaped, trouble.splitlines())]) if trouble else text
 
 
 def json_line(value: dict[str, Any]) -> str:

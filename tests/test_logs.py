@@ -52,6 +52,16 @@ def test_json_is_one_object_a_line(record):
     assert "ValueError: broken" in shown["traceback"]
 
 
+def test_the_time_is_each_lines_own():
+    form = logs.Formatter(as_json=False)
+    made = [logging.makeLogRecord({"created": at, "msecs": at % 1 * 1000}) for at in (59.9996, 60.0, 59.25)]
+    assert [form.format(each).partition("Z")[0] for each in made] == [
+        "1970-01-01T00:00:59.999",
+        "1970-01-01T00:01:00.000",
+        "1970-01-01T00:00:59.250",
+    ]
+
+
 # CR, LF, ESC, BEL, DEL, C1, line separators, marks of direction, what has no width, half of a character.
 ACTS = "\r\n\x1b[2J\x07\x7f\x85\x9b31m\u2028\u2029\u200e\u202e\u2066\u061c\ufeff\ud800"
 
