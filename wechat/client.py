@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode, urlsplit
 
-import requests
-
 from wechat.errors import (
     ApiError,
     Cause,
@@ -68,8 +66,8 @@ class CurrentToken(Protocol):
 class ApiClient:
     """The API's hosts, called with an access_token or, without `token`, with none. Any number of threads may share one.
 
-    `bases` are root URLs in order of preference; `session` is as for `Transport`. `clock` is monotonic seconds and
-    `sleep` the pause between repeats; sockets keep real time.
+    `bases` are root URLs in order of preference. `clock` is monotonic seconds and `sleep` the pause between repeats;
+    sockets keep real time.
     """
 
     def __init__(
@@ -77,7 +75,6 @@ class ApiClient:
         bases: Sequence[str],
         token: CurrentToken | None = None,
         *,
-        session: requests.Session | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -86,8 +83,8 @@ class ApiClient:
         self._token = token
         self._clock = clock
         self._sleep = sleep
-        self._transport = Transport(session)
-        self._public = Transport(session, public_only=True)
+        self._transport = Transport()
+        self._public = Transport(public_only=True)
         # Single reads and writes of a dict are atomic, and a mark lost to a race costs one connection.
         self._down_until: dict[str, float] = {}
 

@@ -112,16 +112,16 @@ class Answer:
 class Transport:
     """Opens requests. Any number of threads may share one.
 
-    `session` brings proxies and certificates; it is only read, here. Without it those of the environment count
-    (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE). `public_only` is for URLs that strangers name: public addresses
-    alone, and no proxy. The address is checked in the very act of connecting, so no second look-up can change it.
+    Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE). `public_only`
+    is for URLs that strangers name: public addresses alone, and no proxy. The address is checked in the very act of
+    connecting, so no second look-up can change it.
 
     Threads share urllib3's connection pools, which are made for that. What requests.Session keeps between
     calls (cookies, redirects, the .netrc that would replace our Authorization) is not used at all.
     """
 
-    def __init__(self, session: requests.Session | None = None, *, public_only: bool = False) -> None:
-        self._session = session or requests.Session()
+    def __init__(self, *, public_only: bool = False) -> None:
+        self._session = requests.Session()  # knows the environment, and is used for that alone
         self._public_only = public_only
         self._adapter = _Adapter()
         # To look for a way at each call, as requests does, would be a third of the call's cost.
