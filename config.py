@@ -1,7 +1,7 @@
 """All settings, read once into one frozen object.
 
-Knows every setting's name, format and default, and reports all faults together by name. Does not know who
-uses a setting or how: only entry points (app, cli, gunicorn.conf, run) read the environment, and they do it here.
+Knows every setting's name, format and default, and reports all faults together, by name. Must not know what a
+setting is used for. Only entry points (app.py, gunicorn.conf.py, run.py, commands) pass the environment in.
 Secrets are `SecretStr`, so that neither a log line nor a `repr` can show one.
 """
 
@@ -34,12 +34,12 @@ from wechat.errors import Cause, WeChatError
 
 FOLDER = Path(__file__).resolve().parent
 SANDBOX_SETTINGS = Path("data/sandbox/settings.env")
-"""In the project's folder: what `make run` without an account runs with. Locked (shared) while it runs."""
+"""The settings of a `make run` without an account, relative to the project's folder. Locked (shared) while it runs."""
 OF_LIBRARIES = re.compile(r"AWS_\w+|(?:HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE", re.IGNORECASE)
-"""Names in .env that are not the bot's settings, but those of the libraries that it uses."""
+"""Names in .env that are settings of libraries (boto3, requests), not of the bot."""
 
 
-# What to look at when an error of the protocol has this cause: in English and in Chinese.
+# What to check when an error of the protocol has this cause: in English and in Chinese.
 HINTS: Mapping[Cause, tuple[str, str]] = {
     Cause.TOKEN: (
         "is WECHAT_TOKEN the console's token?",
@@ -88,10 +88,10 @@ def explained(error: WeChatError) -> str:
 
 
 def token_reason(error: WeChatError) -> str:
-    """Why there is no access_token, and what to do: English, a slash, Chinese. For the row that all processes share."""
+    """Why there is no access_token, and what to do: English, a slash, Chinese. It is kept in the shared token row."""
     english, chinese, cause = error.hint_en, error.hint_zh, error.cause
     if error.code in _OF_TOKEN_CALLS:
-        # 40001 for such a call means the AppSecret, not a token.
+        # When a token is fetched, 40001 is about the AppSecret: no access_token was sent.
         cause = _OF_TOKEN_CALLS[error.code]
         known = explain(40125 if error.code == 40001 else error.code)
         english, chinese = known.hint_en, known.hint_zh
@@ -145,16 +145,16 @@ class _WrongValue(ValueError):
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """How many cores this process may use: those that it may run on, but no more than its container's quota.
+    """How many cores this process may use: its CPU affinity, limited by its container's quota.
 
-    A quota of one and a half counts as two. `root` is where /proc and /sys are.
+    A quota of 1.5 cores counts as 2. `root` is the folder that holds proc/ and sys/.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *_quotas(root)])
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The quotas of `docker run --cpus` and systemd's CPUQuota, of this process's cgroup and of those above it.
+    """The CPU quotas (`docker run --cpus`, systemd's CPUQuota) of this process's cgroup and of its parents, in cores.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), cgroup-v1: cpu.cfs_quota_us, cpu.cfs_period_us
     """
@@ -162,8 +162,8 @@ def _quotas(root: Path) -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / controllers  # version 2 has one tree, without names of controllers
-        # In a container the path may be the host's: then the container's own folder is at the top.
+        top = root / "sys/fs/cgroup" / controllers  # version 2 has one tree and names no controllers
+        # In a container the path may be the host's; the container's own cgroup is then at the top.
         for folder in (top / path.lstrip("/"), *(top / path.lstrip("/")).parents):
             if not folder.is_relative_to(top):
                 break
@@ -233,7 +233,7 @@ def _aes_key(value: SecretStr) -> SecretStr:
 
 
 def _at_least(characters: int) -> AfterValidator:
-    """For a secret that a stranger could try to guess."""
+    """Checks the length of a secret that strangers can guess at over the network."""
 
     def check(value: SecretStr) -> SecretStr:
         if len(value.get_secret_value()) < characters:
@@ -277,7 +277,7 @@ def _database(value: SecretStr) -> SecretStr:
 
 
 def _zone(value: str) -> str:
-    """As the C library has it: a zone's name; or its rules, which have digits; or a path after a colon."""
+    """TZ as the C library takes it: a zone's name, its rules (which contain digits), or a path after a colon."""
     try:
         ZoneInfo(value)
     except (KeyError, ValueError, OSError):
@@ -307,7 +307,7 @@ AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
 
 
 class Settings(BaseModel):
-    """One field per setting, named like it in lower case; the description is the setting's documentation."""
+    """One field per setting, with the setting's name in lower case. README.md says what each one does."""
 
     model_config = ConfigDict(
         frozen=True, alias_generator=str.upper, hide_input_in_errors=True, validate_default=True
@@ -352,22 +352,22 @@ class Settings(BaseModel):
 
     @property
     def zone(self) -> ZoneInfo | None:
-        """The zone that TZ names; None for the machine's, or where TZ spells its rules (the C library knows them)."""
+        """The zone that TZ names. None for the machine's own zone, and for a TZ that gives rules instead of a name."""
         try:
             return ZoneInfo(self.tz) if self.tz else None
         except (KeyError, ValueError, OSError):
             return None
 
     @classmethod
-    def given(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
-        """What `environ`, and `folder`/.env for what it leaves out, say; an empty value counts as unset."""
-        given = {**_filled(dotenv_values(folder / ".env", encoding="utf-8-sig")), **_filled(environ)}
-        return {name: given[name] for name in map(str.upper, cls.model_fields) if name in given}
+    def unchecked(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
+        """The texts of the settings in `environ` and `folder`/.env. `environ` wins; empty counts as unset."""
+        found = {**_filled(dotenv_values(folder / ".env", encoding="utf-8-sig")), **_filled(environ)}
+        return {name: found[name] for name in map(str.upper, cls.model_fields) if name in found}
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> Settings:
-        """The settings that `given()` finds. Raises `SettingsError` that lists every fault by name, and no value."""
-        values = cls.given(environ, folder)
+        """The checked settings. Raises `SettingsError`, which lists all faults by setting name, without values."""
+        values = cls.unchecked(environ, folder)
         faults = list(_missing(values))
         try:
             settings = cls.model_validate(values)
@@ -379,9 +379,9 @@ class Settings(BaseModel):
 
 
 def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
-    """What a command goes by: `environ`, and while `make run` runs there without an account, the settings of that."""
+    """The environment for a command: `environ`, and the settings of a `make run` that runs without an account."""
     path = folder / SANDBOX_SETTINGS
-    if "WECHAT_APPID" in Settings.given(environ, folder) or not _locked(path):
+    if "WECHAT_APPID" in Settings.unchecked(environ, folder) or not _locked(path):
         return environ
     return _filled(dotenv_values(path, encoding="utf-8")) | _filled(environ)
 
@@ -398,13 +398,13 @@ def _locked(path: Path) -> bool:
 
 
 def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
-    """What `folder`/.env says to the libraries, which look in the environment: boto3's AWS_*, and the proxies."""
-    said = _filled(dotenv_values(folder / ".env", encoding="utf-8-sig"))
-    return {name: value for name, value in said.items() if OF_LIBRARIES.fullmatch(name)}
+    """The libraries' settings in `folder`/.env (AWS_*, proxies): libraries read the environment, not .env."""
+    found = _filled(dotenv_values(folder / ".env", encoding="utf-8-sig"))
+    return {name: value for name, value in found.items() if OF_LIBRARIES.fullmatch(name)}
 
 
 def _missing(values: Mapping[str, str]) -> Iterator[Fault]:
-    """What one setting needs of another."""
+    """Settings that are missing because another one needs them."""
     source = values.get("WECHAT_TOKEN_SOURCE", "stable")
     if source in ("stable", "classic") and "WECHAT_APPSECRET" not in values:
         yield Fault(
@@ -430,7 +430,7 @@ def _filled(environ: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value.strip() for name, value in environ.items() if value and value.strip()}
 
 
-# What pydantic finds, in words; {} stands for what it tells of the bound.
+# pydantic's errors in our words; {gt} and so on are filled in with its bound.
 _WORDS = {
     "missing": ("is required", "必填"),
     "bool_parsing": ("must be 0 or 1", "必须为 0 或 1"),

@@ -1,6 +1,7 @@
-"""How gunicorn runs the web processes: settings and hooks. What it does otherwise than we need is in web/server.py.
+"""How gunicorn runs the web processes: its settings and hooks.
 
-Faults in our settings, and folders that cannot be written, end it here, before a process starts.
+Knows gunicorn's names. What we change in gunicorn itself is in web/server.py. Faulty settings, and folders that cannot
+be written, end gunicorn here, before it starts a process.
 """
 
 import os
@@ -23,7 +24,7 @@ try:
     server.check_port(_settings.port)
 except (SettingsError, writable.NotWritableError, PermissionError) as error:
     sys.stderr.write(f"{error}\n")
-    sys.exit(2)  # what systemd's RestartPreventExitStatus names: another start would find the same
+    sys.exit(2)  # systemd's RestartPreventExitStatus: a restart would fail in the same way
 
 EMBEDDED_THREADS = 4  # downloads at once in each web process
 _metrics = metrics_folder.of_this_server()

@@ -1,8 +1,8 @@
 """How log lines look: text for people, JSON for machines, both with the fields given in `extra`.
 
-Knows formatting only. What may be logged is decided where it is logged: ids and reasons in `extra`, never a token,
-a key, a signature or what a fan wrote. Whatever a line holds, it stays one line and does nothing to a terminal:
-control characters, line separators and marks that turn the writing direction are shown by their numbers.
+Knows formatting only. Callers put ids and reasons into `extra`, and never a token, a key, a signature or what a fan
+wrote. Whatever a record contains, it stays one line and cannot control a terminal: control characters, line separators
+and marks of the writing direction are written as escapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class Formatter(logging.Formatter):
-    """One line a record (a traceback follows on its own lines in text, inside the object in JSON)."""
+    """One line for each record. A traceback follows on its own lines in text, and is a field in JSON."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -52,29 +52,28 @@ class Formatter(logging.Formatter):
         text = f"{self._moment(record)} {record.levelname} {record.name}: {escaped(record.getMessage())}"
         for name, value in fields.items():
             text += f" {name}={value!r}"
-        # What an exception says may look like a line of ours: none of ours begins with a blank.
+        # An exception's text may look like a log line: the blank in front tells the two apart.
         return "\n ".join([text, *map(escaped, trouble.splitlines())]) if trouble else text
 
 
 def json_line(value: dict[str, Any]) -> str:
-    """The value as JSON on one line, readable in any language, with nothing in it that acts on a terminal."""
+    """The value as one line of JSON: Chinese stays readable, and what could control a terminal is escaped."""
     line = json.dumps(value, ensure_ascii=False, default=str)
     return escaped(line, lambda one: json.dumps(one)[1:-1])
 
 
 def escaped(text: str, escape: Callable[[str], str] = lambda one: repr(one)[1:-1]) -> str:
-    """The text with each character that is not printable as `escape` writes it, by default as Python does: \\x1b."""
+    """The text with each character that is not printable replaced by `escape`, by default as in Python: \\x1b."""
     return text if text.isprintable() else "".join(one if one.isprintable() else escape(one) for one in text)
 
 
 def escaped_lines(text: str) -> str:
-    """The same for a text of several lines, which stay."""
+    """The same for a text of several lines; the line ends stay."""
     return "\n".join(map(escaped, text.split("\n")))
 
 
 class WithoutRequests(logging.Filter):
-    """For gunicorn's own warnings: what is wrong with a request, without the request. Queries hold signatures and keys,
-    headers hold keys."""
+    """Cuts the request out of gunicorn's own warnings: queries contain signatures and keys, headers contain keys."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -87,7 +86,7 @@ class WithoutRequests(logging.Filter):
 
 
 def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
-    """The `logging.config.dictConfig` for `log_format` ("text" or "json"): all from `log_level` on goes to stderr."""
+    """The `logging.config.dictConfig` for `log_format` ("text" or "json"): `log_level` and above goes to stderr."""
     here = {"handlers": ["stderr"], "level": log_level}
     elsewhere = {"handlers": [], "propagate": True}
     return {
@@ -101,13 +100,13 @@ def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
             "gunicorn.error": elsewhere | {"filters": ["without requests"]},
             "gunicorn.access": elsewhere | {"level": "CRITICAL"},
             "alembic": elsewhere | {"level": "WARNING"},
-            # Each thread's client would say where its key is from.
+            # At INFO each thread's client logs where its credentials are from.
             "botocore": elsewhere | {"level": "WARNING"},
         },
     }
 
 
 def configure(log_format: str, log_level: str = "INFO") -> None:
-    """Applies `config()`, unless this process already has it: gunicorn applies it before the application is made."""
+    """Applies `config()` unless it is applied already: gunicorn does so before it makes the application."""
     if not any(isinstance(handler.formatter, Formatter) for handler in logging.getLogger().handlers):
         logging.config.dictConfig(config(log_format, log_level))

@@ -79,7 +79,7 @@ def build(
 ) -> Parts:
     """All parts of one process. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's."""
     if not settings.pin_cores:
-        cores.leave_alone()
+        cores.never_pin()
     database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
     files = open_store(settings.media_store)

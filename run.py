@@ -1,8 +1,8 @@
-"""`make run`: the bot until Ctrl-C; without an account also the sandbox, with one real photo sent through.
+"""`make run`: runs the bot until Ctrl-C; without an account also the sandbox, with one photo sent through both.
 
-Knows processes, ports and what to print. Without WECHAT_APPID the bot serves an account that is made up at the first
-start and kept, like all its data, in data/sandbox/. The photo is sent once; an echo that fails ends everything with
-exit code 1. With RELOAD=1 the bot starts anew when a file changes.
+Knows processes, ports and what to print. Must not know what the bot does with a message. Without WECHAT_APPID an
+account is made up at the first start and kept, with all its data, in data/sandbox/. If the photo is not echoed,
+everything ends with exit code 1. With RELOAD=1 the bot is restarted when a file changes.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ GUNICORN = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
 T = TypeVar("T")
 
 _here = requests.Session()
-_here.trust_env = False  # nobody else's proxy leads to this machine
+_here.trust_env = False  # a proxy of the environment does not lead to this machine
 _here.headers["Connection"] = "close"
 
 
 class Failed(Exception):
-    """What `make run` set out to do did not happen; the message says what to do."""
+    """`make run` could not do its work; the message says what to do."""
 
 
 class Process:
-    """`python -m command`. What it says goes where ours goes, or to the file `log`."""
+    """`python -m command`. Its output goes to our own stdout and stderr, or to the file `log`."""
 
     def __init__(self, name: str, command: list[str], environ: dict[str, str], log: Path | None) -> None:
         self.name = name
@@ -73,7 +73,7 @@ class Process:
 
 
 class Processes:
-    """The processes started here; each is ended by its pid, also when this one is asked to end."""
+    """The processes started here. Each is ended by its pid, also when this process gets a signal."""
 
     def __init__(self) -> None:
         self._started: list[Process] = []
@@ -92,18 +92,18 @@ class Processes:
         _end(list(reversed(self._started)))
 
     def wait(self, environ: dict[str, str]) -> NoReturn:
-        """With RELOAD=1 in `environ`, what is ours starts anew when a file of ours changes; until then it may be down,
-        since a file that is just being written may be wrong."""
+        """Waits for Ctrl-C. Without RELOAD=1 a process that ends is a failure. With it, bot and worker are restarted at
+        each change of a file, and may be down until then: a file that is being edited may be faulty."""
         reload, seen = environ.get("RELOAD", "") not in ("", "0"), _sources()
         while True:
-            # subprocess cannot wait for whichever ends first, and os.waitid is not on every system.
+            # Polled: subprocess cannot wait for the first of several to end, and not every system has os.waitid.
             time.sleep(0.5)
             if not reload:
                 self.check()
             elif (now := _sources()) != seen:
                 seen = now
                 ours = [process for process in self._started if process.name in ("bot", "worker")]
-                print("A file has changed: the bot starts anew.", flush=True)
+                print("A file has changed: the bot is restarted.", flush=True)
                 _end(ours)
                 for process in ours:
                     process.start()
@@ -117,7 +117,7 @@ def _end(processes: list[Process]) -> None:
 
 
 def _sources() -> dict[Path, int]:
-    """When each of our modules was last written."""
+    """The time of the last change of each of our modules."""
     packages = [path.parent for path in FOLDER.glob("*/__init__.py")]
     paths = [*FOLDER.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
     return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
@@ -128,11 +128,11 @@ def main() -> int:
     processes = Processes()
     try:
         environ = dict(os.environ)
-        given = Settings.given(environ)
-        if "WECHAT_APPID" in given:
+        values = Settings.unchecked(environ)
+        if "WECHAT_APPID" in values:
             _run_bot(processes, environ, Settings.from_env(environ))
             processes.wait(environ)
-        _run_with_sandbox(processes, environ, given)
+        _run_with_sandbox(processes, environ, values)
     except KeyboardInterrupt:
         return 0
     except SettingsError as error:
@@ -159,10 +159,10 @@ def _run_bot(processes: Processes, environ: dict[str, str], settings: Settings) 
     print(f"The callback (URL, 服务器地址): {address}/wechat")
     print(f"   on this machine (本机): http://127.0.0.1:{settings.port}/wechat")
     print(f"   the gallery (图库): {gallery}")
-    print("   what may be wrong with it (检查): .venv/bin/flask doctor", flush=True)
+    print("   if something is wrong (检查): .venv/bin/flask doctor", flush=True)
 
 
-def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict[str, str]) -> NoReturn:
+def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dict[str, str]) -> NoReturn:
     path = FOLDER / SANDBOX_SETTINGS
     log = path.with_name("sandbox.log")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,8 +173,8 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict
         "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///data/sandbox/bot.db",
         "MEDIA_STORE": environ.get("MEDIA_STORE") or "data/sandbox/media",
     }
-    if "ADMIN_PASSWORD" in given:
-        environ["ADMIN_PASSWORD"] = given["ADMIN_PASSWORD"]
+    if "ADMIN_PASSWORD" in values:
+        environ["ADMIN_PASSWORD"] = values["ADMIN_PASSWORD"]
     port = Settings.from_env(environ).port
     environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{port + 1}"
     settings = Settings.from_env(environ)
@@ -211,7 +211,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], given: dict
 
 
 def _account(path: Path) -> dict[str, str]:
-    """The account and the password of an earlier start, or others, made up."""
+    """The account and the password of an earlier start; made up at the first one."""
 
     def random(characters: str, length: int) -> str:
         return "".join(secrets.choice(characters) for _ in range(length))
@@ -229,10 +229,10 @@ def _account(path: Path) -> dict[str, str]:
 
 @contextmanager
 def _shown_to_commands(path: Path, environ: dict[str, str]) -> Iterator[None]:
-    """Keeps the settings in a file of the owner's. As long as it is locked, commands without an account read it."""
+    """Writes the settings to a file of mode 0600 and locks it; while it is locked, commands read it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with open(partial, "w", encoding="utf-8", opener=_private) as file:
-        for name, value in Settings.given(environ).items():
+        for name, value in Settings.unchecked(environ).items():
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             file.write(f"{name}='{quoted}'\n")
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -326,7 +326,7 @@ def _until(look: Callable[[], T | None], seconds: float, otherwise: str, process
         found = look()
         if found:
             return found
-        time.sleep(0.05)  # what is looked for happens in another process
+        time.sleep(0.05)  # it happens in another process, which cannot wake this one
     raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
 
 

@@ -186,7 +186,7 @@ class DeferredReplies:
         threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
 
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
-        cores.roam()  # work may take all that the machine has
+        cores.unpin_thread()  # work may take all that the machine has
         try:
             result, memory, code, reason = None, None, None, None
             try:

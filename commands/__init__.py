@@ -1,7 +1,7 @@
 """The `flask ...` commands, one module for each subject: they parse arguments, call, and print.
 
 Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settings. The last line of stdout is for
-machines; long work shows a progress bar on a terminal and plain lines elsewhere. Decisions are made elsewhere.
+machines; long work shows a progress bar on a terminal and plain lines elsewhere. Must not decide anything itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OF_FLASK = ("run", "shell", "routes")
 
 
 def add_to(app: Flask) -> None:
-    """Give the application our commands. `flask --help` lists them, and no longer Flask's own, which go on working."""
+    """Adds our commands to the application. Flask's own still work, but `flask --help` no longer lists them."""
     for command in COMMANDS:
         app.cli.add_command(command)
     context = click.get_current_context(silent=True)
@@ -38,9 +38,9 @@ def add_to(app: Flask) -> None:
 
 
 def use_without_settings(app: Flask, error: SettingsError) -> None:
-    """The application has faulty settings: `doctor` and `--help` work, each other command says what is wrong.
+    """For faulty settings: `doctor` and `--help` work, every other command prints what is wrong.
 
-    Flask's own `flask run` would serve an application without routes: it ends here, with exit code 2.
+    `flask run` would serve an application without routes, so it ends here with exit code 2.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.info_name in _OF_FLASK:

@@ -1,4 +1,4 @@
-"""What the commands share: the application's parts, one line for what went wrong, JSON, and a progress bar.
+"""What the commands share: the application's parts, errors as one line, JSON, and a progress bar.
 
 Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settings. Must not know any command.
 """
@@ -26,7 +26,7 @@ LEDGER_ID = click.IntRange(1, 2**63 - 1)
 
 
 def app_parts() -> Parts:
-    """The application's parts. With faulty settings there are none: the command ends with exit code 2."""
+    """The application's parts. With faulty settings it has none, and the command ends with exit code 2."""
     error = current_app.extensions.get("settings_error")
     if error is not None:
         fail_without_settings(cast(SettingsError, error))
@@ -51,7 +51,7 @@ def fail_without_settings(error: SettingsError) -> NoReturn:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turns what may go wrong into one line with its hint, and exit code 1."""
+    """Turns expected errors into one line with a hint, and exit code 1."""
     try:
         yield
     except WeChatError as error:
@@ -63,13 +63,13 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def show_json(value: dict[str, Any]) -> None:
-    """One line for machines."""
+    """Prints one line for machines."""
     click.echo(json_line(value))
 
 
 @contextmanager
 def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of bytes that were moved. `total` in bytes, None if it is not known.
+    """Gives a function to call with each number of bytes moved. `total` in bytes, None if it is not known.
 
     On a terminal it draws a bar; elsewhere one line is printed at the end.
     """

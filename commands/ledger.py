@@ -1,4 +1,7 @@
-"""`flask ledger`: what fans sent and what became of it; tries again, and deletes. Knows no SQL."""
+"""`flask ledger`: lists and shows what fans sent, tries failed work again, and deletes.
+
+Knows arguments and what to print. Must not know SQL.
+"""
 
 from __future__ import annotations
 
@@ -97,11 +100,11 @@ def _summary(entry: Entry) -> dict[str, Any]:
 def ledger_retry(ids: tuple[int, ...]) -> None:
     """Try the failed ones again (重试): those with the given ledger IDs, or all."""
     with errors_in_one_line():
-        kept = app_parts().ledger
-        unknown = [str(each) for each in ids if kept.get(each) is None]
+        messages = app_parts().ledger
+        unknown = [str(each) for each in ids if messages.get(each) is None]
         if unknown:
             fail(f"the ledger has no row {', '.join(unknown)}; nothing was changed")
-        show_json({"rows": kept.retry(ids or None, time.time())})
+        show_json({"rows": messages.retry(ids or None, time.time())})
 
 
 @ledger.command("purge")

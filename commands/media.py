@@ -1,4 +1,7 @@
-"""`flask media`: temporary media on the platform, up and down. Knows files and progress, not the protocol."""
+"""`flask media`: uploads and downloads temporary media.
+
+Knows files and progress. Must not know the protocol.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def media_get(media_id: str, path: Path | None, force: bool) -> None:
     parts = app_parts()
     name = path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))
     with errors_in_one_line():
-        # A name that nothing else has: what lies there is never the user's.
+        # A random name, so that no file of the user's is overwritten or deleted.
         partial = name.with_name(f".{name.name[:100]}.{secrets.token_hex(8)}.part")
         try:
             if path is not None:
@@ -92,4 +95,4 @@ def media_get(media_id: str, path: Path | None, force: bool) -> None:
 
 def _refuse_to_overwrite(path: Path, force: bool) -> None:
     if path.exists() and not force:
-        fail(f"{path} is there already: name another one with -o, or say --force")
+        fail(f"{path} exists already: choose another name with -o, or add --force")

@@ -1,4 +1,7 @@
-"""`flask menu`: the account's custom menu (自定义菜单), shown, set from a file, or deleted."""
+"""`flask menu`: shows the account's custom menu (自定义菜单), sets it from a file, or deletes it.
+
+Knows files and JSON. Must not know which menus the platform takes: it says so itself.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def menu() -> None:
 
 @menu.command("show")
 def menu_show() -> None:
-    """Print the menu (查看) as JSON, such as `set` takes."""
+    """Print the menu (查看) as JSON, in the form that `set` takes."""
     with errors_in_one_line():
         found = get_menu(app_parts().client)
     if found is None:
@@ -29,7 +32,7 @@ def menu_show() -> None:
 @menu.command("set")
 @click.argument("file", type=click.File(encoding="utf-8-sig"))
 def menu_set(file: TextIO) -> None:
-    """Make the menu what FILE says (设置): JSON, {"button": [...]}. `-` reads from the standard input."""
+    """Set the menu from FILE (设置): JSON, {"button": [...]}. `-` reads from standard input."""
     parts = app_parts()
     try:
         wanted = json.load(file)
@@ -44,7 +47,7 @@ def menu_set(file: TextIO) -> None:
 
 @menu.command("delete")
 def menu_delete() -> None:
-    """Take the menu away (删除)."""
+    """Delete the menu (删除)."""
     with errors_in_one_line():
         delete_menu(app_parts().client)
     show_json({"buttons": 0})

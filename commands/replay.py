@@ -1,4 +1,7 @@
-"""`flask replay`: what a recorded message would be answered by the handlers of today. Sends and records nothing."""
+"""`flask replay`: what today's handlers would answer to a recorded message.
+
+Knows what to print. Must not send or record anything.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
 
     按当前代码，这条消息会得到什么回复。
 
-    The work of a Deferred handler is done, since its result is the answer.
+    The work of a Deferred handler is run, since its result is the answer.
     """
     if last == (ledger_id is not None):
         raise click.UsageError("say which message: its ledger ID, or --last")
@@ -38,7 +41,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
         try:
             outcome = handlers.dispatch(message, lambda: json.loads(memory))
             reply, remembered = outcome_of(outcome)
-            # With the time of then, so that nothing differs but what the handlers do differently.
+            # The recorded time, so that only a change in the handlers makes a difference.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
@@ -64,7 +67,13 @@ def replay(ledger_id: int | None, last: bool) -> None:
     click.echo(_shown(answer.xml))
 
 
-_CALLERS = {"__init__", "calls", "router", "memory", "deferred"}  # of handlers/: they hold no handler
+_CALLERS = {
+    "__init__",
+    "calls",
+    "router",
+    "memory",
+    "deferred",
+}  # modules of handlers/ that contain no handler
 
 
 def _shown(reply: bytes | None) -> str:

@@ -1,4 +1,7 @@
-"""`flask token`: the account's access_token, shown or fetched anew. The only place that shows it."""
+"""`flask token`: prints the account's access_token, or fetches a new one.
+
+No other command, page or log line shows the token. Must not know how it is fetched.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def token() -> None:
 
 @token.command("show")
 def token_show() -> None:
-    """Print it (查看); fetch it if there is none."""
+    """Print the token (查看); fetch one if there is none."""
     _print_token(app_parts().token.get)
 
 

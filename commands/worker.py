@@ -1,4 +1,7 @@
-"""`flask worker`: downloads and sends what the ledger says is due, until it is asked to end."""
+"""`flask worker`: one process that downloads and sends what is due, until a signal ends it.
+
+Knows signals and how many threads. Must not know what the threads do.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ WORKER_THREADS = 16  # downloads at once
 def worker() -> None:
     """Download what fans sent (下载素材), until Ctrl-C or SIGTERM.
 
-    It is one process; for more cores start it more often (要用更多 CPU 核心就多启动几个).
+    One process uses one core; to use more, start more of them (要用更多 CPU 核心就多启动几个).
     """
     cores.raise_file_limit()
     parts = app_parts()

@@ -223,8 +223,8 @@ def test_where_the_system_forbids_it_threads_run_as_they_like(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr("os.sched_setaffinity", forbidden)
-    cores.stay_on_one()
-    cores.roam()
+    cores.pin_thread()
+    cores.unpin_thread()
 
 
 # -- how one ends -------------------------------------------------------------------------------------------------

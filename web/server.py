@@ -135,7 +135,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         cores.choose(self.place)
-        cores.stay_on_one()  # and so do the threads that answer: they begin here; those in the background have begun
+        cores.pin_thread()  # and so do the threads that answer: they begin here; those in the background have begun
         super().run()
 
     # -- taking connections --------------------------------------------------------------------------------------------

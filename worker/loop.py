@@ -90,7 +90,7 @@ class Worker:
 
     def _work_off(self, threads: int) -> None:
         idle = IDLE_SECONDS[0]
-        cores.stay_on_one()
+        cores.pin_thread()
         with ThreadPoolExecutor(threads, "work") as pool:
             while not self._stop.is_set():
                 self._free.clear()

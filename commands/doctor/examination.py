@@ -57,7 +57,7 @@ def examine(
             Outcome(False, f"{name} {english}", f"{name} {chinese}")
             for name, english, chinese in error.faults
         ]
-        settings = _without(Settings.given(environ, folder), faulty)
+        settings = _without(Settings.unchecked(environ, folder), faulty)
     else:
         wrong = []
     wrong += unknown_names(environ, folder)
