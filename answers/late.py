@@ -27,6 +27,7 @@ from answers.failures import (
     SEND_REFUSALS,
     failure,
 )
+from answers.steps import renew, repeat
 from handlers import Deferred, HandlerError, Memory, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
@@ -97,7 +98,7 @@ class DeferredReplies:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._asked_at: float | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     # -- the web's side: deliveries ------------------------------------------------------------------------------
 
@@ -226,8 +227,10 @@ class DeferredReplies:
 
     def start(self, *, orphans: bool) -> None:
         """Renews the leases of running work until `stop()`; with `orphans` also runs work whose process is gone."""
-        self._thread = threading.Thread(target=self._keep, args=(orphans,), daemon=True)
-        self._thread.start()
+        targets = [self._keep_leases, self._keep_adopting] if orphans else [self._keep_leases]
+        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
 
     def ask_to_stop(self) -> None:
         """From now on no work of others is taken over; returns at once."""
@@ -242,25 +245,27 @@ class DeferredReplies:
         for _, done in list(self._running.values()):
             _wait_for(done, deadline - time.monotonic())
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for work, _ in list(self._running.values()):
             self._works.give_back(work)
 
-    def _keep(self, orphans: bool) -> None:
-        extended = time.monotonic()
-        while not self._stop.wait(min(ORPHANS_SECONDS, self._lease / 3)):
-            try:
-                if time.monotonic() - extended >= self._lease / 3:
-                    extended = time.monotonic()
-                    for work, _ in list(self._running.values()):
-                        self._works.extend(work, self._clock(), self._lease)
-                if orphans and self._asked_at is None:
-                    self.adopt()
-            except (DatabaseUnavailableError, OSError) as error:
-                log.error("deferred work cannot be looked after", extra={"reason": str(error)})
-            except Exception:
-                log.exception("unexpected fault; the loop goes on")
+    def _keep_leases(self) -> None:
+        def step() -> float:
+            held = [work for work, _ in list(self._running.values())]
+            renew(held, lambda work: self._works.extend(work, self._clock(), self._lease))
+            return self._lease / 3
+
+        repeat(self._stop, step, "a lease cannot be renewed", fault_seconds=self._lease / 3)
+
+    def _keep_adopting(self) -> None:
+        def step() -> float:
+            if self._asked_at is None:
+                self.adopt()
+            return ORPHANS_SECONDS
+
+        say = "deferred work cannot be looked after"
+        repeat(self._stop, step, say, fault_seconds=ORPHANS_SECONDS)
 
     def adopt(self) -> int:
         """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from answers.steps import repeat
 from storage import purge
 from storage.files import FileStore
 from storage.ledger import Ledger
 from storage.thumbnails import Thumbnails
 from wechat.access_token import AccessToken
-from worker.steps import repeat
 from worker.thumbnails import ThumbnailMaker
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cores
+from answers.steps import renew, repeat, survived
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Download, Job, Ledger
 from worker.chores import Chores
 from worker.downloads import Downloads
 from worker.jobs import ClaimLostError, Failures, Held, StoppedError
 from worker.sends import Sends
-from worker.steps import repeat, survived
 
 log = logging.getLogger(__name__)
 
@@ -160,16 +160,13 @@ class Worker:
 
         def step() -> float:
             with self._lock:
-                held = list(self._held.values())
-            for one in held:
-                survived("a lease cannot be renewed", partial(self._renew, one), ledger_id=one.job.id)
+                held = {one.job: one for one in self._held.values() if not one.lost}
+            for job in renew(held, lambda job: self._ledger.extend(job, self._clock(), self._lease)):
+                held[job].lost = True
             self._bring_back()
             return self._lease / 3
 
         repeat(self._finished, step, "the ledger cannot be read", fault_seconds=self._lease / 3)
-
-    def _renew(self, one: Held) -> None:
-        one.lost = one.lost or not self._ledger.extend(one.job, self._clock(), self._lease)
 
     def _bring_back(self) -> None:
         rows = self._ledger.bring_back(self._clock())

@@ -1,4 +1,4 @@
-"""How the loops of a worker go on: do a step, wait, and survive whatever goes wrong in it.
+"""How the loops in the background go on: do a step, wait, survive what goes wrong in it; and how leases are renewed.
 
 Knows threads' events and the log. Must not know what a step does. A fault is said once for each time that it happens,
 and the loop waits before its next step, so that a lasting one does not fill the log.
@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol, TypeVar
 
 from storage.errors import DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Claimed(Protocol):
+    """Work that this process has claimed; `id` is its message's in the ledger."""
+
+    @property
+    def id(self) -> int: ...
+
+
+Held = TypeVar("Held", bound=Claimed)
 
 
 def repeat(stop: threading.Event, step: Callable[[], float], otherwise: str, *, fault_seconds: float) -> None:
@@ -35,3 +46,10 @@ def survived(otherwise: str, step: Callable[[], T], **facts: object) -> T | None
     except Exception:
         log.exception("unexpected fault; the loop goes on", extra=facts)
     return None
+
+
+def renew(held: Iterable[Held], extend: Callable[[Held], bool]) -> list[Held]:
+    """Renews the lease of each piece of work in hand; returns those that another process has taken. To be called at a
+    third of a lease's length. One that cannot be renewed for a fault does not keep the others from it."""
+    say = "a lease cannot be renewed"
+    return [work for work in held if survived(say, partial(extend, work), ledger_id=work.id) is False]
