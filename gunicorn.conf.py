@@ -60,7 +60,7 @@ def post_worker_init(worker: Any) -> None:
 def worker_exit(master: Any, worker: Any) -> None:
     if hasattr(worker, "parts"):
         worker.parts.stop()
-        server.end_process()
+        cores.end_process()
 
 
 def on_exit(master: Any) -> None:

@@ -36,3 +36,4 @@ def worker() -> None:
     parts.deferred.start(orphans=True)
     asked.wait()
     parts.stop()
+    cores.end_process()

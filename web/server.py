@@ -7,15 +7,12 @@ with another gunicorn the plain worker runs instead, and `MISSING` says why. Mus
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import select
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakSet
 
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
@@ -82,14 +79,6 @@ def tell_what_is_missing(master: Any) -> None:
     """One warning when the plain worker runs."""
     if MISSING:
         master.log.warning("this gunicorn has no %s: its plain worker runs, slower", ", ".join(MISSING))
-
-
-def end_process() -> NoReturn:
-    """End this process, which was about to: with status 0, or 1 when an exception ends it. Python by itself would first
-    take apart all that was imported, which takes longer than all the rest of the stop."""
-    ending = sys.exc_info()[1]
-    logging.shutdown()
-    os._exit(0 if isinstance(ending, SystemExit) and ending.code == 0 else 1)
 
 
 def check_port(port: int) -> None:
