@@ -61,11 +61,12 @@ format: $(VENV)/.dev
 
 # The frozen files must install on every supported Python, so freeze with the oldest. Pins stay where the .in files allow
 # them; newer versions: make freeze ARGS=--upgrade
+# What the server runs on has hashes: pip refuses a file that is not the one that was frozen.
+COMPILE = $(BIN)/pip-compile -q $(ARGS) --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 freeze: $(VENV)/.dev
-	@for name in requirements requirements-dev requirements-bench; do \
-	  $(BIN)/pip-compile -q $(ARGS) --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	    -o $$name.txt $$name.in || exit; \
-	done
+	@$(COMPILE) --generate-hashes -o requirements.txt requirements.in
+	@$(COMPILE) -o requirements-dev.txt requirements-dev.in
+	@$(COMPILE) -o requirements-bench.txt requirements-bench.in
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
@@ -90,7 +91,8 @@ $(VENV)/.run: requirements.txt | $(VENV)/.no-dotenv
 
 $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/.no-dotenv
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.dev

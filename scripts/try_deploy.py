@@ -158,7 +158,7 @@ def prepare(work: Path) -> Path:
         "-d",
         str(root / "srv/wheels"),
     ]
-    subprocess.run([*wheels, "-r", str(ROOT / "requirements.txt"), "setuptools", "wheel"], check=True)
+    subprocess.run([*wheels, "-r", str(ROOT / "requirements.txt")], check=True)
     return root
 
 
