@@ -264,8 +264,7 @@ class DeferredReplies:
                 self.adopt()
             return ORPHANS_SECONDS
 
-        say = "deferred work cannot be looked after"
-        repeat(self._stop, step, say, fault_seconds=ORPHANS_SECONDS)
+        repeat(self._stop, step, "deferred work cannot be looked after", fault_seconds=ORPHANS_SECONDS)
 
     def adopt(self) -> int:
         """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""
