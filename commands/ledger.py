@@ -39,9 +39,17 @@ def ledger_status() -> None:
 
 
 @ledger.command("list")
-@click.option("--failed", is_flag=True, help="Only what failed.")
-@click.option("--fan", metavar="OPENID", help="Only what this fan sent.")
-@click.option("--last", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
+@click.option("--failed", is_flag=True, help="Only what failed (只列出失败的).")
+@click.option("--fan", metavar="OPENID", help="Only what this fan sent (只列出该粉丝的).")
+@click.option(
+    "--last",
+    "limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many (列出多少条).",
+)
 def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
     """List messages (列出消息), the newest last; each is a line of JSON unless this is a terminal."""
     with errors_in_one_line():
@@ -109,11 +117,17 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
 
 @ledger.command("purge")
 @click.option(
-    "--before", "days", type=click.IntRange(min=0), metavar="DAYS", help="What is older than so many days."
+    "--before",
+    "days",
+    type=click.IntRange(min=0),
+    metavar="DAYS",
+    help="What is older than so many days (删除多少天之前的).",
 )
-@click.option("--fan", metavar="OPENID", help="What this fan sent.")
-@click.option("--dry-run", is_flag=True, help="Say how much it would be, and delete nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask; without a terminal nothing is asked.")
+@click.option("--fan", metavar="OPENID", help="What this fan sent (删除该粉丝的).")
+@click.option(
+    "--dry-run", is_flag=True, help="Say how much it would be, and delete nothing (只统计，不删除)."
+)
+@click.option("--yes", is_flag=True, help="Do not ask (不再询问); without a terminal nothing is asked.")
 def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) -> None:
     """Delete rows and files for good (删除): old ones, a fan's, or a fan's old ones."""
     if days is None and fan is None:

@@ -35,7 +35,10 @@ def media() -> None:
 @media.command("upload")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--type", "kind", type=click.Choice(["image", "voice", "video", "thumb"]), help="By content if left out."
+    "--type",
+    "kind",
+    type=click.Choice(["image", "voice", "video", "thumb"]),
+    help="By content if left out (不指定则按内容判断).",
 )
 def media_upload(file: Path, kind: str | None) -> None:
     """Upload FILE (上传), and print the platform's answer."""
@@ -60,9 +63,12 @@ def media_upload(file: Path, kind: str | None) -> None:
 @media.command("get")
 @click.argument("media_id")
 @click.option(
-    "-o", "path", type=click.Path(dir_okay=False, path_type=Path), help="Where to; by default a name here."
+    "-o",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to; by default a name here (保存路径).",
 )
-@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite a file that is there (覆盖已有文件).")
 def media_get(media_id: str, path: Path | None, force: bool) -> None:
     """Download MEDIA_ID (下载), and print the path it was written to."""
     parts = app_parts()

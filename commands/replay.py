@@ -20,7 +20,7 @@ from wechat.messages import parse_message
 
 @click.command()
 @click.argument("ledger_id", type=LEDGER_ID, required=False)
-@click.option("--last", is_flag=True, help="The newest message.")
+@click.option("--last", is_flag=True, help="The newest message (最新一条).")
 def replay(ledger_id: int | None, last: bool) -> None:
     """Answer a recorded message anew (重新回复). Nothing is sent or recorded.
 

@@ -22,16 +22,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="A stand-in for the WeChat platform, on 127.0.0.1 only. Its account is WECHAT_APPID, "
-        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, else a throw-away one.",
+        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, else a throw-away one. "
+        "在本机模拟微信平台；账号取自上述环境变量，没有则用一个一次性账号。",
     )
-    parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free one (0 表示任选一个空闲端口)")
     parser.add_argument(
-        "--callback", required=True, help="the bot's address, like http://127.0.0.1:8000/wechat"
+        "--callback",
+        required=True,
+        help="the bot's address (机器人的地址), like http://127.0.0.1:8000/wechat",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="a folder in which chats and pushes outlive this run; without it nothing is kept",
+        help="a folder in which chats and pushes outlive this run; without it nothing is kept "
+        "(保存数据的文件夹，不指定则不保留)",
     )
     arguments = parser.parse_args()
     address = urlsplit(arguments.callback)

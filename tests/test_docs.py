@@ -169,6 +169,15 @@ def test_every_command_is_documented_with_its_options(readme):
         assert set(re.findall(r"\[(--?[\w-]+)", documented[name])) == options, name
 
 
+def test_commands_and_options_explain_themselves_in_chinese_too():
+    ours = click.Group(commands={each.name: each for each in COMMANDS})
+    texts = {name: command.help for name, command in commands(ours)}
+    for name, command in commands(ours):
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        texts |= {f"{name} {each.opts[0]}": each.help for each in options}
+    assert [name for name, text in texts.items() if not re.search("[\u4e00-\u9fff]", text or "")] == []
+
+
 def test_the_application_has_these_commands(app):
     assert {name for name, _ in commands(app.cli)} >= {
         re.sub(r" [\[A-Z-].*", "", code(row[0])) for row in table(ENGLISH, "command") if "flask" in row[0]
