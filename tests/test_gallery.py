@@ -1103,7 +1103,7 @@ class TestFiles:
         monkeypatch.setattr(rig.parts.files, "size", away)
         assert "503" in rig.page(f"/{ledger_id}/file", 503)
         assert "HTTP 500" not in rig.page(f"/{ledger_id}/file", 503)
-        assert "a store is away" in caplog.text
+        assert "the database or the media store cannot be reached" in caplog.text
 
     def test_a_database_that_is_away(self, rig, monkeypatch):
         def away(*_, **__):

@@ -1,7 +1,7 @@
-"""The mark by which the callback knows a request of `flask doctor`: it is answered as any other, but counts nowhere.
+"""The header by which the callback recognises `flask doctor`, whose requests are answered but not counted.
 
-Knows how a mark is made and checked. Only who knows the callback Token can make one, so that no stranger hides behind
-it. Does not know requests or probes.
+Knows how the header's value is made and checked. It takes the callback Token to make one, so that no stranger can hide
+from the counters. Must not know requests or probes.
 """
 
 from __future__ import annotations

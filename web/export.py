@@ -1,7 +1,7 @@
-"""A ZIP of what fans sent: a table (CSV) and the files, made while it is sent, a piece at a time.
+"""A ZIP of what fans sent: a table (CSV) and the files, made piece by piece while it is sent.
 
-Knows ZIP and CSV. Must not know which entries are asked for, nor where their files lie. Whatever the number and size of
-the files, memory holds one piece and the list of names that a ZIP ends with.
+Knows ZIP and CSV. Must not know which entries are asked for, nor where their files are. However many and large the
+files, memory holds one piece and the list of names at the end of a ZIP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLUMNS = ("id", "received", "openid", "type", "text", "state", "code", "file", 
 
 
 class _Unsent(io.RawIOBase):
-    """A file that is written from front to end: what was written since the last look."""
+    """A file for zipfile to write to. It keeps only what was written since the last `take()`."""
 
     def __init__(self) -> None:
         self._unsent = bytearray()
@@ -43,11 +43,11 @@ class _Unsent(io.RawIOBase):
 def exported(
     entries: Callable[[], Iterable[Shown]], files: FileStore, when: Callable[[float], str]
 ) -> Iterator[bytes]:
-    """The ZIP in pieces. `entries` is gone through twice; a file that is gone by then is left out."""
+    """The ZIP in pieces. `entries` is called twice; a file that was deleted by then is left out."""
     unsent = _Unsent()
     with zipfile.ZipFile(unsent, "w") as archive:
         with archive.open("messages.csv", "w", force_zip64=True) as table:
-            table.write("\ufeff".encode())  # so that Excel takes it for UTF-8
+            table.write("\ufeff".encode())  # Excel reads a file without this mark in another encoding
             table.write(_line(COLUMNS))
             for entry in entries():
                 table.write(_line(_row(entry, when)))
@@ -94,7 +94,7 @@ def _line(values: Iterable[object]) -> bytes:
 
 
 def _harmless(value: object) -> object:
-    """A fan's text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Puts an apostrophe before a text that a spreadsheet would run as a formula."""
     return (
         f"'{value}"
         if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

@@ -1,8 +1,8 @@
-"""GET /gallery: what fans sent, for who knows ADMIN_PASSWORD. Converts a request, calls, converts the answer back.
+"""GET /gallery: what fans sent, behind ADMIN_PASSWORD.
 
-Knows sign-in, sessions and how to serve what strangers sent so that it cannot run in a browser. Does not know SQL, nor
-how a thumbnail is made. A session is a cookie, signed with a random key that all web processes share and with the
-password, so that another ADMIN_PASSWORD ends all of them. The one script shows a page anew when it has changed.
+Knows sign-in, sessions, and how to serve fans' files so that they cannot run in a browser. Must not know SQL, nor how
+a thumbnail is made. A session is a cookie. It is signed with the password and a random key that all web processes
+share, so that a new ADMIN_PASSWORD ends all sessions. The one script reloads a page that has changed.
 https://cheatsheetseries.owasp.org/cheatsheets/Session_Management_Cheat_Sheet.html
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, cast
 from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, abort, g, redirect, render_template, request, url_for
@@ -45,33 +45,33 @@ log = logging.getLogger(__name__)
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
 COUNTED = 1000  # entries, then the page says that there are more
-MEDIA_LIFE_SECONDS = 3 * 86400.0  # how long the platform keeps a file
+MEDIA_LIFE_SECONDS = 3 * 86400.0  # the platform deletes a file then
 
 COOKIE = "gallery"
 
 # What a browser shows; the store names a file by its content, so that nothing else has one of these names.
-_SHOWN: Final = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3", "mp4")}
-_HEADERS: Final = {
+_SHOWN = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3", "mp4")}
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_PAGE_POLICY: Final = (
+_PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; media-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-_FILE_POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
-# A browser keeps a copy but asks before it shows it: who signed out sees no more of it, a purged file is gone, and
-# after a backup was restored an id may be another message's.
-_FILE_CACHE: Final = "private, no-cache"
+_FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
+# A browser may keep a copy, but asks before it shows it: after a sign-out, a purge or a restored backup the answer may
+# be another one.
+_FILE_CACHE = "private, no-cache"
 
 
 @dataclass(frozen=True)
 class _Session:
-    """What the cookie of one who signed in says. `until` in unix seconds."""
+    """What the cookie contains. `until` in unix seconds."""
 
     id: str
     until: float
@@ -88,7 +88,7 @@ def gallery(
     zone: ZoneInfo | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """All pages, with the times of `zone`, None: the machine's."""
+    """All pages. Times are shown in `zone`; None: the machine's zone."""
     blueprint = Blueprint(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
@@ -102,7 +102,7 @@ def gallery(
         return URLSafeSerializer(key(), salt="gallery", signer_kwargs={"digest_method": hashlib.sha256})
 
     def attempts() -> Attempts:
-        # Another password begins with no tries. The two bytes in the database tell next to nothing about it.
+        # A new password begins with no tries. Two bytes of a digest in the database do not help to guess it.
         return Attempts(database, f"gallery {hmac.digest(key(), b'attempts', 'sha256')[:2].hex()}")
 
     # -- sessions ----------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def gallery(
 
     @blueprint.get("/export")
     def export() -> Response:
-        """What the filter lets through, as a ZIP that is made while it is sent."""
+        """All entries of the filter, as a ZIP that is made while it is sent."""
         asked = _asked(request.args, zone)
         chunks = exported(lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone))
         response = Response(chunks, content_type="application/zip")
@@ -280,7 +280,7 @@ def gallery(
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/file")
     def file(ledger_id: int) -> Response:
-        """The original, also in ranges; what no browser shows is a download."""
+        """The original, also in ranges. A format that browsers do not show is a download."""
         found = find(ledger_id)
         size = None if found.media_key is None else files.size(found.media_key)
         if found.media_key is None or size is None:
@@ -301,7 +301,7 @@ def gallery(
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/thumbnail")
     def thumbnail(ledger_id: int) -> Response:
-        """The thumbnail, or a plain sign in its place; one that is gone is made again by a worker."""
+        """The thumbnail, or an icon in its place. If its file is missing, a worker makes it again."""
         found = find(ledger_id)
         if found.media_key is not None and found.thumbnail_state == "made":
             try:
@@ -336,7 +336,7 @@ def gallery(
     @blueprint.errorhandler(DatabaseUnavailableError)
     @blueprint.errorhandler(OSError)
     def unavailable(error: Exception) -> tuple[str, int]:
-        log.error("gallery: a store is away", extra={"reason": str(error)})
+        log.error("gallery: the database or the media store cannot be reached", extra={"reason": str(error)})
         return page("message.html", status=503), 503
 
     return blueprint
@@ -352,14 +352,14 @@ def _stream(file: BinaryIO, content_type: str | None) -> Response:
 
 
 def _tag(response: Response, entry: Entry) -> None:
-    """So that a copy that is still right is not sent again."""
+    """Sets the ETag, so that an unchanged file is not sent again."""
     if entry.media_sha256 is not None:
         response.set_etag(entry.media_sha256)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What an address asks for: the filter, where the page begins, and the filter's own words for further links."""
+    """What a URL asks for: the filter, where the page begins, and the filter's parameters for further links."""
 
     which: Filter
     before: Place | None
@@ -373,7 +373,7 @@ class _Asked:
 
     @property
     def place(self) -> dict[str, str]:
-        """For a link that leads back to this very page."""
+        """The parameters of a link back to this page."""
         return {
             name: f"{place[0]!r}_{place[1]}"
             for name, place in (("before", self.before), ("after", self.after))
@@ -386,7 +386,7 @@ def _url(endpoint: str, **values: Any) -> str:
 
 
 def _asked(given: Mapping[str, str], zone: ZoneInfo | None) -> _Asked:
-    """Aborts with 400 for what makes no sense."""
+    """Reads the parameters. Aborts with 400 if one is invalid."""
     words = {
         name: given[name].strip() for name in ("kind", "state", "fan", "day") if given.get(name, "").strip()
     }
@@ -419,7 +419,7 @@ def _midnight(day: date, zone: ZoneInfo | None) -> float:
 
 
 def _when(seconds: float, zone: ZoneInfo | None) -> str:
-    """A time as a clock on the wall of that zone shows it, None: of this machine; a fan's may be any number."""
+    """A time as text in that zone (None: the machine's). A push may contain any number as its time."""
     try:
         return datetime.fromtimestamp(seconds, zone).astimezone(zone).isoformat(" ", "seconds")[:19]
     except (ValueError, OverflowError, OSError):
@@ -427,14 +427,14 @@ def _when(seconds: float, zone: ZoneInfo | None) -> str:
 
 
 def _zone_now(now: float, zone: ZoneInfo | None) -> str:
-    """The zone's name, where it has one, and how far it is from UTC now."""
+    """The zone's name, if it has one, and its offset from UTC now."""
     moment = datetime.fromtimestamp(now, zone).astimezone(zone)
     offset = moment.strftime("%z")
     return " ".join(filter(None, [zone.key if zone else "", f"UTC{offset[:3]}:{offset[3:5]}"]))
 
 
 def _text(xml: bytes) -> str | None:
-    """What a fan wrote, or said of a place or a link; None for a file."""
+    """The text of a text, location or link message; None for others."""
     message = parse_message(xml)
     if isinstance(message, TextMessage):
         return message.content
@@ -446,14 +446,14 @@ def _text(xml: bytes) -> str | None:
 
 
 def _shown(entry: Shown) -> dict[str, Any]:
-    """An entry of the list, as its template wants it."""
+    """An entry of the list, as the template takes it."""
     code = explain(entry.media_code) if entry.media_code else None
     return {"one": entry, "text": _text(entry.xml) if entry.media_kind is None else None, "code": code}
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What went wrong with a file or with what is sent back."""
+    """Why a download or a send failed."""
 
     of_send: bool
     said: str
@@ -493,14 +493,14 @@ def _problems(entry: Entry, now: float) -> list[_Problem]:
         said = reason.partition(known.hint_en)[0].rstrip(" .:") if known else reason
         fan = _FAN_HAS_TO.get(code or 0, ("", "")) if state == "failed" else ("", "")
         if not of_send and state == "failed" and now > entry.create_time + MEDIA_LIFE_SECONDS:
-            fan = _AGAIN  # the platform has deleted it by now
+            fan = _AGAIN  # the platform has deleted it
         hints = (known.hint_en, known.hint_zh) if known else ("", "")
         found.append(_Problem(of_send, said, *hints, *fan))
     return found
 
 
 def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
-    """Every entry that the filter lets through, a page at a time."""
+    """All entries of the filter, read page by page."""
     place: Place | None = None
     while True:
         found = rows.page(which, before=place, limit=200)
@@ -511,7 +511,7 @@ def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
 
 
 def _same(given: str, password: str) -> bool:
-    """In a time that tells nothing, not even the length."""
+    """Compares in constant time, whatever the lengths."""
     return hmac.compare_digest(
         hashlib.sha256(given.encode("utf-8", "replace")).digest(), hashlib.sha256(password.encode()).digest()
     )

@@ -1,8 +1,10 @@
 """The counters that the web processes keep themselves; names as Prometheus shows them.
 
-Knows names and buckets. Does not know who counts, nor the figures that live in the database: web.ops reads those when
-it is asked. Under gunicorn all processes count into one folder (PROMETHEUS_MULTIPROC_DIR, set by gunicorn.conf.py).
+Knows names and buckets. Must not know what is counted when, nor the figures in the database: web/ops.py reads those
+at each scrape. Under gunicorn all processes count into one folder (PROMETHEUS_MULTIPROC_DIR, see metrics_folder.py).
 """
+
+from __future__ import annotations
 
 from functools import cache
 
@@ -22,6 +24,6 @@ REPLY_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 4.5, 5, 10),
 )
 
-# A rate over a counter that appears with its first refusal would miss that one.
+# Each counter exists from the start with 0: Prometheus's rate() misses the first increment of a new one.
 for reason in ("signature", "timestamp", "envelope", "doctype", "xml", "method", "size", "key"):
     REFUSALS.labels(reason)

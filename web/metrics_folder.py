@@ -1,10 +1,12 @@
-"""The folder into which all web processes of one server count; a scrape of any of them adds it up.
+"""The folder into which all web processes of one server count. A scrape of any of them adds the counts up.
 
-Knows where it is, who holds it, and how it goes. Each server has one of its own in the temporary directory. The first
-process holds a lock on it, which its children share: so a later start finds what a killed server has left, and
-systemd-tmpfiles leaves it alone while it is used (https://man7.org/linux/man-pages/man5/tmpfiles.d.5.html). Must not
-know what is counted, nor import prometheus_client: that one looks for the folder when it is imported.
+Knows where the folder is, how it is locked, and when it is deleted. It is in the temporary directory. The first process
+locks it and its children share the lock. So the next start finds and deletes the folders of killed servers, and
+systemd-tmpfiles deletes none that is in use (https://man7.org/linux/man-pages/man5/tmpfiles.d.5.html).
+Must not know what is counted, nor import prometheus_client, which looks for the folder when it is imported.
 """
+
+from __future__ import annotations
 
 import fcntl
 import os
@@ -14,24 +16,24 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-NAME = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own
-_PREFIX = "wechat-counters-"  # not as before: a server of an earlier version holds no lock
+NAME = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it
+_PREFIX = "wechat-counters-"  # earlier versions used another prefix, and no lock
 
 
 class MetricsFolder:
-    """Made at once, and named in the environment. One that is named there already is used, and never removed."""
+    """Makes the folder and names it in the environment. One that is named there already is used, and never deleted."""
 
     def __init__(self) -> None:
         self._own = NAME not in os.environ
         if self._own:
-            _remove_left_ones()
+            _remove_abandoned()
             os.environ[NAME] = tempfile.mkdtemp(prefix=_PREFIX)
         self._path = Path(os.environ[NAME])
         self._lock: int | None = None
         self.make()
 
     def make(self) -> None:
-        """Makes the folder again if it was cleaned away, or a process that starts could not count."""
+        """Makes the folder again if something deleted it: a process that starts needs it."""
         if self._own and (self._lock is None or not self._path.is_dir()):
             self._path.mkdir(mode=0o700, exist_ok=True)
             self._lock = _lock(self._path)
@@ -43,7 +45,7 @@ class MetricsFolder:
 
 @cache
 def of_this_server() -> MetricsFolder:
-    """The same one when gunicorn reads its configuration again."""
+    """The same folder also when gunicorn reads its configuration again."""
     return MetricsFolder()
 
 
@@ -58,9 +60,9 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _remove_left_ones() -> None:
+def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # it belongs to another user
             if folder.lstat().st_uid == os.geteuid() and (descriptor := _lock(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(descriptor)

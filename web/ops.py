@@ -1,7 +1,7 @@
-"""GET /, /healthz, /readyz and /metrics: what somebody with a browser, a load balancer, an operator and Prometheus ask.
+"""GET /, /healthz, /readyz and /metrics, for a browser, a load balancer, an operator and Prometheus.
 
-Knows which figures there are and where they come from: counters of the web processes, the rest from the database at
-the moment of asking. Does not know how they are counted. Shows no secret, and no fan.
+Knows which figures there are: the web processes' counters, and what the database says at the time of the request.
+Must not know how they are counted. Shows no secret and no OpenID.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ops(
     *,
     key: str | None = None,
 ) -> Blueprint:
-    """The four views. `key` (METRICS_KEY) is wanted for /readyz and /metrics; without one they answer who is near."""
+    """The four views. /readyz and /metrics ask for `key` (METRICS_KEY); without a key they answer near callers only."""
     blueprint = Blueprint("ops", __name__)
 
     @blueprint.before_request
@@ -66,7 +66,7 @@ def ops(
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
         checks = {"database": _database(database), "media": _media(files)}
-        # A probe does not wait for the same database twice.
+        # The token is in the same database: do not wait for it twice.
         away = checks["database"] != "ok"
         checks["token"] = "not known: it is in the database" if away else _token(token)
         ready = checks["database"] == checks["media"] == "ok"
@@ -78,7 +78,7 @@ def ops(
         registry = CollectorRegistry()
         registry.register(_DatabaseFigures(ledger, tokens))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            os.makedirs(folder, mode=0o700, exist_ok=True)  # as it is when somebody has cleaned up
+            os.makedirs(folder, mode=0o700, exist_ok=True)  # the temporary directory may have been cleaned
             counters = CollectorRegistry()
             MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
         else:
@@ -91,13 +91,13 @@ def ops(
 
 
 def fault(error: InternalServerError) -> Response:
-    """500, for the application, which has logged the traceback."""
+    """Status 500, counted. The application has logged the traceback."""
     metrics.FAULTS.inc()
     return Response(status=500)
 
 
 def _is_near() -> bool:
-    """Whether the caller is of this machine or its private network, and came through no proxy."""
+    """Whether the request is from this machine or a private network, and came through no proxy."""
     try:
         near = not is_public(request.remote_addr or "")
     except ValueError:  # a Unix socket has no address
@@ -132,11 +132,11 @@ def _token(token: AccessToken) -> str:
         return str(error)
     if row.reason is not None:
         return row.reason
-    return "ok" if row.value is not None else "not fetched yet: nobody has asked for it"
+    return "ok" if row.value is not None else "not fetched yet: nothing has needed it"
 
 
 def _last_claim_seconds(ledger: Ledger) -> float | None:
-    """How long ago a worker last asked for work and was answered; None when none ever was, or nobody knows."""
+    """Seconds since a worker last asked the database for work with success; None if never, or not known."""
     try:
         at = ledger.last_claim_at()
     except DatabaseUnavailableError:
@@ -166,7 +166,9 @@ class _DatabaseFigures(Collector):
         )
         if (seconds := _last_claim_seconds(self._ledger)) is not None:
             yield GaugeMetricFamily(
-                "wechat_last_claim_seconds", "Since a worker last asked for work and was answered", seconds
+                "wechat_last_claim_seconds",
+                "Seconds since a worker last asked the database for work with success",
+                seconds,
             )
         if row.value is not None:
             yield GaugeMetricFamily(

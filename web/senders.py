@@ -1,6 +1,6 @@
-"""Who sent a request: under which address it is counted, and whether another site's page made the browser send it.
+"""Where a request comes from: the address it is counted under, and whether a page of another site sent it.
 
-Knows the request's headers and what PROXY_HOPS has made of its address. Must not know what is done about it.
+Knows the request's headers, and its address as PROXY_HOPS has corrected it. Must not know what is done about it.
 https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Sec-Fetch-Site
 """
 
@@ -12,7 +12,7 @@ from flask import request
 
 
 def sender_address() -> str:
-    """Under what the tries of an address are counted: one customer's IPv6 network is one address."""
+    """The address under which tries are counted. An IPv6 /64 network counts as one: one customer has all of it."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:
@@ -23,7 +23,7 @@ def sender_address() -> str:
 
 
 def sent_by_another_site() -> bool:
-    """Whether a page of another site sent this form. A browser says so, by one header or, without https, the other."""
+    """Whether a page of another site sent this form: by Sec-Fetch-Site, or by Origin without https."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site not in ("same-origin", "none")

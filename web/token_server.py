@@ -1,9 +1,9 @@
-"""The central token server (中控服务器): hands the one access_token to those who hold TOKEN_SERVER_KEY.
+"""The central token server (中控服务器): gives the account's access_token to clients with TOKEN_SERVER_KEY.
 
-Knows two faces of the same token: our own (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`,
-`/cgi-bin/stable_token`), so that an SDK whose API host can be set needs no change. Such an SDK asks anew when its token
-was refused, and cannot say which one that was: the platform is asked whether ours lives, as often as is allowed.
-A report to `/token/refresh` is checked in the same way, so that no client can use up the account's fetches.
+Knows our own routes (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`, `/cgi-bin/stable_token`), for
+SDKs whose API host can be set. Such an SDK asks again after its token was refused, and cannot say which token it was.
+Then the platform is asked whether our token works, so that no client can use up the account's fetches. A report to
+`/token/refresh` is checked in the same way. Must not know how the token is fetched or stored.
 https://developers.weixin.qq.com/doc/service/en/Basic_Information/Get_access_token.html
 """
 
@@ -27,7 +27,7 @@ from wechat.errors import TokenUnavailableError
 
 log = logging.getLogger(__name__)
 
-TOO_MANY = "too many wrong keys from this address: mend the client's key, which must be TOKEN_SERVER_KEY"
+TOO_MANY = "too many wrong keys from this address: the client's key must be TOKEN_SERVER_KEY"
 
 
 def token_server(
@@ -112,10 +112,10 @@ def token_server(
         return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
 
     def refuse() -> int:
-        """Count a wrong key. Returns in how many seconds this address may send one again, 0 for now.
+        """Count a wrong key. Returns after how many seconds this address may send another one; 0: at once.
 
-        The right key is taken all the while: clients share an address with others. That makes no key easier to
-        guess, which its length forbids; it keeps the log, and the database, from what a stranger sends.
+        The right key always works, since clients may share an address with strangers. The limit does not protect
+        the key, which is too long to guess. It protects the log and the database from many requests.
         """
         metrics.REFUSALS.labels("key").inc()
         try:
@@ -136,10 +136,10 @@ def token_server(
 
 
 def _json_body() -> dict[str, Any] | None:
-    """The request's JSON object; None for a body that is none, whatever it is."""
+    """The request's JSON object; None for any other body."""
     try:
         body = json.loads(request.get_data())
-    except (ValueError, RecursionError):  # the parser gives up at some depth
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return None
     return body if isinstance(body, dict) else None
 

@@ -1,6 +1,6 @@
-"""The callback, for `flask doctor`: is it answered here, and at PUBLIC_URL, as the platform needs it?
+"""The check of the callback: does it answer on this machine, and at PUBLIC_URL, as the platform needs it?
 
-Knows what tunnels and proxies answer instead of a bot. No probe becomes a ledger row.
+Knows what tunnels and proxies answer when the bot does not. No probe becomes a ledger row. Must not know other checks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from web import doctor_mark
 from wechat.envelope import RANDOM_BYTES, Envelope
 from wechat.signature import sign
 
-PROBE_TIMEOUTS = (3.0, 5.0)  # seconds to connect, and the platform's own patience for an answer
+PROBE_TIMEOUTS = (3.0, 5.0)  # seconds to connect, and to answer: the platform waits for 5 s
 _PAGE_BYTES = 64 * 1024
 
 
 class Callback:
-    """The checks of it, and what the answers to the first one tell for the second."""
+    """Two checks: the callback itself, and the proxies that its answers tell of."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Callback:
         return trouble
 
     def check_proxy(self) -> list[Outcome]:
-        """After `check`: an outcome only if a proxy stands before PUBLIC_URL, and PROXY_HOPS says that none does."""
+        """Call it after `check`. An outcome only if requests come through a proxy although PROXY_HOPS is 0."""
         if not self._proxies or self._settings.proxy_hops or not self._settings.public_url:
             return []
         return [
@@ -70,7 +70,7 @@ class Callback:
         ]
 
     def _trouble_at(self, base: str, probes: list[_Probe]) -> Outcome | None:
-        """What is wrong with the first probe that goes wrong; None when all are answered as they should be."""
+        """What is wrong with the first wrong answer; None when all are right."""
         for probe in probes:
             try:
                 page = _ask(f"{base}/wechat", probe)
@@ -103,8 +103,8 @@ class Callback:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A request to the callback and the status that is right for it. None of them can become a ledger row: what is
-    rightly signed is a GET, or has no sender in its message, which is looked at after signature and envelope."""
+    """A request to the callback and the right status for it. None can become a ledger row: those with a right signature
+    are a GET, or refused for their content."""
 
     name: str
     method: str
@@ -119,7 +119,7 @@ class _Probe:
 
 
 class _Page(NamedTuple):
-    """What came back."""
+    """The answer to a probe."""
 
     status: int
     content_type: str
@@ -127,17 +127,17 @@ class _Page(NamedTuple):
     location: str
     ngrok_error: str
     proxies: str
-    """The bot says to the doctor how many proxies it was told of; empty when it was not the bot that answered."""
+    """How many proxies X-Forwarded-For named, as the bot tells the doctor; empty when something else answered."""
 
 
 def _probes(settings: Settings, now: int) -> list[_Probe]:
-    """One for each mode that the settings accept, one for a plain push that they refuse, and wrongly signed ones."""
+    """One for each mode that the settings accept, a plain push if they refuse it, and wrongly signed ones."""
     token = settings.wechat_token.get_secret_value()
     timestamp, nonce = str(now), str(secrets.randbelow(10**9))
     signed = {"signature": sign(token, timestamp, nonce), "timestamp": timestamp, "nonce": nonce}
     wrong = {**signed, "signature": sign(secrets.token_hex(16), timestamp, nonce)}
     message = "<MsgType><![CDATA[doctor]]></MsgType>"
-    # A DOCTYPE is refused once the signature was found right: nothing is handled and nothing recorded.
+    # A DOCTYPE is refused after the signature was accepted, and before anything is handled or recorded.
     plain = f"<!DOCTYPE xml><xml>{message}</xml>".encode()
     mark = doctor_mark.mark(token, now)
 
@@ -175,10 +175,10 @@ def _probes(settings: Settings, now: int) -> list[_Probe]:
 
 
 def _ask(url: str, probe: _Probe) -> _Page:
-    """The answer to a request that looks like the platform's: a tunnel may answer a browser otherwise."""
+    """Sends the probe with the platform's headers: a tunnel may answer browsers differently."""
     with requests.Session() as session:
         if url.startswith("http://127.0.0.1:"):
-            session.trust_env = False  # nobody else's proxy leads to this machine
+            session.trust_env = False  # a proxy of the environment does not lead to this machine
         response = session.request(
             probe.method,
             url,
@@ -210,7 +210,7 @@ def _ask(url: str, probe: _Probe) -> _Page:
 
 
 def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
-    """What is wrong with this answer, the most telling first."""
+    """What is wrong with this answer; the most specific cause first."""
     code = re.search(r"ERR_NGROK_\d+", f"{page.ngrok_error} {page.text}")
     if code is not None and code[0] == "ERR_NGROK_6024":
         return Outcome(
@@ -248,7 +248,7 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
             "PORT?",
             f"{base} 返回 HTTP {page.status}：反向代理或内网穿透连不到机器人，请检查机器人是否在运行、端口是否正确",
         )
-    # An empty body is no page, whatever it says of itself.
+    # An empty body is not a page, whatever its Content-Type.
     if page.text.strip() and "html" in page.content_type + page.text[:100].lower():
         return Outcome(
             False,
@@ -281,7 +281,7 @@ def _unreachable_port(base: str) -> Outcome | None:
 
 
 def _title(html: str) -> str:
-    """The page's title, to recognise it by; only what can be printed."""
+    """The page's title, by which the user recognises it; printable characters only."""
     found = re.search(r"<title[^>]*>([^<]{1,200})", html, re.IGNORECASE)
     words = "".join(filter(str.isprintable, found[1])).strip() if found else ""
     return f" ({words[:60]})" if words else ""

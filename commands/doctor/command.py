@@ -1,7 +1,7 @@
-"""`flask doctor`: prints the findings. Exit 0: all well, 1: a check failed, 2: the settings are faulty.
+"""`flask doctor`: prints the findings. Exit 0: nothing is wrong, 1: a check failed, 2: the settings are faulty.
 
-On a terminal in columns and colours, each language on its own line, Chinese alone where LANG says so; elsewhere each
-finding is one line. Does not know what is checked.
+On a terminal in columns and colours, with each language on its own line, or only Chinese if LANG says so. Elsewhere
+each finding is one line. Must not know what is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from config import settings_of_commands
 
 _WORDS = {True: "OK", False: "FAIL", None: "-"}
 _COLOURS = {True: "green", False: "red", None: "yellow"}
-_CHECK_COLUMNS = 16  # of mark and check, before the text
+_CHECK_COLUMNS = 16  # the mark and the check's name, in front of the text
 
 
 @click.command()
@@ -34,7 +34,7 @@ def doctor(as_json: bool) -> None:
 
     检查机器人为什么不工作，以及怎么办。
     """
-    logging.disable()  # what the checks meet is in the findings
+    logging.disable()  # the findings say it; log lines would only come between them
     environ = settings_of_commands(os.environ)
     on_terminal = sys.stdout.isatty() and not as_json
     findings = []
@@ -63,7 +63,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _what_to_do_first(wrong: list[Finding]) -> tuple[str, str]:
-    """The checks are in the order in which one depends on the other, so that the first fault may explain the rest."""
+    """The first fault: each check comes after those that it depends on, so the first fault may cause the others."""
     first, more = wrong[0].check, len(wrong) - 1
     if not more:
         return (
@@ -93,7 +93,7 @@ def _speaks_chinese(environ: Mapping[str, str]) -> bool:
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
-    """The text in lines of so many columns. A Chinese character takes two, and a line may end after any."""
+    """The text in lines of at most so many columns. A Chinese character takes two, and a line may end after any."""
     if not any(_width(letter) == 2 for letter in text):
         return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
     lines, line, width = [], "", 0
@@ -107,7 +107,7 @@ def _wrapped(text: str, columns: int) -> list[str]:
 
 
 def _breakable(text: str) -> list[str]:
-    """The text in pieces between which a line may end: after a Chinese character, and after a space."""
+    """The text in pieces. A line may end after each: after a Chinese character, and after a space."""
     pieces = [""]
     for letter in text:
         if _width(letter) == 2 and unicodedata.category(letter).startswith("L"):

@@ -1,4 +1,7 @@
-"""What to enter in the console: the one text of `flask doctor` that shows the callback Token; for a terminal alone."""
+"""What to enter in the console, as `flask doctor` prints it on a terminal.
+
+It contains the callback Token. No other text of the doctor does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from config import FOLDER, Settings, SettingsError
 
 
 def console_entry(environ: Mapping[str, str], folder: Path = FOLDER) -> str:
-    """What to enter in the console, the callback Token in clear: for a terminal only. Empty if settings are faulty."""
+    """The text, with the callback Token: print it only on a terminal. Empty if the settings are faulty."""
     try:
         settings = Settings.from_env(environ, folder)
     except SettingsError:

@@ -1,7 +1,7 @@
-"""`flask doctor`: what keeps the bot from working, one finding a check, each with what to do about it.
+"""Runs the checks of `flask doctor`. Each gives findings: what is wrong, and what to do about it.
 
-Knows the checks and their order. Must not know how findings are printed. It leaves nothing behind: no ledger row, no
-token in the shared row, no file. Each check runs in a thread of its own, so that one that hangs holds up neither the
+Knows the checks and their order. Must not know how findings are printed. Leaves nothing behind: no ledger row, no
+access_token in the shared row, no file. Each check runs in its own thread, so that one that hangs delays neither the
 others nor the end.
 """
 
@@ -23,7 +23,7 @@ from commands.doctor.settings import exposed_secrets, unknown_names
 from config import FOLDER, Settings, SettingsError
 
 DEADLINE_SECONDS = 25.0
-"""When it is over, what still hangs is a finding."""
+"""A check that has no result by then is a finding itself."""
 
 ONLY_WHEN_WRONG = frozenset({"secrets", "proxy", "refused"})
 
@@ -43,9 +43,9 @@ _EVERY_SETTING = frozenset(map(str.upper, Settings.model_fields))
 def examine(
     environ: Mapping[str, str], folder: Path = FOLDER, *, clock: Callable[[], float] = time.time
 ) -> Iterator[Finding]:
-    """All findings in the order of the checks, each as soon as it is there; all within DEADLINE_SECONDS.
+    """All findings in the order of the checks, each as soon as it is known; all within DEADLINE_SECONDS.
 
-    Of faulty settings each fault is a finding of the check "settings"; what does not need them is checked all the same.
+    Each faulty setting is a finding of the check "settings". Checks that do not need it still run.
     The checks "secrets", "proxy" and "refused" have findings only when something is wrong.
     """
     faulty: frozenset[str] = frozenset()
@@ -79,7 +79,7 @@ def examine(
 
 
 class _Examination:
-    """The checks, each in a thread, and what they learn from one another."""
+    """The running checks, and the results of one that another needs."""
 
     def __init__(self, settings: Settings, faulty: frozenset[str], clock: Callable[[], float]) -> None:
         self._settings, self._faulty, self._clock = settings, faulty, clock
@@ -150,7 +150,7 @@ class _Examination:
     def _refused(self) -> list[Outcome]:
         if not self._database_works() or not self._parts.database.is_prepared():
             return []
-        # Of a bot that runs with other settings, which the callback's check says, the refusals say nothing.
+        # If the bot runs with other settings, its refusals say nothing of these; the callback's check tells that.
         if not self._running["callback"].result()[0].ok:
             return []
         return list(refused_lately(self._parts.refusals, self._settings, self._clock()))
@@ -163,13 +163,13 @@ class _Examination:
         queue = stores.check_queue(self._parts, self._clock())
         embedded = self._settings.worker == "embedded"
         if queue.ok is False and embedded and not self._running["callback"].result()[0].ok:
-            # Its workers are the bot's own: the callback's finding says what is wrong.
+            # Embedded workers stop with the bot: the callback's finding already says so.
             return [Outcome(None, "not checked: the bot does not answer", "未检查：机器人没有回复")]
         return [queue]
 
 
 def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
-    """The settings without the faulty ones. What they need is made up: no check that needs it will run."""
+    """Settings with made-up values for the faulty ones: no check that needs a faulty one runs."""
     rest = {name: value for name, value in given.items() if name not in faulty}
     if "WECHAT_AES_KEY" not in rest:
         rest.pop("WECHAT_AES_KEY_PREVIOUS", None)
@@ -178,7 +178,7 @@ def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
 
 
 def _started(check: Callable[[], list[Outcome]]) -> Future[list[Outcome]]:
-    """The check in a thread that nobody waits for at the end of the process."""
+    """Runs the check in a daemon thread, so that the process can end while it hangs."""
     future: Future[list[Outcome]] = Future()
 
     def run() -> None:

@@ -1,6 +1,6 @@
-"""What a check of `flask doctor` found: in English and in Chinese, each with what to do about it.
+"""What a check of `flask doctor` found, in English and in Chinese, with what to do about it.
 
-Knows no check. Texts hold our own words, settings' names, and errors that hold no secret.
+Must not know any check. The texts contain our own words, names of settings, and errors without secrets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from logs import escaped
 
 
 class Outcome(NamedTuple):
-    """What one check found. `ok` None: it could not be checked, and the texts say why."""
+    """The result of a check. `ok` is None if it could not be checked; the texts say why."""
 
     ok: bool | None
     english: str
@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """An outcome with the name of its check, each text on one line."""
+    """An outcome with the name of its check. Each text is one line."""
 
     check: str
     ok: bool | None
@@ -35,12 +35,12 @@ class Finding:
 
 
 def finding(check: str, outcome: Outcome) -> Finding:
-    """The outcome on one line, and nothing in it that acts on a terminal: it may quote the platform or a tunnel."""
+    """The outcome with each text on one line. It is escaped, since it may quote the platform or a tunnel."""
     english, chinese = (escaped(" ".join(text.split())) for text in (outcome.english, outcome.chinese))
     return Finding(check, outcome.ok, english, chinese)
 
 
 def two_texts(reason: str, chinese: str = "") -> tuple[str, str]:
-    """English and Chinese of a reason that has both, or with the Chinese given."""
+    """Splits a reason that has both languages; else pairs it with `chinese`."""
     english, _, rest = reason.partition(" / ")
     return english, rest or chinese

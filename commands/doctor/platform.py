@@ -1,6 +1,6 @@
-"""The platform's API, for `flask doctor`: the access_token, what the platform says of the callback, and its clock.
+"""The checks that call the platform: the access_token, the platform's view of the callback, and the clock.
 
-Takes a token without touching the one that the bot uses. Does not know the stores or the callback's own answers.
+Gets a token without replacing the one that the bot uses. Must not know the stores, or what the callback answers.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeCha
 from wechat.token_sources import FETCH_TIMEOUT
 from wechat.transport import Answer
 
-# Refused for what the account, its secret or this machine's address is: /cgi-bin/token would say the same.
+# The account, its secret or this machine's address is refused: /cgi-bin/token would answer the same.
 _REFUSED_EITHER_WAY = frozenset(
     {-1, 40001, 40002, 40013, 40125, 40164, 40243, 41002, 41004, 45009, 45011}
     | {50004, 50007, 89501, 89503, 89506, 89507}
 )
-_MAY_NOT_ASK = frozenset({45009, 45011, 48001, 50001})  # of callback/check: it says nothing of the callback
+_MAY_NOT_ASK = frozenset(
+    {45009, 45011, 48001, 50001}
+)  # callback/check was refused: this says nothing of the callback
 
 
 class Platform:
-    """The checks that call the platform, and the token that one gets for the other."""
+    """The checks that call the platform, and the token that the first one gets for the others."""
 
     def __init__(self, bot: Parts, clock: Callable[[], float]) -> None:
         self._bot, self._settings, self._clock = bot, bot.settings, clock
@@ -56,7 +58,7 @@ class Platform:
             )
 
     def _own_token(self) -> Outcome:
-        """A fetch past the shared row: it disturbs nobody, since the source gives everybody the same token."""
+        """Fetches without the shared row. It replaces no token: this source gives all callers the same one."""
         source = parts.token_source(self._settings, self._bot.client.with_token(None))
         token = AccessToken(MemoryTokenStore(), source, explained=token_reason)
         try:
@@ -82,7 +84,7 @@ class Platform:
         )
 
     def _classic_works(self) -> bool:
-        # /cgi-bin/token and stable_token are two slots: what the bot uses now goes on.
+        # A token of /cgi-bin/token does not replace the one of stable_token, which the bot uses.
         classic = self._settings.model_copy(update={"wechat_token_source": "classic"})
         try:
             parts.token_source(classic, self._bot.client.with_token(None)).fetch()
@@ -91,7 +93,7 @@ class Platform:
         return True
 
     def _shared_token(self) -> Outcome:
-        """Of /cgi-bin/token each fetch kills the token before it, so that what is fetched must be everybody's."""
+        """Each fetch from /cgi-bin/token ends the token before it, so the new one must go into the shared row."""
         token = self._bot.token
         left = token.row().expires_at - time.time()
         how = "is kept"
@@ -104,8 +106,10 @@ class Platform:
         )
 
     def check_callback_url(self) -> Outcome:
-        """POST callback/check: what the platform finds at the URL that its console holds.
-        https://developers.weixin.qq.com/doc/service/Basic_Information/Network_Detection.html"""
+        """POST callback/check: how the platform reaches the URL in its console.
+
+        https://developers.weixin.qq.com/doc/service/Basic_Information/Network_Detection.html
+        """
         if self._source is None:
             return Outcome(None, "not checked: no access_token", "未检查：没有 access_token")
         client = self._bot.client.with_token(self._source)
@@ -196,7 +200,7 @@ class Platform:
 
 
 class _Fetched:
-    """An access_token that is not renewed: a forced renewal is the bot's to make, within its day's count."""
+    """An access_token that is never renewed: forced renewals are limited by the day, and left to the bot."""
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -212,7 +216,7 @@ class _Fetched:
 
 
 def _proxy_hint() -> tuple[str, str]:
-    """What a proxy may have to do with it that the platform is not reached."""
+    """How HTTPS_PROXY may be the reason that the platform is not reached."""
     proxy = urlsplit(getproxies().get("https", ""))
     if not proxy.hostname:
         return (
@@ -224,7 +228,7 @@ def _proxy_hint() -> tuple[str, str]:
 
 
 def _objects(value: object) -> list[dict[str, str]]:
-    """The list of JSON objects with texts that it should be."""
+    """The value as a list of objects with texts; empty if it is something else."""
     listed = value if isinstance(value, list) else []
     return [{str(k): str(v) for k, v in each.items()} for each in listed if isinstance(each, dict)]
 

@@ -1,6 +1,6 @@
-"""What the bot refused lately, for `flask doctor`: the commonest fault is a Token that differs from the console's.
+"""The check of what the bot refused in the last minutes. The commonest cause: the console's Token is not WECHAT_TOKEN.
 
-Knows the reasons that `wechat` gives, and what each says about the console. Does not know the requests.
+Knows the reasons that `wechat` gives, and what each means for the settings. Must not know the requests themselves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ LATELY_SECONDS = 600.0
 
 
 def refused_lately(refusals: Refusals, settings: Settings, now: float) -> Iterator[Outcome]:
-    """Raises DatabaseUnavailableError."""
+    """An outcome for each reason of refusals. Raises DatabaseUnavailableError."""
     last_message_at = refusals.last_message_at() or 0.0
     for refused in refusals.lately(now, LATELY_SECONDS):
-        # A message that was accepted afterwards: the settings are right, or have been corrected.
+        # A message was accepted afterwards: the settings are right, or have been corrected.
         if refused.reason not in _TEXTS or last_message_at > refused.last_at:
             continue
         ago = max(now - refused.last_at, 0)

@@ -1,6 +1,6 @@
-"""The settings themselves, for `flask doctor`: names that nobody knows, and secrets that others can read.
+"""The checks of the settings: unknown names, and secrets that others can read.
 
-Knows the environment and `.env`. Faults that stop the start are `config`'s to find.
+Knows the environment and `.env`. Must not check values: config.py does, and refuses to start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KNOWN = [name.upper() for name in Settings.model_fields]
 
 
 def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]:
-    """Of the environment only what begins with WECHAT_: everything else there may be another program's."""
+    """An outcome for each unknown name in .env. In the environment only WECHAT_*: other names may belong to others."""
     in_file = [name for name in dotenv_values(folder / ".env") if not OF_LIBRARIES.fullmatch(name)]
     others = [name for name in environ if name.startswith("WECHAT_")]
     for name in dict.fromkeys([*in_file, *others]):
@@ -30,13 +30,13 @@ def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]
         if meant:
             yield Outcome(
                 False,
-                f"nobody knows the setting {name}: did you mean {meant[0]}?",
+                f"there is no setting {name}: did you mean {meant[0]}?",
                 f"没有 {name} 这个设置，是不是 {meant[0]}？",
             )
         elif name.startswith("WECHAT_"):
             yield Outcome(
                 False,
-                f"nobody knows the setting {name}: README.md lists them all",
+                f"there is no setting {name}: README.md lists them all",
                 f"没有 {name} 这个设置，全部设置见 README.zh-CN.md",
             )
 

@@ -1,6 +1,6 @@
-"""What the bot stands on, for `flask doctor`: the database, the media store, the disk and the queue.
+"""The checks of the database, the media store, the disk and the queue.
 
-Leaves nothing behind: no ledger row, no file. Does not know the platform or the callback.
+Leaves nothing behind: no ledger row, no file. Must not know the platform or the callback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_database(parts: Parts) -> Outcome:
     kind = "SQLite" if parts.database.is_sqlite else "PostgreSQL"
     try:
         if parts.database.is_prepared(wait=DATABASE_SECONDS):
-            # A write that changes nothing: a read-only database says so.
+            # A write that changes nothing fails if the database is read-only.
             parts.tokens.release(f"doctor-{secrets.token_hex(8)}")
             return Outcome(
                 True, f"{kind} can be written, its schema is up to date", f"{kind} 可写，表结构为最新"
@@ -76,13 +76,13 @@ def _sqlite_path(settings: Settings) -> Path | None:
 
 
 def _not_writable(folder: Path) -> Path | None:
-    """What keeps the folder from being made or written: it, or the nearest thing above it that is there."""
+    """The folder, or the nearest existing one above it, if we cannot write there; else None."""
     nearest = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     return None if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) else nearest
 
 
 def check_disk(settings: Settings) -> Outcome:
-    # What an S3 store is given lies in the temporary folder until it is whole.
+    # A file for S3 is in the temporary folder until it is complete.
     in_bucket = settings.media_store.startswith("s3://")
     places = {"MEDIA_STORE": Path(tempfile.gettempdir() if in_bucket else settings.media_store)}
     if (database := _sqlite_path(settings)) is not None:
@@ -136,5 +136,5 @@ def check_queue(parts: Parts, now: float) -> Outcome:
 
 
 def _free_bytes(path: Path) -> int:
-    """Of the disk where `path` is or will be."""
+    """Free bytes of the disk where `path` is or will be."""
     return shutil.disk_usage(next(each for each in (path, *path.parents) if os.path.isdir(each))).free
