@@ -118,6 +118,7 @@ def build(
     deferred = DeferredReplies(
         works,
         copies,
+        client,
         echo_via=settings.echo_via,
         reply_seconds=settings.reply_seconds,
         late_reply=settings.late_reply,

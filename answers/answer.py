@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import handlers
 from answers.late import DeferredReplies, EchoVia, answered_with_copy, done_work, tell_of_cut
-from handlers import Deferred, Memory, Remember
+from handlers import Account, Deferred, Memory, Remember
 from handlers.memory import as_json
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger, Recorded
@@ -126,12 +126,12 @@ class _FanMemory:
         return memory
 
 
-def outcome_of(outcome: handlers.Outcome) -> tuple[Reply | None, str | None]:
+def outcome_of(outcome: handlers.Outcome, account: Account) -> tuple[Reply | None, str | None]:
     """What a handler's outcome comes to, for `flask replay`: the reply, and the fan's memory as JSON where it changes.
 
     Does the work of a Deferred. Raises what that raises.
     """
-    return done_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome))
+    return done_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome), account)
 
 
 def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: EchoVia) -> Answer:

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 import cores
 import handlers
+from answers.account import FanAccount
 from answers.copies import StoredCopies
 from answers.failures import (
     FIRST_PAUSE_SECONDS,
@@ -28,13 +29,14 @@ from answers.failures import (
     failure,
 )
 from answers.steps import renew, repeat
-from handlers import Deferred, HandlerError, Memory, Remember
+from handlers import Account, Deferred, HandlerError, Memory, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
 from storage.deferred import Work, Works
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
 from storage.memories import Change
+from wechat.client import ApiClient
 from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
 from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, VideoReply, render_reply
@@ -84,6 +86,7 @@ class DeferredReplies:
         self,
         works: Works,
         copies: StoredCopies,
+        client: ApiClient,
         *,
         echo_via: EchoVia,
         reply_seconds: float,
@@ -91,7 +94,8 @@ class DeferredReplies:
         lease_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._works, self._copies, self._echo_via, self._clock = works, copies, echo_via, clock
+        self._works, self._copies, self._client = works, copies, client
+        self._echo_via, self._clock = echo_via, clock
         self._reply_seconds, self._late_reply, self._lease = reply_seconds, late_reply, lease_seconds
         self._waiting = threading.BoundedSemaphore(WAITING_AT_ONCE[late_reply])
         self._running: dict[int, tuple[Work, Future[None]]] = {}
@@ -191,7 +195,7 @@ class DeferredReplies:
         try:
             result, memory, code, reason = None, None, None, None
             try:
-                reply, memory = done_work(deferred)
+                reply, memory = done_work(deferred, FanAccount(self._client, message.from_user_name))
                 tell_of_cut(reply, work.id)
                 if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
                     reply = self._reply_with_copy(work, reply)
@@ -212,6 +216,8 @@ class DeferredReplies:
                 )
             except Exception as fault:
                 memory, reason = None, f"the deferred work failed: {type(fault).__name__}"
+                if isinstance(fault, WeChatError):
+                    code, reason = fault.code, f"the deferred work failed: {failure(fault).reason}"
                 log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
             if not self._works.finish(work, result, self._clock(), reason=reason, code=code, memory=memory):
                 log.warning("another process took this work over", extra={"ledger_id": work.id})
@@ -312,10 +318,10 @@ class DeferredReplies:
         raise _UploadFailed(failed.code, failed.reason, None if final else try_at)
 
 
-def done_work(deferred: Deferred) -> tuple[Reply | None, str | None]:
+def done_work(deferred: Deferred, account: Account) -> tuple[Reply | None, str | None]:
     """Does the work; returns its reply, and the fan's memory as JSON where it changes. Raises `HandlerError`, and what
     the work raises."""
-    outcome = checked(deferred.work, deferred.work())
+    outcome = checked(deferred.work, deferred.run(account))
     if isinstance(outcome, Deferred):
         raise HandlerError(f"{name_of(deferred.work)} returned Deferred: write return TextReply(...)")
     if isinstance(outcome, Remember):

@@ -17,15 +17,6 @@ from commands.common import app_parts, errors_in_one_line, fail, progress_bar, s
 from wechat import media as wechat_media
 from wechat.formats import HEAD_BYTES, extension
 
-DEFAULT_KIND = {
-    "jpg": "image",
-    "png": "image",
-    "gif": "image",
-    "amr": "voice",
-    "mp3": "voice",
-    "mp4": "video",
-}
-
 
 @click.group()
 def media() -> None:
@@ -46,7 +37,7 @@ def media_upload(file: Path, kind: str | None) -> None:
     with errors_in_one_line(), file.open("rb") as opened:
         size = file.stat().st_size
         if kind is None:
-            kind = DEFAULT_KIND.get(extension(opened.read(HEAD_BYTES)), "image")
+            kind = wechat_media.kind_of(opened.read(HEAD_BYTES))
             opened.seek(0)
         with progress_bar(size, f"upload {file.name}") as progress:
             answer = wechat_media.upload(

@@ -6,6 +6,7 @@ Knows what to print. Must not send or record anything.
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from answers.answer import outcome_of, rendered
 from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
 from wechat.messages import parse_message
+from wechat.replies import Reply
 
 
 @click.command()
@@ -26,7 +28,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
 
     按当前代码，这条消息会得到什么回复。
 
-    The work of a Deferred handler is run, since its result is the answer.
+    The work of a Deferred handler is run, since its result is the answer; what it would send or upload is shown.
     """
     if last == (ledger_id is not None):
         raise click.UsageError("say which message: its ledger ID, or --last")
@@ -40,7 +42,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
         memory = parts.memories.read(entry.sender).json
         try:
             outcome = handlers.dispatch(message, lambda: json.loads(memory))
-            reply, remembered = outcome_of(outcome)
+            reply, remembered = outcome_of(outcome, _Shown())
             # The recorded time, so that only a change in the handlers makes a difference.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
@@ -65,6 +67,17 @@ def replay(ledger_id: int | None, last: bool) -> None:
     if answer.xml != entry.reply:
         click.echo(f"Recorded then:\n{_shown(entry.reply)}\nToday:")
     click.echo(_shown(answer.xml))
+
+
+class _Shown:
+    """An account that says what would be sent and uploaded."""
+
+    def send(self, reply: Reply) -> None:
+        click.echo(f"Would be sent: {escaped_lines(repr(reply))}")
+
+    def upload(self, path: str | os.PathLike[str]) -> str:
+        click.echo(f"Would be uploaded: {escaped_lines(os.fspath(path))}")
+        return "id_of_the_upload"
 
 
 _CALLERS = {

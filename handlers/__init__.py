@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 
 from handlers.calls import Handler, HandlerError, Outcome, Recall, call, takes_memory
-from handlers.deferred import Deferred
+from handlers.deferred import Account, Deferred
 from handlers.memory import Memory, Remember
 from handlers.router import Router, exact, pattern, prefix
 
@@ -32,6 +32,7 @@ from wechat.messages import (
 __all__ = [
     "HANDLERS",
     "STOCK_HANDLERS",
+    "Account",
     "Deferred",
     "HandlerError",
     "Memory",

@@ -1,31 +1,62 @@
-"""Deferred: what a handler returns whose reply takes longer than a moment.
+"""Deferred: what a handler returns whose reply takes longer than a moment; and Account, what its work may do.
 
-Knows only the value itself. Who runs the work, for how long a delivery waits for it, and how a late reply gets to the
-fan is not known here: `answers/late.py`. It stands apart from the HANDLERS table, which imports the handlers.
+Knows only the values themselves. Who runs the work, how long a delivery waits for it, and how a late reply gets to
+the fan is not known here: `answers/late.py`. It stands apart from the HANDLERS table, which imports the handlers.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from handlers.memory import Remember
 from wechat.replies import Reply
 
 
+class Account(Protocol):
+    """What work may do for its fan before it returns. Neither call is recorded: work that is run again does it again.
+
+    Both raise an error of `wechat.errors` when the platform refuses. What work does not catch ends it.
+    """
+
+    def send(self, reply: Reply) -> None:
+        """Send this now, as a customer-service message."""
+
+    def upload(self, path: str | os.PathLike[str]) -> str:
+        """Upload a picture, voice or video file; its MediaId, for three days. Raises OSError too."""
+
+
 @dataclass(frozen=True)
 class Deferred:
     """A reply that takes longer than a moment. Only `work` may call services; it returns a reply, `Remember`, or None.
+    Work with an argument gets an `Account`.
 
     It runs in a thread of its own. After a crash it is run again, so that it should bear to be begun twice. Raises
     TypeError for work that cannot be called.
     """
 
-    work: Callable[[], Reply | Remember | None]
+    work: Callable[[], Reply | Remember | None] | Callable[[Account], Reply | Remember | None]
 
     def __post_init__(self) -> None:
         if not callable(self.work):
             raise TypeError(
-                f"Deferred takes a function without arguments, not {self.work!r:.80}: "
-                "write Deferred(work), not Deferred(work())"
+                f"Deferred takes a function, not {self.work!r:.80}: write Deferred(work), not Deferred(work())"
             )
+        if not (_takes(self.work) or _takes(self.work, None)):
+            raise TypeError(f"{self.work!r:.80} cannot be called: write def work(), or def work(account)")
+
+    def run(self, account: Account) -> Reply | Remember | None:
+        """Do the work; what it returns. Raises what it raises."""
+        work: Callable[..., Reply | Remember | None] = self.work
+        return work() if _takes(work) else work(account)
+
+
+def _takes(work: Callable[..., object], *arguments: object) -> bool:
+    try:
+        inspect.signature(work).bind(*arguments)
+    except TypeError:
+        return False
+    return True

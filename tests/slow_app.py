@@ -2,8 +2,8 @@
 
 A text "slow SECONDS WORDS" is answered with the words after so long, "wait - WORDS" when the file RUNS.go is there;
 "crash" raises; "nothing" has no reply; "kill SECONDS WORDS" ends its process by -9 the first time; "cores" and, without
-work, "core" tell on how many they may run. Each run of the work is noted in the file that RUNS names, and its process
-in RUNS.pids.
+work, "core" tell on how many they may run; "several FILE" sends a text and the picture before its reply. Each run of
+the work is noted in the file that RUNS names, and its process in RUNS.pids.
 """
 
 import os
@@ -14,7 +14,7 @@ import app
 import handlers
 from handlers import Deferred
 from wechat.messages import TextMessage
-from wechat.replies import TextReply, TransferReply
+from wechat.replies import ImageReply, TextReply, TransferReply
 
 
 def note(words):
@@ -34,6 +34,13 @@ def where():
 
 def slow(message):
     kind, _, rest = message.content.partition(" ")
+
+    def twice(account):
+        """Sends a text, then a picture from a file, and returns a text."""
+        account.send(TextReply("first"))
+        account.send(ImageReply(account.upload(rest)))
+        note(kind)
+        return TextReply("last")
 
     def work():
         seconds, _, words = rest.partition(" ")
@@ -58,6 +65,8 @@ def slow(message):
         time.sleep(float(seconds))
         return TextReply(words)
 
+    if kind == "several":
+        return Deferred(twice)
     if kind == "core":
         return TextReply(where())
     return (

@@ -1,5 +1,6 @@
 """Slow handlers: one right answer for the fan, whatever the delivery, the process and the mode; nobody else waits."""
 
+import hashlib
 import itertools
 import selectors
 import socket
@@ -17,7 +18,7 @@ from storage.database import connect
 from storage.deferred import Works
 from storage.ledger import Ledger
 from tests import pushing
-from tests.conftest import FAN, eventually
+from tests.conftest import FAN, ROOT, eventually
 from tests.databases import APPID
 from tests.test_flow import calls, chat, control
 from wechat.messages import parse_message
@@ -231,6 +232,34 @@ def test_a_late_reply_comes_by_customer_service(make_slow, worker):
     assert verdicts(slow.push("slow 2 late", msg_id=push["msg_id"])) == ["silent"]
     assert slow.runs() == ["late"]
     assert slow.said() == [("custom", "late")]
+
+
+def test_work_sends_messages_and_files_before_its_reply(make_slow):
+    slow = make_slow()
+    slow.bot.web()
+    picture = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
+    assert verdicts(slow.push(f"several {picture}")) == ["reply"]
+    said = [one for one in chat(slow.sandbox, FAN) if one["from"] == "account"]
+    assert [(one["by"], one["type"]) for one in said] == [
+        ("custom", "text"),
+        ("custom", "image"),
+        ("passive", "text"),
+    ]
+    assert [said[0]["content"], said[2]["content"]] == ["first", "last"]
+    assert said[1]["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert slow.runs() == ["several"]
+
+
+def test_a_message_that_work_may_not_send_ends_the_work_with_its_reason(make_slow):
+    slow = make_slow()
+    slow.bot.web()
+    path = "/cgi-bin/message/custom/send"
+    control(slow.sandbox, "faults", [{"path": path, "times": None, "errcode": 48001, "errmsg": "no"}])
+    push = slow.push("several nothing.jpg")
+    assert verdicts(push) == ["silent"]
+    assert calls(slow.sandbox, path) == {"48001": 1}
+    (entry,) = parts.build(slow.bot.settings).ledger.find_by_msg_id(push["msg_id"])
+    assert (entry.send_state, entry.send_code) == ("failed", 48001)
 
 
 @pytest.mark.parametrize("code", [45015, 45047, 48001])

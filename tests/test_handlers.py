@@ -41,6 +41,8 @@ def test_a_wrong_return_names_the_handler_and_what_to_write(table, wrong):
 def test_deferred_takes_what_can_be_called():
     with pytest.raises(TypeError, match=r"not Deferred\(work\(\)\)"):
         Deferred(TextReply("already done"))
+    with pytest.raises(TypeError, match=r"write def work\(\), or def work\(account\)"):
+        Deferred(lambda one, other: None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests import pushing
 from tests.conftest import ACCOUNT
 from tests.test_flow import calls, entries, send
 from wechat.messages import ImageMessage, TextMessage
-from wechat.replies import TextReply
+from wechat.replies import ImageReply, TextReply
 
 
 @pytest.fixture
@@ -90,6 +90,22 @@ def test_the_work_of_a_deferred_handler_is_done(make_app, monkeypatch):
     ledger_id = push(app, pushing.text(1))
     today(monkeypatch, TextMessage, lambda message: handlers.Deferred(lambda: TextReply("thought over")))
     assert "thought over" in replay(app, ledger_id).output.splitlines()[-1]
+
+
+def test_what_work_would_send_is_shown_and_not_sent(make_app, monkeypatch):
+    def work(account):
+        account.send(TextReply("first"))
+        return ImageReply(account.upload("no/such/file.jpg"))
+
+    app = make_app()
+    ledger_id = push(app, pushing.text(1))
+    today(monkeypatch, TextMessage, lambda message: handlers.Deferred(work))
+    done = replay(app, ledger_id)
+    assert done.exit_code == 0
+    sent, uploaded, *_ = done.output.splitlines()
+    assert sent.startswith("Would be sent: TextReply(")
+    assert "first" in sent
+    assert uploaded == "Would be uploaded: no/such/file.jpg"
 
 
 def test_what_is_sent_back_later_is_said(make_app):

@@ -28,6 +28,7 @@ from wechat.errors import (
     UnsafeMediaUrlError,
 )
 from wechat.formats import CONTENT_TYPES, HEAD_BYTES, extension
+from wechat.messages import MediaKind
 from wechat.transport import CHUNK_BYTES, Answer
 
 _UPLOAD_PATH = "/cgi-bin/media/upload"
@@ -52,6 +53,12 @@ _LIMITS: Mapping[str, _Limit] = {
     "video": _Limit(10 * 1024 * 1024, 40011, frozenset({"mp4"})),
     "thumb": _Limit(64 * 1024, 40012, frozenset({"jpg"})),
 }
+
+
+def kind_of(head: bytes) -> MediaKind:
+    """As what a file with these first bytes is uploaded. What is no media is an image, for `upload` to refuse."""
+    kinds: tuple[MediaKind, ...] = ("image", "voice", "video")
+    return next((kind for kind in kinds if extension(head) in _LIMITS[kind].extensions), "image")
 
 
 def upload(
