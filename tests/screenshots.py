@@ -56,6 +56,12 @@ def gallery(page, sandbox, bot):
     page.locator("#password").fill(bot.environ["ADMIN_PASSWORD"])
     page.locator("#password").press("Enter")
     page.locator(".grid").wait_for()
+
+    def small_pictures():
+        page.reload()
+        return page.locator(".stored img.sign[src$='/image.svg']").count() == 0
+
+    eventually(small_pictures, what="the thumbnails of all that is stored")
     page.wait_for_load_state("networkidle")
     save(page, "gallery.png")
 
@@ -83,7 +89,7 @@ def main():
     with (
         tempfile.TemporaryDirectory() as folder,
         running_sandbox() as sandbox,
-        running_bot(sandbox, Path(folder), ADMIN_PASSWORD="for a picture") as bot,
+        running_bot(sandbox, Path(folder), ADMIN_PASSWORD="for a picture", TZ="Asia/Shanghai") as bot,
         sync_playwright() as playwright,
     ):
         browser = launch(playwright)
@@ -93,7 +99,7 @@ def main():
             ),
             sandbox,
         )
-        gallery(browser.new_page(viewport={"width": 1040, "height": 500}, locale="en-US"), sandbox, bot)
+        gallery(browser.new_page(viewport={"width": 1040, "height": 530}, locale="en-US"), sandbox, bot)
         browser.close()
 
 
