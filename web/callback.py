@@ -66,8 +66,7 @@ def callback(
         now = clock()
         push = receiver.open(request.args, body(max_push_bytes), now)
         message = parse_message(push.xml)
-        known = "unknown" if isinstance(message, UnknownMessage) else message.msg_type
-        metrics.deliveries(known).inc()
+        metrics.deliveries("unknown" if isinstance(message, UnknownMessage) else message.msg_type).inc()
         recorded = answers.answer(message, now, arrived)
         if recorded.repeated:
             metrics.DUPLICATES.inc()

@@ -22,14 +22,14 @@ from gunicorn.workers import gthread  # type: ignore[import-untyped]
 import cores
 
 WORK_SECONDS = 20.0  # for work in hand, after the signal
-# What a client may already be sending on a kept connection is still answered for so long after the signal.
-LINGER_SECONDS = 0.3
-REQUEST_SECONDS = 30.0
-"""For a request to come in. The platform hangs up after 5; one that is never finished would hold a thread for ever."""
-
-# So long a thread waits for the next request before it gives the connection back to the process's one poller.
-STAY_MILLISECONDS = 20
-PAUSE_SECONDS = 0.5
+LINGER_SECONDS = (
+    0.3  # after the signal: a client may be sending a request on a kept connection, which is answered
+)
+REQUEST_SECONDS = 30.0  # for a request to come in: one that is never finished would hold a thread for ever
+STAY_MILLISECONDS = (
+    20  # a thread waits for its connection's next request, then gives it back to the one poller
+)
+PAUSE_SECONDS = 0.5  # without new connections, when the process may open no more files
 FIRST_FREE_PORT = 1024
 LOG_AGAIN_SECONDS = 60.0
 _USED_UP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -117,14 +117,14 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().__init__(*arguments)
         self._connections: WeakSet[Any] = WeakSet()
         self._began: dict[Any, float] = {}  # connections with a request in hand: since when
-        self._look_again_at = 0.0
+        self._next_look = 0.0
         self._stopping_since: float | None = None
-        self._accept_again_at = 0.0
-        self._told_at = -LOG_AGAIN_SECONDS
+        self._accept_after = 0.0
+        self._logged_at = -LOG_AGAIN_SECONDS
 
     def run(self) -> None:
         cores.choose(self.place)
-        cores.pin_thread()  # and so do the threads that answer: they begin here; those in the background have begun
+        cores.pin_thread()  # the threads that answer start from this one, and stay there too
         super().run()
 
     # -- taking connections --------------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def _pause(self, error: OSError) -> None:
         """No new connections for a moment: those that are there go on, and some of them end."""
         now = time.monotonic()
-        self._accept_again_at = now + PAUSE_SECONDS
+        self._accept_after = now + PAUSE_SECONDS
         self.set_accept_enabled(False)
-        if now - self._told_at >= LOG_AGAIN_SECONDS:
-            self._told_at = now
+        if now - self._logged_at >= LOG_AGAIN_SECONDS:
+            self._logged_at = now
             self.log.error("no new connection can be taken for a moment: %s", error.strerror)
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        if not enabled or time.monotonic() >= self._accept_again_at:
+        if not enabled or time.monotonic() >= self._accept_after:
             super().set_accept_enabled(enabled)
 
     def enqueue_req(self, conn: Any) -> None:
@@ -182,8 +182,8 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
             del self._began[conn]
 
     def _end_half_requests(self, now: float) -> None:
-        """What has not come by now does not come. One that is there and only takes long is answered all the same."""
-        self._look_again_at = now + 1.0
+        """No more is read of a request that has been in hand for so long. One that had come whole is still answered."""
+        self._next_look = now + 1.0
         for conn, began in list(self._began.items()):
             if now - began >= REQUEST_SECONDS:
                 _shut(conn, socket.SHUT_RD)
@@ -202,7 +202,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         now = time.monotonic()
-        if now >= self._look_again_at:
+        if now >= self._next_look:
             self._end_half_requests(now)
         if not self.alive:
             timeout = min(timeout, 0.1)
