@@ -386,7 +386,7 @@ def test_power_cuts(tmp_path, sync, full, counted):
             lives = Lives(folder, sandbox, sync)
             try:
                 for cut in range(cuts):
-                    lives.until_a_cut(by_chance=cut % 2 == 1, purge=(number + cut) % 2 == 0)
+                    lives.until_a_cut(by_chance=(number + cut) % 2 == 1, purge=(number + cut) // 2 % 2 == 0)
                 lives.to_the_end()
             finally:
                 lives.end()
