@@ -60,7 +60,7 @@ class Answers:
         """
         recorded = self._ledger.find(message)
         if recorded is None:
-            recorded = self._late.hand_over(message, now)
+            recorded = self._late.answer_with_kept_result(message, now)
         if recorded is None:
             recorded = self._answer_first(message, now, arrived)
         elif recorded.working:

@@ -1,4 +1,4 @@
-"""Deferred replies: runs the work of slow handlers, lets deliveries wait for it, and sees that the fan gets one answer.
+"""Deferred replies: runs the work of slow handlers, lets deliveries wait for it, and gives the fan one answer.
 
 Knows how long a delivery may wait, what LATE_REPLY says when that is over, and that work whose process died is run
 again by one other. Does not know Flask or SQL; what has been decided is in the ledger (storage.deferred), so that any
@@ -133,23 +133,23 @@ class DeferredReplies:
         """Waits in one more delivery of a message whose work is not done. Raises as `answer()` does."""
         return self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
 
-    def hand_over(self, message: Message, now: float) -> Recorded | None:
+    def answer_with_kept_result(self, message: Message, now: float) -> Recorded | None:
         """Answers a new text with the result of an earlier message that is kept for this fan, and records it; None,
         and nothing is written, when no result is kept."""
         if self._late_reply != "redelivery" or not isinstance(message, TextMessage):
             return None
-        return self._works.give(message, now)
+        return self._works.record_with_kept_result(message, now)
 
     def _wait(self, ledger_id: int, delivery: int, arrived: float) -> Recorded:
         if not self._waiting.acquire(blocking=False):
-            return self._decided(ledger_id, "later")
+            return self._decide(ledger_id, "later")
         try:
             if self._late_reply == "customer_service":
-                return self._result(ledger_id, arrived + self._reply_seconds) or self._decided(
+                return self._result(ledger_id, arrived + self._reply_seconds) or self._decide(
                     ledger_id, "later"
                 )
             if delivery >= DELIVERIES:
-                return self._result(ledger_id, arrived + self._reply_seconds) or self._decided(
+                return self._result(ledger_id, arrived + self._reply_seconds) or self._decide(
                     ledger_id, "owed"
                 )
             recorded = self._result(ledger_id, arrived + TAKE_SECONDS)
@@ -173,7 +173,7 @@ class DeferredReplies:
                 return recorded
         return None
 
-    def _decided(self, ledger_id: int, otherwise: Literal["later", "owed"]) -> Recorded:
+    def _decide(self, ledger_id: int, otherwise: Literal["later", "owed"]) -> Recorded:
         text = None
         if otherwise == "owed":
             message = parse_message(self._works.push(ledger_id))
@@ -222,7 +222,7 @@ class DeferredReplies:
             if not self._works.finish(work, result, self._clock(), reason=reason, code=code, memory=memory):
                 log.warning("another process took this work over", extra={"ledger_id": work.id})
         except DatabaseUnavailableError as error:
-            # The lease runs out, and whoever reaches the database first runs the work again.
+            # The lease runs out, and the first process that reaches the database runs the work again.
             log.error("a result cannot be kept", extra={"ledger_id": work.id, "reason": str(error)})
         finally:
             with self._lock:

@@ -1,6 +1,6 @@
 """How a handler is called, and what it may return: one place for the table, for routes and for their checks.
 
-Knows Python's signatures and the values that a handler may give. Must not know any handler, or who calls.
+Knows Python's signatures and the values that a handler may return. Must not know any handler, or its caller.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def call(handler: Handler, message: Message, recall: Recall, *arguments: str) ->
 
     Raises `HandlerError`, and what the handler raises.
     """
-    given = (*arguments, recall()) if takes_memory(handler, len(arguments)) else arguments
-    return checked(handler, handler(message, *given))
+    if takes_memory(handler, len(arguments)):
+        return checked(handler, handler(message, *arguments, recall()))
+    return checked(handler, handler(message, *arguments))
 
 
 def checked(handler: Handler, outcome: Any) -> Outcome:

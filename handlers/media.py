@@ -1,4 +1,4 @@
-"""图尚往来: whoever sends a picture, a voice or a video gets it back.
+"""图尚往来: a fan who sends a picture, a voice or a video gets it back.
 
 A handler answers with the MediaId that the message came with. How that reaches the fan is not known here: with
 `ECHO_VIA=auto` a video, which is reported not to be shown under the fan's own id, is uploaded first (`answers/`).

@@ -40,9 +40,9 @@ def prefix(*words: str) -> Route:
         for word in known:
             if said[: len(word)].casefold() != word:
                 continue
-            rest = said[len(word) :]
-            if not (_latin(word[-1:]) and _latin(rest[:1])):
-                return (rest.strip(),)
+            following = said[len(word) :]
+            if not (_latin(word[-1:]) and _latin(following[:1])):
+                return (following.strip(),)
         return None
 
     return Route(arguments, 1)

@@ -79,7 +79,7 @@ class Works:
         wait_for_file: bool = False,
         change: Change | None = None,
     ) -> tuple[Recorded, Work | None]:
-        """Keep the message and its work, claimed for that long (None: for whoever comes first).
+        """Keep the message and its work, claimed for that long (None: for the first process that claims it).
 
         `wait_for_file`: nobody can claim the work before the message's file is stored.
         The work is None when the message was already there, or is not claimed; then what was recorded is returned.
@@ -135,7 +135,7 @@ class Works:
         fan's next text gets it and `text` (plain XML) is said now.
         """
 
-        if otherwise is None:  # who waits looks often, and must not lock the row each time
+        if otherwise is None:  # a waiting delivery looks often, and must not lock the row each time
             running = self._database.run(
                 lambda connection: connection.execute(self._running, {"an_id": ledger_id}).scalar()
             )
@@ -274,7 +274,7 @@ class Works:
         statement = select(messages.c.xml).where(messages.c.id == ledger_id)
         return bytes(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
 
-    def give(self, message: Message, now: float) -> Recorded | None:
+    def record_with_kept_result(self, message: Message, now: float) -> Recorded | None:
         """The fan's next text: record it with the oldest result that is kept for the fan as its reply.
 
         None, and nothing is written, when there is none.
@@ -294,7 +294,7 @@ class Works:
         if self._database.run(lambda connection: connection.execute(oldest).first()) is None:
             return None
 
-        def pass_on(connection: Connection) -> Recorded | None:
+        def record(connection: Connection) -> Recorded | None:
             row = connection.execute(oldest.with_for_update()).one_or_none()
             if row is None:  # another text of this fan took it since we looked
                 return None
@@ -306,10 +306,11 @@ class Works:
             return recorded
 
         self._ledger.ids.before_insert()
-        return self._database.transact(pass_on)
+        return self._database.transact(record)
 
     def settle(self, now: float, state: Literal["pending", "owed"]) -> int:
-        """Results that no delivery fetched although all are over (their process died): send them, or owe them."""
+        """Results that no delivery fetched although all are over (their process died): send them, or keep each for its
+        fan's next text."""
         over = (
             select(works.c.id)
             .join_from(messages, works, works.c.id == messages.c.id)

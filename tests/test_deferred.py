@@ -85,12 +85,14 @@ def test_an_owed_result_is_given_with_the_fans_next_text_once(ledger, works):
     assert works.count_delivery(recorded.id) == 3
     assert works.answer(recorded.id, "owed", b"<still/>").reply == b"<still/>"
     assert ledger.find(text()).reply == b"<still/>", "a fourth delivery is answered alike"
-    assert works.give(text(2), NOW) is None, "not ready yet"
+    assert works.record_with_kept_result(text(2), NOW) is None, "not ready yet"
     assert works.finish(work, result(), NOW)
-    assert works.give(text(3, fan="oTest-ZyXwVuTsRqPoNmLkJiHg_2"), NOW) is None, "somebody else"
-    assert works.give(text(4), NOW).reply == result()
+    assert works.record_with_kept_result(text(3, fan="oTest-ZyXwVuTsRqPoNmLkJiHg_2"), NOW) is None, (
+        "somebody else"
+    )
+    assert works.record_with_kept_result(text(4), NOW).reply == result()
     assert ledger.find(text(4)).reply == result(), "also when that one is repeated"
-    assert works.give(text(5), NOW) is None
+    assert works.record_with_kept_result(text(5), NOW) is None
 
 
 def test_two_deliveries_at_the_same_instant_take_one_owed_result(works):
@@ -99,9 +101,9 @@ def test_two_deliveries_at_the_same_instant_take_one_owed_result(works):
         works.answer(recorded.id, "owed", b"<still/>")
         assert works.finish(work, result(words), NOW)
     # Both looked before either wrote.
-    assert works.give(text(3), NOW).reply == result("first")
-    assert works.give(text(3), NOW).reply == result("first")
-    assert works.give(text(4), NOW).reply == result("second")
+    assert works.record_with_kept_result(text(3), NOW).reply == result("first")
+    assert works.record_with_kept_result(text(3), NOW).reply == result("first")
+    assert works.record_with_kept_result(text(4), NOW).reply == result("second")
 
 
 def test_work_whose_process_died_is_claimed_once(ledger, works):
@@ -134,7 +136,7 @@ def test_a_text_writes_nothing_when_no_result_is_kept_for_its_fan(tmp_path):
     works = Works(database, Ledger(database, APPID), APPID)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as somebody:
         somebody.execute("BEGIN IMMEDIATE")  # whoever wants to write waits, and gets an error
-        assert works.give(text(), NOW) is None
+        assert works.record_with_kept_result(text(), NOW) is None
 
 
 @pytest.mark.parametrize("decided", ["later", "owed", None])
@@ -146,7 +148,7 @@ def test_failed_work_owes_nothing(ledger, works, decided):
     assert works.answer(recorded.id).reply == (b"<still/>" if decided == "owed" else None)
     works.settle(NOW + 100, "pending")
     assert ledger.claim_sends(NOW + 100, LEASE) == []
-    assert works.give(text(2), NOW) is None
+    assert works.record_with_kept_result(text(2), NOW) is None
 
 
 def test_several_messages_of_one_fan_do_not_mix(ledger, works):
