@@ -4,6 +4,8 @@ Knows gunicorn's names. What we change in gunicorn itself is in web/server.py. F
 be written, end gunicorn here, before it starts a process.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path

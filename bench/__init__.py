@@ -1,4 +1,4 @@
-"""Measurements: this server beside what one would pick instead (`python -m bench`), and at scale (`python -m bench.scale`).
+"""Measurements: this server beside its alternatives (`python -m bench`), and at scale (`python -m bench.scale`).
 
 Knows the server from outside: its commands, settings and tables. Nothing of it is shipped or imported by the server.
 """

@@ -1,9 +1,11 @@
-"""`python -m bench`: a durable echo beside what keeps nothing, in one run; a table here and in bench/results/.
+"""`python -m bench`: this server beside servers that keep nothing, in one run; a table here and in bench/results/.
 
-Every contestant is up all the time and idle but for its turn; the turns are interleaved, so that what else this machine
-does meets all alike. Server CPU per message is the user and system time of all the server's processes, divided by its
+All contestants run all the time and work in turns. The turns are interleaved, so that other load of the machine
+affects all alike. Server CPU per message is the user and system time of all the server's processes, divided by its
 messages. Every answer is checked, and every answered message must be a row, once.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -124,7 +126,7 @@ def measure(
                 print(f"the time is over after {number - 1} rounds", flush=True)
                 break
             print(f"round {number} of {rounds}", flush=True)
-            # Who comes first changes, so that nobody has always the same one before it.
+            # The order changes, so that none always comes after the same one.
             shift = number % len(contestants)
             for contestant in contestants[shift:] + contestants[:shift]:
                 fresh = [pushes.new(contestant.mode) for _ in range(messages)]
@@ -203,8 +205,8 @@ def report(turns: Mapping[str, Sequence[Turn]]) -> str:
     return "\n".join(lines + promises(turns, plain, sealed)) + "\n"
 
 
-def promises(turns: Mapping[str, Sequence[Turn]], plain: "References", sealed: "References") -> list[str]:
-    """Each figure that the design sets, with what was measured."""
+def promises(turns: Mapping[str, Sequence[Turn]], plain: References, sealed: References) -> list[str]:
+    """Each promised figure, with the measured one."""
     lines = ["| figure | measured | must | reach for |", "|---|---:|---:|---:|"]
     for name, measured, must, reach in (
         (FULL, plain.cpu, "≤ 1.30", "1.10"),
@@ -234,7 +236,7 @@ class References:
     fastest: Sequence[Turn]
 
     @classmethod
-    def of(cls, turns: Mapping[str, Sequence[Turn]], name: str) -> "References":
+    def of(cls, turns: Mapping[str, Sequence[Turn]], name: str) -> References:
         classes = [turns[f"{name} ({worker_class})"] for worker_class in WORKER_CLASSES]
         return cls(
             min(classes, key=lambda taken: statistics.median(turn.cpu_us for turn in taken)),

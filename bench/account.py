@@ -1,4 +1,4 @@
-"""The account that every contestant serves. Its secrets are made up and open to all."""
+"""The account that every contestant serves. Its secrets are made up and public."""
 
 APPID = "wx0123456789abcdef"
 APPSECRET = "0123456789abcdef0123456789abcdef"

@@ -1,9 +1,11 @@
-"""Who is measured: how each is started, what it is sent, what it must answer and where its rows are.
+"""The servers that are measured: how each is started, what it must answer, and where its rows are.
 
 Ours runs as its gunicorn.conf.py says, in a copy of the tree, so that neither a `.env` nor an edit meanwhile changes what
 is measured; with WORKER=external, so that downloads, which the others do not do at all, are not counted as the
 callback's. The others run under the same gunicorn with as many processes, in each worker class; the better counts.
 """
+
+from __future__ import annotations
 
 import shutil
 import sqlite3
@@ -23,7 +25,7 @@ from tests.postgresql import PostgreSQL
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
 THREADS = 16  # of gthread, ours and the others'
-NOBODY = "http://127.0.0.1:9"  # as the platform: no token is had, and none is needed to answer
+NO_API = "http://127.0.0.1:9"  # as the platform: no token is had, and none is needed to answer
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def settings(port: int, database_url: str, media: Path) -> dict[str, str]:
         "WECHAT_APPID": APPID,
         "WECHAT_APPSECRET": APPSECRET,
         "WECHAT_TOKEN": TOKEN,
-        "WECHAT_API_BASE": NOBODY,
+        "WECHAT_API_BASE": NO_API,
         "DATABASE_URL": database_url,
         "MEDIA_STORE": str(media),
         "WORKER": "external",

@@ -4,6 +4,8 @@ Knows the table and SQLite's ways of writing much at once. What is put in is sma
 its index entries), so that ten million rows fit on a disk; the depth of the trees is what matters, not their leaves.
 """
 
+from __future__ import annotations
+
 import sqlite3
 import time
 from contextlib import closing
@@ -34,7 +36,7 @@ def make(file: Path, rows: int) -> None:
     if not rows:
         return
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        # Whoever is interrupted here starts anew: nothing is kept that a crash could harm.
+        # Not safe against a crash: an interrupted ledger is made again.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -400000"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         indexes = connection.execute(

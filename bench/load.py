@@ -1,8 +1,10 @@
-"""The load: requests that lie ready in memory, sent over kept connections, every answer kept for the check.
+"""The load: requests prepared in memory, sent over kept connections; every answer is kept and checked later.
 
 Knows sockets and HTTP's outer form; nothing is parsed, signed or checked while the time runs, so that one process uses
 a small part of what the server does for the same request (`Outcome.cpu_seconds` tells). Only 127.0.0.1 is called.
 """
+
+from __future__ import annotations
 
 import gc
 import select

@@ -1,8 +1,10 @@
-"""`python -m bench.platform PORT PICTURE`: the least of the platform's API that a download needs, as fast as it can be.
+"""`python -m bench.platform PORT PICTURE`: the few calls of the platform's API that a download needs, as fast as possible.
 
 Any token request gets a token, any MediaId the one picture, from memory. `/times` tells when the first request for
 a picture since the last `/times` came (unix seconds). Only for measuring what downloads cost on our side.
 """
+
+from __future__ import annotations
 
 import json
 import socket

@@ -4,6 +4,8 @@ Knows the platform's side: signatures, envelopes and the form of an echo. Writte
 the server's own. Every push is a picture from a fan; its MsgId, OpenID and MediaId occur once in a run.
 """
 
+from __future__ import annotations
+
 import itertools
 import secrets
 import time
@@ -36,7 +38,7 @@ class Push:
 
 
 def new(mode: Mode = "plain") -> Push:
-    """A push that nobody has seen."""
+    """A push that was not sent before."""
     number = next(_NUMBERS)
     return _made(
         str(_FIRST_MSG_ID + number), f"oBench{number:022d}", f"MEDIA-{number:058d}", int(time.time()), mode
@@ -97,5 +99,5 @@ def faults(pushes: Sequence[Push], bodies: Sequence[bytes], constant: bytes | No
     return [wrong for push, body in pairs if (wrong := fault(push, body)) is not None]
 
 
-def _text(root: "etree._Element", path: str) -> str:
+def _text(root: etree._Element, path: str) -> str:
     return (root.findtext(path) or "").strip()

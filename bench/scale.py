@@ -1,9 +1,11 @@
-"""`python -m bench.scale`: what grows with the ledger, with time and with the pictures, and what must not.
+"""`python -m bench.scale`: what the size of the ledger, time and many pictures cost.
 
 Ledgers of up to ten million rows beside an empty one, a soak of a million pushes, downloads beside curl, the worker's
 memory, claims, gallery pages, token reads, start-up. What is compared takes turns in the same run. A table here and in
 bench/results/. Each part can be run alone: `python -m bench.scale --only soak`.
 """
+
+from __future__ import annotations
 
 import argparse
 import json

@@ -3,6 +3,8 @@
 Knows gunicorn's command line and process trees. Must not know what is measured.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import socket

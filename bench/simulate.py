@@ -1,9 +1,11 @@
-"""`python -m bench.simulate`: a push that brings 50,000 pictures a second for a minute, before it comes.
+"""`python -m bench.simulate`: simulates 50,000 pictures a second for a minute.
 
 Takes the newest result of `make bench` for what a message costs (each round's figure, at random), and asks how many
 cores the web processes and the databases need. The platform is as it is: it drops what takes 5 s and delivers it again,
-three times in all, while the server goes on working on what nobody waits for any more. Knows queues; measures nothing.
+three times in all, while the server still works on deliveries that were dropped. Knows queues; measures nothing.
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
@@ -33,7 +35,7 @@ class Cost:
     database: Sequence[float]
 
     @classmethod
-    def of(cls, turns: Sequence[Mapping[str, float]]) -> "Cost":
+    def of(cls, turns: Sequence[Mapping[str, float]]) -> Cost:
         return cls(
             [turn["cpu_seconds"] / turn["messages"] * 1e6 for turn in turns],
             [turn["others_cpu_seconds"] / turn["messages"] * 1e6 for turn in turns],
@@ -101,7 +103,7 @@ def simulate(
     """`rate` messages a second for `seconds`, and then until all is worked off."""
     web = _Station(web_cores, first.web, again.web)
     database = _Station(database_cores, first.database, again.database)
-    within: deque[_Delivery] = deque()  # whom the platform still waits for
+    within: deque[_Delivery] = deque()  # those that the platform still waits for
     total = delivered = at_once = answered = longest = 0.0
     for step in itertools.count():
         now = step * STEP

@@ -1,6 +1,6 @@
-"""`python -m sandbox --port P --callback URL`: reads arguments and environment, and runs until a signal.
+"""`python -m sandbox --port P --callback URL`: runs the sandbox until a signal.
 
-Knows the command line and nothing else.
+Knows arguments, environment and exit codes. It must not know what the sandbox does.
 """
 
 from __future__ import annotations

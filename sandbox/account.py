@@ -1,7 +1,7 @@
 """The account that the sandbox plays: who it is and which secrets it shares with the bot.
 
 Knows the settings' names and their formats. It must not know what the secrets are used for.
-The throw-away account is public on purpose: it opens nothing but a sandbox on this machine.
+The throw-away account is public on purpose: its secrets work only with a sandbox on this machine.
 """
 
 from __future__ import annotations

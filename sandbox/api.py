@@ -1,7 +1,7 @@
 """The platform's API over HTTP: converts a request, asks the state, writes the platform's JSON.
 
-Knows paths, methods, and the order in which the platform finds fault with a call. It must not hold
-anything: rules and memory are the state's. Errors come with HTTP 200, as on the platform.
+Knows paths, methods, and the order of the platform's checks. It must not keep anything: rules and memory
+are in state.py. Errors come with HTTP 200, as on the platform.
 https://developers.weixin.qq.com/doc/service/en/guide/dev/api/
 """
 
@@ -131,7 +131,7 @@ def create_api(state: State) -> Blueprint:
 
 
 def answer_unplayed(state: State, path: str, token: str) -> Response:
-    """For a call that the sandbox has not: the token is checked first, as for all."""
+    """The answer to a call that the sandbox does not play. The token is checked first, as for all calls."""
     try:
         state.enter(path, token)
         raise PlatformError(40066, f"{ERRMSG[40066]}: the sandbox does not play {path}")
@@ -177,7 +177,7 @@ def _send(media: Media, file: BinaryIO) -> Response:
 
 
 class _Chunks(Iterator[bytes]):
-    """A file in pieces; the server calls `close` when the client has it all, but not when it was reset meanwhile."""
+    """A file in pieces, closed at its end. The server calls `close` too, unless the client reset the connection."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

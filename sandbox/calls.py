@@ -1,7 +1,7 @@
 """One call of the platform's API as the phone page shows it: what was asked, what was answered, how long it took.
 
-Knows which words are secret. It must not know what a call means. Neither access_token nor AppSecret is ever in what
-comes out of here, also not in bodies that nobody understands.
+Knows which words are secret: access_token and AppSecret are removed, also from bodies that cannot be parsed. It must
+not know what a call means.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEXT = ("application/json", "text/", "application/xml")
 
 
 def describe(request: Request, response: Response, secrets: Iterable[str]) -> dict[str, Any]:
-    """`secrets` are hidden wherever they stand. Call it before the response is sent."""
+    """`secrets` are replaced wherever they occur. Call it before the response is sent."""
     known = [secret for secret in secrets if secret]
     query = "&".join(
         f"{name}={value}" for name, value in request.args.items(multi=True) if name not in _SECRET

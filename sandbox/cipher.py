@@ -1,8 +1,8 @@
 """Signatures and the AES envelope, as the platform makes and checks them (消息加解密).
 
 Knows SHA-1 over sorted parts, AES-256-CBC, the 32-byte padding and the AppID at the end. It must not
-know XML, HTTP or what a message means. Written apart from the bot's own code so that the two judge
-each other. https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
+know XML, HTTP or what a message means. It shares no code with the bot, so that each checks the
+other. https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAD_BITS = 256  # blocks of 32 bytes, twice the size of an AES block
 
 
 class CipherError(Exception):
-    """A ciphertext that this account's key does not open; the text says what is wrong with it."""
+    """A ciphertext that this account's key does not decrypt; the text says why."""
 
 
 def sign(*parts: str) -> str:

@@ -1,6 +1,6 @@
-"""The control routes under /sandbox/: how tests, and the page at /, steer the sandbox.
+"""The control routes under /sandbox/: how tests, and the page at /, control the sandbox.
 
-Knows the JSON shapes that others rely on. It must not hold anything, and answers every wrong use with
+Knows the JSON shapes that others rely on. It must not keep anything, and answers every wrong use with
 a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in server.py.
 """
 
@@ -146,7 +146,7 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
     kind, event = _text(fields, "type"), _text(fields, "event")
     content = _text(fields, "content")
     msg_id = _msg_id(fields)
-    if raw is not None:  # what the fields do not say is read from it
+    if raw is not None:  # fields that are left out are read from the XML
         kind = kind or read(raw, "MsgType") or "raw"
         event = event or read(raw, "Event")
         content = read(raw, "Content") if content is None else content

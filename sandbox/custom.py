@@ -19,7 +19,7 @@ FindMedia = Callable[[str], Media | None]
 
 @dataclass(frozen=True)
 class Sent:
-    """What appears in the fan's chat. `choices` are the entries of a menu message: id and text."""
+    """What the fan's chat shows. `choices` are the entries of a menu message: id and text."""
 
     type: str
     content: str | None = None

@@ -1,7 +1,7 @@
-"""How the sandbox says no: the platform's return codes, and refusals of the control routes.
+"""How the sandbox refuses: the platform's return codes, and errors of the control routes.
 
-Knows code numbers and the platform's own texts for them. It must not know HTTP or what state led to
-a code: the state raises, the server writes. Codes and texts:
+Knows code numbers and the platform's own texts for them. It must not know HTTP or when a code
+applies: state.py raises, server.py and api.py write. Codes and texts:
 https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html
 """
 

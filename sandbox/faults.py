@@ -1,7 +1,7 @@
-"""What the sandbox is told to do wrong, and the rules that a test may change.
+"""The faults that a test injects, and the rules that a test may change.
 
-Knows which words a fault and the rules may have, and how often a fault still strikes. It must not know
-how a fault is carried out: the server does that.
+Knows the fields of a fault and of the rules, and how often a fault still applies. It must not know
+how a fault is carried out: server.py does that.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rules:
 class Fault:
     """One fault for one path. `times` None is for ever, `delay` in seconds, `truncate` in bytes.
 
-    The path of the callback bends the bot's answers on their way back instead: see sender.py.
+    A fault for the callback's path changes the bot's answers instead: see sender.py.
     """
 
     path: str
@@ -90,7 +90,7 @@ class Faults:
         self._faults = [(fault, fault.times) for fault in faults]
 
     def take(self, path: str) -> Fault | None:
-        """The first fault for this path that still strikes, counted as used once."""
+        """The first fault for this path that still applies; it counts as used once more."""
         for index, (fault, left) in enumerate(self._faults):
             if fault.path == path and left != 0:
                 self._faults[index] = (fault, None if left is None else left - 1)
@@ -98,7 +98,7 @@ class Faults:
         return None
 
     def in_force(self) -> list[Fault]:
-        """Those that may still strike."""
+        """The faults that still apply."""
         return [fault for fault, left in self._faults if left != 0]
 
 

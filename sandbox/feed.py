@@ -1,7 +1,7 @@
-"""What happens, as server-sent events (text/event-stream) for the pages that are open.
+"""The events of the state as server-sent events (text/event-stream), for the open pages.
 
-Knows that format, and that a browser may be slow or gone. It must not know what the events mean. A page that falls
-behind is let go: it connects again by itself and is then told everything there is.
+Knows that format, and that a browser may be slow or gone. It must not know what the events mean. A page that is too
+slow is disconnected: it connects again by itself and gets the whole state.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 from .state import State
 
 CONNECTIONS = 16
-"""With more pages than this the oldest is let go, often one whose browser is gone: each keeps a thread."""
+"""With more pages than this the oldest is disconnected, since each keeps a thread and its browser may be gone."""
 _BEHIND = 1000
 """Events that may wait for a slow page."""
 _HEARTBEAT = 5
-"""Seconds of silence after which a comment is sent, to find out whether the browser is still there."""
+"""Seconds without events after which a comment is sent, to find out whether the browser is still there."""
 
 
 class Feed:
@@ -46,7 +46,7 @@ class Feed:
             self._connections.remove(connection)
 
     def close(self) -> None:
-        """Ends all connections; a later one is told what there is, and ends too."""
+        """Ends all connections. A later one gets the state, and ends too."""
         with self._lock:
             self._closed = True
             for connection in self._connections:
@@ -71,7 +71,7 @@ class Connection(Iterator[bytes]):
             self.end()
 
     def end(self) -> None:
-        """From any thread: the page gets nothing more."""
+        """Ends the connection. May be called from any thread."""
         self._open = False
         with contextlib.suppress(queue.Full):  # then it is not waiting for anything
             self._waiting.put_nowait(None)

@@ -23,7 +23,7 @@ class History:
         self._snapshot = snapshot
 
     def read(self) -> Iterator[Event]:
-        """All that was kept, oldest first."""
+        """All events in the file, oldest first."""
         if not self._path.exists():
             return
         with self._path.open(encoding="utf-8") as lines:
@@ -35,7 +35,7 @@ class History:
                 yield name, facts
 
     def rewrite(self) -> None:
-        """Replaces all by the snapshot: what is too old to be shown goes."""
+        """Replaces the file by the snapshot, without what is too old to be shown."""
         fresh = self._path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

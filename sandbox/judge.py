@@ -1,9 +1,8 @@
 """The reader of a bot's answer: would the platform show it to the fan, and what?
 
 Knows the passive replies (被动回复), the sealed envelope around them, and which media a reply may name.
-It must not know HTTP time-outs or repeats. What bots in production send and the platform shows although its
-documents say otherwise passes with a note; where nothing is known the judge refuses: what passes without
-a note is safe to send.
+It must not know HTTP time-outs or repeats. What the platform is known to show against its own documents
+passes with a note. Where nothing is known the judge refuses, so that a reply without a note is safe to send.
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
@@ -31,7 +30,7 @@ _WHITE = b" \t\r\n"
 
 @dataclass(frozen=True)
 class Shown:
-    """What appears in the fan's chat."""
+    """What the fan's chat shows."""
 
     type: str
     content: str | None = None
@@ -42,7 +41,7 @@ class Shown:
 class Verdict:
     """`verdict` is reply, silent or refused (timeout is the sender's word); `why` says it in words.
 
-    `notes` are what is not by the book although the platform takes it. `opened` is the reply's plain XML
+    `notes` say what is against the documents although the platform takes it. `opened` is the reply's plain XML
     when there is one, also when it was refused. `shown` is None when the fan sees nothing.
     """
 
@@ -243,7 +242,7 @@ def _text(parent: etree._Element, name: str, *, may_be_empty: bool = False) -> s
 
 
 def _check_time(name: str, text: str, most_digits: int, notes: list[Words]) -> None:
-    """Seconds are ten digits; others are taken, as far as bots in production send them."""
+    """Unix seconds have ten digits. Other lengths pass with a note if bots in production send them."""
     if not re.fullmatch(rf"[0-9]{{1,{most_digits}}}", text):
         raise _RefusedError(f"{name} is not a whole number", f"{name} 不是整数")
     if len(text) > 10:

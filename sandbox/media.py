@@ -1,7 +1,7 @@
 """Temporary media (临时素材): what is kept for three days, and what an upload may be.
 
-Knows types, sizes, formats by content, and lives. It must not know HTTP or fans. The bytes lie in a
-folder of their own, so that many large pictures cost no memory.
+Knows types, sizes, formats by content, and lives. It must not know HTTP or fans. The bytes are in
+files, so that many large pictures need no memory.
 https://developers.weixin.qq.com/doc/service/api/material/temporary/api_uploadtempmedia
 """
 
@@ -87,7 +87,7 @@ class MediaStore:
         self._by_key: dict[str, Media] = {}
 
     def write(self, kind: str, data: bytes, now: float, *, from_fan: bool) -> Media:
-        """Writes the bytes and returns the value that `add` makes known; needs no lock."""
+        """Writes the bytes and returns a value for `add`; needs no lock."""
         key = secrets.token_hex(16)
         path = self._folder / key
         path.write_bytes(data)

@@ -1,7 +1,7 @@
-"""The phone page at /, and what it is made of: its files, its live feed, and the media of the chats.
+"""The phone page at /: its files, its live feed, and the media of the chats.
 
-Knows how to serve what strangers sent so that it cannot run in the browser. It must not hold anything; the page steers
-through the control routes like everybody else. Nothing here counts as a call of the API.
+Knows how to serve files so that they cannot run in the browser. It must not keep anything: the page acts through the
+control routes. Nothing here counts as a call of the API.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
                 etag=found.sha256,
                 max_age=3600,
             )
-        except FileNotFoundError:  # or forgotten by a reset in this moment
+        except FileNotFoundError:  # a reset deleted it at this moment
             return jsonify(error="no such media, or older than three days"), 404
         response.headers["Content-Security-Policy"] = _MEDIA_POLICY
         return response

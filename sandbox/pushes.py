@@ -1,4 +1,4 @@
-"""The XML of what a fan does, element by element as the platform pushes it, or as somebody wrote it.
+"""The XML of what a fan does, element by element as the platform pushes it, or as given in `raw`.
 
 Knows the message and event kinds and their elements. It must not know signatures, encryption or HTTP.
 What fans type is put raw into CDATA, as the platform is reported to do: control characters and `]]>` too.
@@ -58,7 +58,7 @@ class Action:
 
     @property
     def summary(self) -> str | None:
-        """What a chat shows of it."""
+        """The text that the chat shows for it."""
         if self.type == "event":
             return f"{self.event} {self.event_key or ''}".strip()
         return self.content
@@ -82,7 +82,7 @@ def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
         if action.type == "text" and action.event_key:
             parts.append(cdata("bizmsgmenuid", action.event_key))
         if action.type == "voice" and action.media is not None and action.media.extension == "amr":
-            # The same file: nothing is resampled here.
+            # The platform resamples a voice for this; the sandbox gives the same file.
             parts.append(cdata("MediaId16K", action.media.media_id))
     return f"<xml>{''.join(parts)}</xml>".encode()
 
@@ -107,7 +107,7 @@ def read(xml: bytes, name: str) -> str | None:
     return text.decode(errors="replace")
 
 
-# The last one: it comes after whatever the fan typed. CreateTime comes before it.
+# The last one, since a fan may type such an element. CreateTime comes before their text.
 _MSG_ID = re.compile(rb"(.*<MsgId>(?:<!\[CDATA\[)?)([0-9]{1,19})((?:]]>)?</MsgId>.*)", re.DOTALL)
 _CREATE_TIME = re.compile(rb"(.*?<CreateTime>(?:<!\[CDATA\[)?)([0-9]+)((?:]]>)?</CreateTime>.*)", re.DOTALL)
 

@@ -1,7 +1,7 @@
 """Delivers what fans do to the bot: signs, seals, posts, repeats, and has the answers judged.
 
 Knows the query string of a push, the five seconds, and when the platform tries again. It must not know
-routes or what makes an answer good. The socket is closed when the time is over, as the platform does.
+routes or which answers are right. The socket is closed when the time is over, as the platform does.
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
@@ -56,7 +56,7 @@ class Sender:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """What this account can do."""
+        """The modes that are possible with this account."""
         return MODES if self._envelope is not None else ("plain",)
 
     @property
@@ -189,7 +189,7 @@ class Sender:
         return verdict
 
     def _exchange(self, callback: SplitResult, query: str, sent: bytes, timeout: float) -> tuple[int, bytes]:
-        """The bot's answer as it arrives: a fault for the callback's path strikes on the way back."""
+        """The bot's answer, changed by a fault for the callback's path."""
         deadline = time.monotonic() + timeout
         status, body = _request("POST", callback, query, sent, timeout)
         fault = self._state.take_fault(callback.path)
@@ -348,7 +348,7 @@ def _for_page(verdict: Verdict, sent: bytes) -> dict[str, Any]:
 
 
 def _echo_fault(status: int, body: bytes, echostr: bytes) -> str | None:
-    """What the console dislikes about the answer to a verification, or None."""
+    """What is wrong with the answer to a verification, or None."""
     if status != 200:
         return f"HTTP {status} instead of 200"
     if body == echostr:

@@ -129,7 +129,7 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
 
     @app.before_request
     def strike() -> Response | None:
-        """What a fault puts in the place of the real answer, if anything."""
+        """The fault's answer instead of the real one, if there is a fault."""
         if _is_own(request.path):
             return None
         request.environ["sandbox.began"] = time.monotonic()
@@ -180,7 +180,7 @@ def _is_own(path: str) -> bool:
 
 
 def _instead(fault: Fault, now: float) -> Response | None:
-    """The answer that the fault gives by itself; None when the real one is only bent."""
+    """The fault's own answer; None when it only changes the real one."""
     if fault.disconnect:
         return Response()
     if fault.body is not None:

@@ -1,6 +1,6 @@
-"""All that the sandbox remembers, and the platform's rules over it.
+"""All that the sandbox remembers, and the platform's rules for it.
 
-One lock guards everything, and it is never held while the network is waited for. Time is the
+One lock guards all of it. It is never held during a wait for the network. Time is the
 sandbox's own clock, which tests may advance; only a chat's times are real. It must not know HTTP,
 Flask or how a push is delivered.
 """
@@ -41,7 +41,7 @@ _CLEARINGS_A_MONTH = 10
 _KEPT_PUSHES = 1000
 _KEPT_CALLS = 200
 
-# What somebody who begins to listen is given of the past, at most.
+# The most of the past that a new listener gets.
 _FEED_PUSHES = 50
 _FEED_FANS = 50
 _FEED_MESSAGES = 100
@@ -86,7 +86,7 @@ class Push:
         }
 
     def for_feed(self) -> dict[str, Any]:
-        """The same and more, for the page: a copy that later deliveries do not change.
+        """`to_json` and more, for the page: a copy that later deliveries do not change.
 
         `msg_id` is text here: a browser's numbers are exact up to 2**53 only, and a MsgId is larger.
         """
@@ -153,7 +153,7 @@ class State:
         self._menu: list[dict[str, Any]] | None = None
 
     def reset(self) -> None:
-        """Forgets all but the account, the callback and who listens."""
+        """Forgets all but the account, the callback and the listeners."""
         with self._lock:
             self._begin()
             self._media.clear()
@@ -169,7 +169,7 @@ class State:
             self._tell("cleared", self._so_far())
 
     def snapshot(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """What `restore` makes the same of, as far as a page is given it."""
+        """The events from which `restore` makes this state again, as far as a page shows it."""
         with self._lock:
             so_far = self._so_far()
             events: list[tuple[str, Mapping[str, Any]]] = [
@@ -185,10 +185,7 @@ class State:
             return [*events, ("menu", {"menu": self._menu})]
 
     def restore(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """What happened in an earlier run, from what the listeners heard of it.
-
-        What another version of this program has written and this one does not understand is left out.
-        """
+        """Restores an earlier run from its events. Events of another version that cannot be read are left out."""
         with self._lock:
             for name, facts in events:
                 with contextlib.suppress(KeyError, TypeError, ValueError, ControlError):
@@ -574,7 +571,7 @@ class State:
             self._tell("push", push.for_feed())
 
     def _tell(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Under the lock, so that everybody hears the same order."""
+        """Call it under the lock, so that all listeners get the events in the same order."""
         for listener in self._listeners:
             listener(name, facts)
 
