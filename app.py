@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         ops.ops(
             everything.database,
             everything.ledger,
+            everything.queue,
             everything.files,
             everything.tokens,
             everything.token,
@@ -80,6 +81,8 @@ def create_app(settings: Settings | None = None) -> Flask:
             gallery.gallery(
                 everything.database,
                 everything.ledger,
+                everything.queue,
+                everything.purge_rows,
                 everything.rows,
                 everything.files,
                 everything.thumbnails,

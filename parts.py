@@ -22,6 +22,8 @@ from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
 from storage.memories import Memories
+from storage.purge import PurgeRows
+from storage.queue import Queue
 from storage.refusals import Refusals
 from storage.thumbnails import Thumbnails
 from storage.tokens import SqlTokenStore
@@ -44,6 +46,8 @@ class Parts:
     settings: Settings
     database: Database
     ledger: Ledger
+    queue: Queue
+    purge_rows: PurgeRows
     files: FileStore
     rows: GalleryRows
     thumbnails: Thumbnails
@@ -82,6 +86,8 @@ def build(
         cores.never_pin()
     database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
     ledger = Ledger(database, settings.wechat_appid)
+    queue = Queue(database, settings.wechat_appid)
+    purge_rows = PurgeRows(database, settings.wechat_appid)
     files = open_store(settings.media_store)
     rows = GalleryRows(database, settings.wechat_appid)
     thumbnails = Thumbnails(settings.media_store)
@@ -94,22 +100,24 @@ def build(
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, settings.wechat_appid)
     works = Works(database, ledger, settings.wechat_appid)
-    failures = Failures(ledger, clock, jitter)
+    failures = Failures(queue, clock, jitter)
     chores = Chores(
-        ledger,
+        purge_rows,
         files,
         token,
         thumbnails,
-        ThumbnailMaker(rows, files, thumbnails, Decoder()),
+        ThumbnailMaker(queue, files, thumbnails, Decoder()),
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
         clock=clock,
         jitter=jitter,
     )
     worker = Worker(
-        ledger,
-        Downloads(ledger, client, files, failures, max_media_bytes=settings.max_media_bytes, clock=clock),
-        Sends(ledger, client, works, copies, failures, clock=clock),
+        queue,
+        Downloads(
+            queue, ledger, client, files, failures, max_media_bytes=settings.max_media_bytes, clock=clock
+        ),
+        Sends(queue, client, works, copies, failures, clock=clock),
         failures,
         chores,
         lease_seconds=settings.lease_seconds,
@@ -128,6 +136,8 @@ def build(
         settings,
         database,
         ledger,
+        queue,
+        purge_rows,
         files,
         rows,
         thumbnails,

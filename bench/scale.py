@@ -31,6 +31,7 @@ from storage.database import Database, connect
 from storage.files import StoredFile
 from storage.gallery import Filter, GalleryRows
 from storage.ledger import Ledger
+from storage.queue import Queue
 from storage.tokens import SqlTokenStore
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
@@ -173,12 +174,12 @@ def _find(database: Database, count: int) -> float:
 
 
 def _claim(database: Database, count: int) -> float:
-    ledger = Ledger(database, APPID)
+    queue = Queue(database, APPID)
     stored = StoredFile(key=f"{APPID}/2026/01/01/0.jpg", size=1, sha256="0" * 64)
 
     def work_one_off(_: int) -> None:
-        (job,) = ledger.claim_downloads(time.time(), 15)
-        if not ledger.mark_stored(job, stored, time.time()):
+        (job,) = queue.claim_downloads(time.time(), 15)
+        if not queue.mark_stored(job, stored, time.time()):
             raise Incomplete("a claim was lost")
 
     return _seconds_each(range(count), work_one_off)

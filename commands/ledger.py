@@ -108,11 +108,11 @@ def _summary(entry: Entry) -> dict[str, Any]:
 def ledger_retry(ids: tuple[int, ...]) -> None:
     """Try the failed ones again (重试): those with the given ledger IDs, or all."""
     with errors_in_one_line():
-        messages = app_parts().ledger
-        unknown = [str(each) for each in ids if messages.get(each) is None]
+        parts = app_parts()
+        unknown = [str(each) for each in ids if parts.ledger.get(each) is None]
         if unknown:
             fail(f"the ledger has no row {', '.join(unknown)}; nothing was changed")
-        show_json({"rows": messages.retry(ids or None, time.time())})
+        show_json({"rows": parts.queue.retry(ids or None, time.time())})
 
 
 @ledger.command("purge")
@@ -136,10 +136,10 @@ def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) ->
         parts, now = app_parts(), time.time()
         before = None if days is None else now - days * 86400
         if dry_run or (sys.stdin.isatty() and not yes):
-            rows, files = parts.ledger.count_to_purge(before=before, fan=fan)
+            rows, files = parts.purge_rows.count(before=before, fan=fan)
             if dry_run:
                 show_json({"rows": rows, "files": files})
                 return
             click.confirm(f"Delete {rows} messages and {files} files for good?", abort=True, err=True)
-        gone = purge.purge(parts.ledger, parts.files, parts.thumbnails, now=now, before=before, fan=fan)
+        gone = purge.purge(parts.purge_rows, parts.files, parts.thumbnails, now=now, before=before, fan=fan)
         show_json({"rows": gone.rows, "files": gone.files})

@@ -1,4 +1,4 @@
-"""What the gallery shows of the ledger, newest first, and which pictures are still to be made small.
+"""What the gallery shows of the ledger, newest first.
 
 Knows the queries and the indexes behind them. Must not know pages, pictures or who looks at them. A page is found by
 the place where the one before it ended, never by counting rows, so that the last page costs what the first does. What
@@ -14,15 +14,12 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     asc,
-    bindparam,
     desc,
     func,
-    null,
     select,
     true,
     tuple_,
     union_all,
-    update,
 )
 
 from storage.database import Database
@@ -93,35 +90,12 @@ class Page:
     searched_to: Place | None = None
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A stored picture that is to be made small."""
-
-    id: int
-    media_key: str
-
-
 class GalleryRows:
     """The pages of one account. Every method raises DatabaseUnavailableError when the database is away."""
 
     def __init__(self, database: Database, appid: str) -> None:
         self._database = database
         self._appid = appid
-        columns = messages.c
-        due = (
-            select(columns.id)
-            .where(columns.appid == bindparam("of_appid"), columns.thumbnail_due <= bindparam("now"))
-            .order_by(desc(columns.thumbnail_due))
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .cte("due")
-        )
-        self._claim = (
-            update(messages)
-            .where(columns.id.in_(select(due.c.id)))
-            .values({columns.thumbnail_due: bindparam("until")})
-            .returning(columns.id, columns.media_key)
-        )
 
     def page(
         self, which: Filter, *, before: Place | None = None, after: Place | None = None, limit: int
@@ -269,31 +243,6 @@ class GalleryRows:
                 pending = pending.where(columns.media_kind == which.kind)
             backwards = pending.order_by(desc(columns.media_due)).limit(_ALL).subquery()
             yield select(backwards.c.id, backwards.c.received_at)
-
-    def claim_picture(self, now: float, lease_seconds: float) -> Picture | None:
-        """A picture to make small, the newest first; nobody else gets it for that long."""
-        values = {"of_appid": self._appid, "now": now, "until": now + lease_seconds}
-        rows = self._database.write(lambda connection: connection.execute(self._claim, values).all())
-        return Picture(*rows[0]) if rows else None
-
-    def mark_thumbnail(self, picture: Picture, *, made: bool) -> bool:
-        """Its thumbnail is there, or cannot be made. False: the row is purged, so that nothing of it may stay."""
-        values = {
-            messages.c.thumbnail_due: null(),
-            messages.c.thumbnail_state: "made" if made else "failed",
-        }
-        statement = update(messages).where(messages.c.id == picture.id).values(values)
-        return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
-
-    def miss_thumbnail(self, ledger_id: int, now: float) -> None:
-        """The thumbnail that was made is gone: it is to be made again."""
-        statement = (
-            update(messages)
-            .where(messages.c.id == ledger_id, messages.c.appid == self._appid)
-            .where(messages.c.media_state == STORED, messages.c.thumbnail_due.is_(None))
-            .values({messages.c.thumbnail_due: now, messages.c.thumbnail_state: null()})
-        )
-        self._database.write(lambda connection: connection.execute(statement))
 
 
 _ALL = 2**31 - 1

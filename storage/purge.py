@@ -2,17 +2,59 @@
 
 Knows the order: first the rows, whose commit keeps what is to be deleted; then the files and thumbnails, until their
 folders are on the disk without them; then what was kept for that. A crash or a power cut in between repeats a deletion
-and forgets none. Does not know why something is to go, nor SQL.
+and forgets none. `purge_index` finds the rows of a fan or of a time. Does not know why something is to go.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from sqlalchemy import (
+    Connection,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.sql import ColumnElement
+
+from storage.database import Database
 from storage.files import FileStore
-from storage.ledger import Ledger
+from storage.models import (
+    STORED,
+    files_to_delete,
+    memories,
+    messages,
+    purge_index,
+    purge_index_upto,
+    works,
+)
+from storage.queue import file_stem
 from storage.thumbnails import Thumbnails
+
+# PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
+_UNSETTLED_IDS = 10_000
+_BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
+
+# Stands in the SQL as it is, as the states do: for the partial index.
+_UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
+
+
+@dataclass(frozen=True)
+class Unsubscribed:
+    """A fan who unsubscribed, and when (unix seconds)."""
+
+    openid: str
+    received_at: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +66,7 @@ class Purged:
 
 
 def purge(
-    ledger: Ledger,
+    rows: PurgeRows,
     files: FileStore,
     thumbnails: Thumbnails,
     *,
@@ -37,31 +79,31 @@ def purge(
     A file that a worker is writing at this moment is deleted later, by `delete_files()`. Raises
     `DatabaseUnavailableError` or `OSError`; what is left then goes with the next call.
     """
-    rows = 0
-    while deleted := ledger.purge(now, before=before, fan=fan):
-        rows += deleted
-    return Purged(rows, delete_files(ledger, files, thumbnails, now=now))
+    count = 0
+    while deleted := rows.purge(now, before=before, fan=fan):
+        count += deleted
+    return Purged(count, delete_files(rows, files, thumbnails, now=now))
 
 
-def delete_files(ledger: Ledger, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
+def delete_files(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
     """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were."""
     deleted = 0
-    while stems := ledger.files_to_delete(now):
+    while stems := rows.files_to_delete(now):
         thumbnails.delete(*stems)
         deleted += files.delete_all(stems)
-        ledger.mark_deleted(stems)
+        rows.mark_deleted(stems)
     return deleted
 
 
-def forget_unsubscribed(ledger: Ledger, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
+def forget_unsubscribed(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
     """Purges each fan who unsubscribed, up to and with that event; returns how many fans.
 
     The event's own row is what is still to be done, so that a crash in between loses no purge.
     """
-    unsubscribed = ledger.unsubscribed()
+    unsubscribed = rows.unsubscribed()
     for event in unsubscribed:
         purge(
-            ledger,
+            rows,
             files,
             thumbnails,
             now=now,
@@ -69,3 +111,164 @@ def forget_unsubscribed(ledger: Ledger, files: FileStore, thumbnails: Thumbnails
             fan=event.openid,
         )
     return len(unsubscribed)
+
+
+class PurgeRows:
+    """The rows of one account that go. Every method raises DatabaseUnavailableError when the database is away."""
+
+    def __init__(self, database: Database, appid: str) -> None:
+        self._database = database
+        self._appid = appid
+
+    def purge(
+        self, now: float, *, before: float | None = None, fan: str | None = None, limit: int = 500
+    ) -> int:
+        """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
+
+        Call it until it returns 0. (The first call indexes the ledger, some seconds for a million rows, in
+        transactions short enough for pushes to go on.) The same commit keeps what is then to be deleted from the
+        store: `files_to_delete`. A pending download goes with its row; a worker that has it sees that its mark returns
+        False.
+        """
+        if before is None and fan is None:
+            raise ValueError("purge needs a time or a fan")
+        ids = self._ids_to_purge(before, fan, limit)
+        if not ids:
+            self._database.write(partial(_forget, self._appid, before, fan))
+            return 0
+        return self._delete(ids, now)
+
+    def delete(self, ledger_id: int, now: float) -> bool:
+        """Delete this row, as `purge` does; False where there is none."""
+        return self._delete([ledger_id], now) == 1
+
+    def unsubscribed(self, limit: int = 100) -> list[Unsubscribed]:
+        """Fans who unsubscribed and whose event is still kept, the oldest first."""
+        statement = (
+            select(messages.c.sender, messages.c.received_at)
+            .where(messages.c.appid == self._appid, messages.c.event == _UNSUBSCRIBE)
+            .order_by(messages.c.id)
+            .limit(limit)
+        )
+        rows = self._database.run(lambda connection: connection.execute(statement).all())
+        return [Unsubscribed(row.sender, row.received_at) for row in rows]
+
+    def files_to_delete(self, now: float, limit: int = 500) -> list[str]:
+        """Stems of files whose rows are purged: delete from the stores now whatever lies under them."""
+        statement = (
+            select(files_to_delete.c.stem)
+            .where(files_to_delete.c.appid == self._appid, files_to_delete.c.due <= now)
+            .limit(limit)
+        )
+        stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))
+        if stems:
+            self._database.sync()  # else a power cut could bring back a row whose file is deleted
+        return stems
+
+    def mark_deleted(self, stems: Sequence[str]) -> None:
+        """Nothing lies under these stems any more, and a power cut would not bring it back."""
+        statement = delete(files_to_delete).where(files_to_delete.c.stem.in_(stems))
+        self._database.write(lambda connection: connection.execute(statement))
+
+    def count(self, *, before: float | None = None, fan: str | None = None) -> tuple[int, int]:
+        """How many rows, and how many stored files, `purge` would delete by and by."""
+        wanted = [messages.c.appid == self._appid]
+        if before is not None:
+            wanted.append(messages.c.received_at < before)
+        if fan is not None:
+            wanted.append(messages.c.sender == fan)
+        stored = func.count().filter(messages.c.media_state == STORED)
+        statement = select(func.count(), stored).where(*wanted)
+        rows, files = self._database.run(lambda connection: connection.execute(statement).one())
+        return int(rows), int(files)
+
+    def _delete(self, ids: Sequence[int], now: float) -> int:
+        def remove(connection: Connection) -> int:
+            _lock_index(connection)
+            connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
+            connection.execute(delete(works).where(works.c.id.in_(ids)))
+            rows = connection.execute(
+                delete(messages)
+                .where(messages.c.id.in_(ids), messages.c.appid == self._appid)
+                .returning(
+                    messages.c.id,
+                    messages.c.received_at,
+                    messages.c.media_attempts,
+                    messages.c.media_lease_until,
+                    messages.c.thumbnail_due,
+                )
+            ).all()
+            files = [
+                {
+                    "stem": file_stem(self._appid, row.received_at, row.id),
+                    "appid": self._appid,
+                    # A worker may be at it until its lease is over, and die after its file is in place.
+                    "due": max(now, row.media_lease_until or 0.0, row.thumbnail_due or 0.0),
+                }
+                for row in rows
+                if row.media_attempts
+            ]
+            if files:
+                connection.execute(insert(files_to_delete), files)
+            return len(rows)
+
+        return self._database.transact(remove)
+
+    def _ids_to_purge(self, before: float | None, fan: str | None, limit: int) -> list[int]:
+        """By purge_index, brought up to date, and by a look through the few rows that are too new for it."""
+        while (upto := self._database.transact(_index_step)) is None:
+            pass
+
+        def of(table: Table) -> list[ColumnElement[bool]]:
+            conditions = [table.c.appid == self._appid]
+            if fan is not None:
+                conditions.append(table.c.sender == fan)
+            if before is not None:
+                conditions.append(table.c.received_at < before)
+            return conditions
+
+        indexed = select(purge_index.c.id).where(*of(purge_index))
+        if fan is not None:
+            indexed = indexed.where(purge_index.c.block.in_(range(upto // _BLOCK + 1)))
+        ids = self._ids(indexed.limit(limit))
+        if len(ids) < limit:
+            unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
+            ids += self._ids(unsettled.limit(limit - len(ids)))
+        return ids
+
+    def _ids(self, statement: Any) -> list[int]:
+        return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
+
+
+def _forget(appid: str, before: float | None, fan: str | None, connection: Connection) -> None:
+    """Delete what is remembered of the fans whose messages are purged."""
+    conditions = [memories.c.appid == appid]
+    if fan is not None:
+        conditions.append(memories.c.sender == fan)
+    if before is not None:
+        conditions.append(memories.c.changed_at < before)
+    connection.execute(delete(memories).where(*conditions))
+
+
+def _lock_index(connection: Connection) -> int:
+    """Keep others from filling or emptying purge_index; returns the last id that it knows."""
+    statement = select(purge_index_upto.c.id).with_for_update()
+    return int(connection.execute(statement).scalar_one())
+
+
+def _index_step(connection: Connection) -> int | None:
+    """Bring purge_index a step further; returns the last id that it knows, or None when there are more to come."""
+    upto = _lock_index(connection)
+    newest = connection.execute(select(func.max(messages.c.id))).scalar() or 0
+    block = upto // _BLOCK
+    step_end = min((block + 1) * _BLOCK, newest - _UNSETTLED_IDS)
+    if step_end <= upto:
+        return upto
+    columns = [messages.c.id, messages.c.appid, messages.c.sender, messages.c.received_at]
+    rows = select(literal(block), *columns).where(messages.c.id > upto, messages.c.id <= step_end)
+    # In the order of the index, whose pages are then each written once.
+    rows = rows.order_by(messages.c.sender)
+    names = ["block", *(column.name for column in columns)]
+    connection.execute(insert(purge_index).from_select(names, rows))
+    connection.execute(update(purge_index_upto).values(id=step_end))
+    return None

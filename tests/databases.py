@@ -11,6 +11,8 @@ import pytest
 from storage.database import connect
 from storage.disk import DiskStore
 from storage.ledger import Ledger
+from storage.purge import PurgeRows
+from storage.queue import Queue
 from storage.s3 import S3Store
 from storage.states import SEND_STEPS
 from tests.postgresql import PostgreSQL
@@ -86,6 +88,16 @@ def database(database_url):
 @pytest.fixture
 def ledger(database):
     return Ledger(database, APPID)
+
+
+@pytest.fixture
+def queue(database):
+    return Queue(database, APPID)
+
+
+@pytest.fixture
+def purge_rows(database):
+    return PurgeRows(database, APPID)
 
 
 @pytest.fixture(scope="session")

@@ -65,9 +65,9 @@ class Place:
         )
         ledger, ahead = self.parts.ledger, now + 3600  # the bot's worker does not see it before it is done
         ledger.record(parse_message(xml.encode()), None, ahead)
-        (job,) = ledger.claim_downloads(ahead, 15)
+        (job,) = self.parts.queue.claim_downloads(ahead, 15)
         file = self.parts.files.put(job.stem, [data], extension=extension, attempt=1)
-        assert ledger.mark_stored(job, file, now)
+        assert self.parts.queue.mark_stored(job, file, now)
         return job.id
 
     def faults(self, *faults):

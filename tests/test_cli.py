@@ -174,13 +174,14 @@ def test_ledger_status_and_retry(sandbox, bot):
 @pytest.fixture
 def three(bot):
     """A stored picture, a failed one, and a text, in the ledger of a bot that does not run."""
-    ledger = parts.build(bot.settings).ledger
+    built = parts.build(bot.settings)
+    ledger, queue = built.ledger, built.queue
     now = time.time()
     for xml in (pushing.image(1), pushing.image(2, fan="oAnother-fan"), pushing.text(3, "hello\x1b[2J")):
         ledger.record(parse_message(xml.encode()), None, now)
-    first, second = ledger.claim_downloads(now, 60, 2)
-    ledger.mark_stored(first, StoredFile(f"{first.stem}.jpg", 5, "0" * 64), now)
-    ledger.mark_failed(second, 40007, "invalid media_id", now)
+    first, second = queue.claim_downloads(now, 60, 2)
+    queue.mark_stored(first, StoredFile(f"{first.stem}.jpg", 5, "0" * 64), now)
+    queue.mark_failed(second, 40007, "invalid media_id", now)
     return bot
 
 

@@ -45,7 +45,7 @@ def result(words="answer"):
     return render_reply(TextReply(words), text(), int(NOW))
 
 
-def test_a_result_in_time_is_what_every_delivery_gets(ledger, works):
+def test_a_result_in_time_is_what_every_delivery_gets(ledger, queue, works):
     recorded, work = works.record(text(), NOW, LEASE)
     assert recorded.working
     assert ledger.find(text()).working
@@ -55,19 +55,19 @@ def test_a_result_in_time_is_what_every_delivery_gets(ledger, works):
     assert works.answer(recorded.id).reply == result()
     again = ledger.find(text())
     assert (again.reply, again.working) == (result(), False)
-    assert ledger.claim_sends(NOW + 1, LEASE) == [], "not sent as well"
+    assert queue.claim_sends(NOW + 1, LEASE) == [], "not sent as well"
     assert works.settle(NOW + 100, "pending") == 0
     assert ledger.status(NOW).replies_pending == 0
 
 
-def test_a_late_result_is_sent_and_every_delivery_gets_success(ledger, works):
+def test_a_late_result_is_sent_and_every_delivery_gets_success(ledger, queue, works):
     recorded, work = works.record(text(), NOW, LEASE)
     assert works.answer(recorded.id, "later").reply is None
     assert ledger.find(text()).working is False
-    assert ledger.claim_sends(NOW, LEASE) == []
+    assert queue.claim_sends(NOW, LEASE) == []
     assert works.finish(work, result(), NOW)
     assert works.answer(recorded.id).reply is None, "too late for the deliveries"
-    (send,) = ledger.claim_sends(NOW, LEASE)
+    (send,) = queue.claim_sends(NOW, LEASE)
     assert send.openid == FAN
     assert works.result(send.id) == result()
 
@@ -106,7 +106,7 @@ def test_two_deliveries_at_the_same_instant_take_one_owed_result(works):
     assert works.record_with_kept_result(text(4), NOW).reply == result("second")
 
 
-def test_work_whose_process_died_is_claimed_once(ledger, works):
+def test_work_whose_process_died_is_claimed_once(queue, works):
     message = text()
     recorded, first = works.record(message, NOW, LEASE)
     assert works.claim(NOW + 1, LEASE, 10) == []
@@ -120,7 +120,7 @@ def test_work_whose_process_died_is_claimed_once(ledger, works):
     assert not works.finish(second, result("twice"), NOW + 18)
     assert works.settle(NOW + 20, "pending") == 0, "a delivery may still come"
     assert works.settle(NOW + 40, "pending") == 1
-    (send,) = ledger.claim_sends(NOW + 40, LEASE)
+    (send,) = queue.claim_sends(NOW + 40, LEASE)
     assert works.result(send.id) == result("right")
 
 
@@ -140,14 +140,14 @@ def test_a_text_writes_nothing_when_no_result_is_kept_for_its_fan(tmp_path):
 
 
 @pytest.mark.parametrize("decided", ["later", "owed", None])
-def test_failed_work_owes_nothing(ledger, works, decided):
+def test_failed_work_owes_nothing(queue, works, decided):
     recorded, work = works.record(text(), NOW, LEASE)
     if decided:
         works.answer(recorded.id, decided, b"<still/>" if decided == "owed" else None)
     assert works.finish(work, None, NOW, reason="the service is away")
     assert works.answer(recorded.id).reply == (b"<still/>" if decided == "owed" else None)
     works.settle(NOW + 100, "pending")
-    assert ledger.claim_sends(NOW + 100, LEASE) == []
+    assert queue.claim_sends(NOW + 100, LEASE) == []
     assert works.record_with_kept_result(text(2), NOW) is None
 
 
@@ -168,9 +168,9 @@ def test_a_second_record_gets_the_first_ones_row(works):
     assert [each.id for each in works.claim(NOW, LEASE, 10)] == [unclaimed.id]
 
 
-def test_a_purge_takes_the_work_along(ledger, works):
+def test_a_purge_takes_the_work_along(purge_rows, works):
     recorded, work = works.record(text(), NOW, LEASE)
-    while ledger.purge(NOW, fan=FAN):
+    while purge_rows.purge(NOW, fan=FAN):
         pass
     assert works.result(recorded.id) is None
     assert not works.finish(work, result(), NOW)

@@ -288,10 +288,10 @@ def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
 def waiting(bot, tmp_path, seconds, number=1):
     """Settings whose ledger has pictures that came in so many seconds ago."""
     changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
-    ledger = parts.build(Bot(bot.folder, bot.environ | changed).settings).ledger
+    built = parts.build(Bot(bot.folder, bot.environ | changed).settings)
     for each in range(number):
-        ledger.record(parse_message(pushing.image(each).encode()), None, time.time() - seconds)
-    return changed, ledger
+        built.ledger.record(parse_message(pushing.image(each).encode()), None, time.time() - seconds)
+    return changed, built.queue
 
 
 @pytest.mark.parametrize(
@@ -310,21 +310,21 @@ def test_a_bot_that_does_not_run_is_one_fault(bot, tmp_path):
 
 
 def test_a_worker_that_died_with_its_claims(bot, tmp_path):
-    changed, ledger = waiting(bot, tmp_path, 60)
-    ledger.claim_downloads(time.time() - 20, 5)
+    changed, queue = waiting(bot, tmp_path, 60)
+    queue.claim_downloads(time.time() - 20, 5)
     the_only_one("worker", examined(bot, **changed))
     # A lease that was over two seconds ago: somebody may yet come.
-    ledger.claim_downloads(time.time() - 14, 12)
+    queue.claim_downloads(time.time() - 14, 12)
     all_well(examined(bot, **changed))
 
 
 def test_workers_at_work_and_workers_that_do_not_keep_up(bot, tmp_path):
-    changed, ledger = waiting(bot, tmp_path, 60, number=2)
-    ledger.claim_downloads(time.time(), 600)
+    changed, queue = waiting(bot, tmp_path, 60, number=2)
+    queue.claim_downloads(time.time(), 600)
     assert "1 in hand" in all_well(examined(bot, **changed))["worker"]
     (tmp_path / "more").mkdir()
-    changed, ledger = waiting(bot, tmp_path / "more", 400, number=2)
-    ledger.claim_downloads(time.time(), 600)
+    changed, queue = waiting(bot, tmp_path / "more", 400, number=2)
+    queue.claim_downloads(time.time(), 600)
     assert "start more" in the_only_one("worker", examined(bot, **changed))
 
 

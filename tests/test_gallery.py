@@ -85,22 +85,22 @@ class Rig:
 
     def claimed(self, **what):
         self.receive(**what)
-        jobs = {job.id: job for job in self.parts.ledger.claim_downloads(time.time(), 15, 99)}
+        jobs = {job.id: job for job in self.parts.queue.claim_downloads(time.time(), 15, 99)}
         return jobs[max(jobs)]
 
     def stored(self, data=PHOTO, **what):
         job = self.claimed(**what)
         file = self.parts.files.put(job.stem, [data], extension=extension, attempt=1)
-        assert self.parts.ledger.mark_stored(job, file, what.get("at", NOON) + 2)
+        assert self.parts.queue.mark_stored(job, file, what.get("at", NOON) + 2)
         return job.id
 
     def failed(self, code=40007, reason="40007 invalid media_id", **what):
         job = self.claimed(**what)
-        assert self.parts.ledger.mark_failed(job, code, reason, what.get("at", NOON) + 2)
+        assert self.parts.queue.mark_failed(job, code, reason, what.get("at", NOON) + 2)
         return job.id
 
     def make_thumbnails(self):
-        maker = ThumbnailMaker(self.parts.rows, self.parts.files, self.parts.thumbnails, Decoder())
+        maker = ThumbnailMaker(self.parts.queue, self.parts.files, self.parts.thumbnails, Decoder())
         while maker.step():
             pass
         maker.close()
@@ -653,7 +653,7 @@ class TestList:
 
     def test_a_retried_one_is_pending_again(self, rig):
         ledger_id = rig.failed()
-        rig.parts.ledger.retry([ledger_id], NOON + 5)
+        rig.parts.queue.retry([ledger_id], NOON + 5)
         assert (rig.shown("?state=pending"), rig.shown("?state=failed")) == ([ledger_id], [])
 
     @pytest.mark.parametrize(
@@ -687,8 +687,8 @@ class TestList:
     def test_paging(self, rig, query):
         """Through all of them, each once and in their order, though new ones come in, and two came at one time."""
         wanted = [rig.receive(KINDS[number % 3], at=NOON + number // 2) for number in range(200)]
-        for job in rig.parts.ledger.claim_downloads(NOON + 99, 15, 60):
-            rig.parts.ledger.mark_failed(job, 40007, "gone", NOON)
+        for job in rig.parts.queue.claim_downloads(NOON + 99, 15, 60):
+            rig.parts.queue.mark_failed(job, 40007, "gone", NOON)
         wanted = wanted if query != "?kind=image" else wanted[::3]
         seen, path = [], query
         while path is not None:
@@ -937,20 +937,20 @@ class TestEntry:
             f"<xml><ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
             "<MsgType>image</MsgType><MediaId>m</MediaId><MsgId>5</MsgId></xml>"
         )
-        ledger = rig.parts.ledger
+        ledger, queue = rig.parts.ledger, rig.parts.queue
         ledger_id = ledger.record(parse_message(xml.encode()), None, NOON, send_back=True).id
-        (job,) = ledger.claim_downloads(NOON, 15)
+        (job,) = queue.claim_downloads(NOON, 15)
         file = rig.parts.files.put(job.stem, [PHOTO], extension=extension, attempt=1)
-        ledger.mark_stored(job, file, NOON)
-        (send,) = ledger.claim_sends(NOON, 15)
-        ledger.mark_unknown(send, "the answer was lost", NOON)
+        queue.mark_stored(job, file, NOON)
+        (send,) = queue.claim_sends(NOON, 15)
+        queue.mark_unknown(send, "the answer was lost", NOON)
         page = rig.page(f"/{ledger_id}")
         assert "it may have arrived" in page
         assert "may get it twice" in page
         assert "the answer was lost" in page
         rig.client.post(f"/gallery/{ledger_id}/retry")
-        (send,) = ledger.claim_sends(time.time(), 15)
-        ledger.mark_failed(send, 45015, "45015 out of time", NOON)
+        (send,) = queue.claim_sends(time.time(), 15)
+        queue.mark_failed(send, 45015, "45015 out of time", NOON)
         page = rig.page(f"/{ledger_id}")
         assert explain(45015).hint_en in html.unescape(page)
         assert "write to the account first" in page

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-import storage.ledger
+import storage.purge
+import storage.queue
 from storage.database import Prepared, connect
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.files import StoredFile
 from storage.ledger import Entry, Ledger, Recorded, Status
 from storage.models import messages
+from storage.purge import PurgeRows
+from storage.queue import Queue
 from storage.states import SEND_STEPS, SendState
 from tests.databases import APPID
 from wechat.messages import parse_message
@@ -58,17 +61,17 @@ def count(ledger):
     )
 
 
-def download(ledger, number=1, *, now=T0, send_back=False):
+def download(ledger, queue, number=1, *, now=T0, send_back=False):
     """A recorded picture whose download is claimed."""
     ledger.record(image(number), REPLY, now, send_back=send_back)
-    (job,) = ledger.claim_downloads(now, 15)
+    (job,) = queue.claim_downloads(now, 15)
     return job
 
 
-def send(ledger, number=1, *, now=T0):
+def send(ledger, queue, number=1, *, now=T0):
     """A recorded picture that is stored and whose send is claimed."""
-    assert ledger.mark_stored(download(ledger, number, now=now, send_back=True), FILE, now)
-    (job,) = ledger.claim_sends(now, 15)
+    assert queue.mark_stored(download(ledger, queue, number, now=now, send_back=True), FILE, now)
+    (job,) = queue.claim_sends(now, 15)
     return job
 
 
@@ -102,9 +105,9 @@ class TestRecord:
         recorded = ledger.record(image(1), REPLY, T0)
         assert neighbour.find(image(1)) is None
         assert neighbour.get(recorded.id) is None
-        assert neighbour.claim_downloads(T0, 15) == []
-        assert neighbour.retry([recorded.id], T0) == 0
-        assert neighbour.purge(T0, before=T0 + 1) == 0
+        assert Queue(database, "wxneighbour").claim_downloads(T0, 15) == []
+        assert Queue(database, "wxneighbour").retry([recorded.id], T0) == 0
+        assert PurgeRows(database, "wxneighbour").purge(T0, before=T0 + 1) == 0
         assert neighbour.record(image(1), None, T0).id != recorded.id
         assert ledger.status(T0).pending == 1
 
@@ -150,10 +153,10 @@ class TestRecord:
         entry = ledger.get(ledger.record(push, None, T0).id)
         assert (entry.event, entry.msg_id) == ("MASSSENDJOBFINISH", "99999999999999999999")
 
-    def test_text_has_nothing_to_do_later(self, ledger):
+    def test_text_has_nothing_to_do_later(self, ledger, queue):
         entry = ledger.get(ledger.record(text(1), None, T0, send_back=True).id)
         assert (entry.media_state, entry.send_state) == (None, None)
-        assert ledger.claim_downloads(T0, 15) == ledger.claim_sends(T0, 15) == []
+        assert queue.claim_downloads(T0, 15) == queue.claim_sends(T0, 15) == []
 
     def test_no_such_row(self, ledger):
         assert ledger.get(1) is None
@@ -227,61 +230,61 @@ class TestRecord:
 
 
 class TestClaims:
-    def test_oldest_due_first_and_each_once(self, ledger):
+    def test_oldest_due_first_and_each_once(self, ledger, queue):
         ids = [ledger.record(image(number), None, T0 - number).id for number in range(4)]
-        jobs = ledger.claim_downloads(T0, 15, limit=3)
+        jobs = queue.claim_downloads(T0, 15, limit=3)
         assert [job.id for job in jobs] == [ids[3], ids[2], ids[1]]
-        assert [job.id for job in ledger.claim_downloads(T0, 15, limit=3)] == [ids[0]]
-        assert ledger.claim_downloads(T0, 15, limit=3) == []
+        assert [job.id for job in queue.claim_downloads(T0, 15, limit=3)] == [ids[0]]
+        assert queue.claim_downloads(T0, 15, limit=3) == []
 
-    def test_what_a_download_says(self, ledger):
-        job = download(ledger, 7)
+    def test_what_a_download_says(self, ledger, queue):
+        job = download(ledger, queue, 7)
         assert (job.appid, job.media_id, job.media_kind, job.attempt) == (APPID, "media-7", "image", 1)
         assert (job.create_time, job.received_at) == (1_700_000_000, T0)
         assert isinstance(job.received_at, float)
         assert job.stem == f"{APPID}/2023/11/14/{job.id}"
 
-    def test_the_folder_is_the_day_in_utc(self, ledger):
-        assert "/2023/11/15/" in download(ledger, now=1_700_006_400.0).stem
+    def test_the_folder_is_the_day_in_utc(self, ledger, queue):
+        assert "/2023/11/15/" in download(ledger, queue, now=1_700_006_400.0).stem
 
-    def test_not_before_it_is_due(self, ledger):
+    def test_not_before_it_is_due(self, ledger, queue):
         ledger.record(image(1), None, T0)
-        assert ledger.claim_downloads(T0 - 1, 15) == []
+        assert queue.claim_downloads(T0 - 1, 15) == []
 
-    def test_a_lease_that_runs_out_gives_the_work_to_the_next(self, ledger):
-        dead = download(ledger)
-        assert ledger.claim_downloads(T0 + 14.9, 15) == []
-        (job,) = ledger.claim_downloads(T0 + 15, 15)
+    def test_a_lease_that_runs_out_gives_the_work_to_the_next(self, ledger, queue):
+        dead = download(ledger, queue)
+        assert queue.claim_downloads(T0 + 14.9, 15) == []
+        (job,) = queue.claim_downloads(T0 + 15, 15)
         assert (job.id, job.attempt) == (dead.id, 2)
         assert job.claim != dead.claim
 
-    def test_who_lost_the_lease_changes_nothing(self, ledger):
-        dead = download(ledger, send_back=True)
-        (job,) = ledger.claim_downloads(T0 + 15, 15)
+    def test_who_lost_the_lease_changes_nothing(self, ledger, queue):
+        dead = download(ledger, queue, send_back=True)
+        (job,) = queue.claim_downloads(T0 + 15, 15)
         before = ledger.get(job.id)
-        assert not ledger.extend(dead, T0 + 16, 15)
-        assert not ledger.mark_stored(dead, FILE, T0 + 16)
-        assert not ledger.mark_retry(dead, T0 + 20, -1, "busy")
-        assert not ledger.mark_failed(dead, 40007, "gone", T0 + 16)
-        assert not ledger.give_back(dead)
+        assert not queue.extend(dead, T0 + 16, 15)
+        assert not queue.mark_stored(dead, FILE, T0 + 16)
+        assert not queue.mark_retry(dead, T0 + 20, -1, "busy")
+        assert not queue.mark_failed(dead, 40007, "gone", T0 + 16)
+        assert not queue.give_back(dead)
         assert ledger.get(job.id) == before
-        assert ledger.mark_stored(job, FILE, T0 + 17)
+        assert queue.mark_stored(job, FILE, T0 + 17)
 
-    def test_a_lease_is_extended(self, ledger):
-        job = download(ledger)
-        assert ledger.extend(job, T0 + 10, 15)
-        assert ledger.claim_downloads(T0 + 24, 15) == []
-        assert len(ledger.claim_downloads(T0 + 25, 15)) == 1
+    def test_a_lease_is_extended(self, ledger, queue):
+        job = download(ledger, queue)
+        assert queue.extend(job, T0 + 10, 15)
+        assert queue.claim_downloads(T0 + 24, 15) == []
+        assert len(queue.claim_downloads(T0 + 25, 15)) == 1
 
-    def test_given_back_is_due_at_once_and_does_not_count(self, ledger):
-        job = download(ledger)
-        assert ledger.give_back(job)
-        assert not ledger.give_back(job)
-        assert not ledger.extend(job, T0, 15)
-        (again,) = ledger.claim_downloads(T0, 15)
+    def test_given_back_is_due_at_once_and_does_not_count(self, ledger, queue):
+        job = download(ledger, queue)
+        assert queue.give_back(job)
+        assert not queue.give_back(job)
+        assert not queue.extend(job, T0, 15)
+        (again,) = queue.claim_downloads(T0, 15)
         assert again.attempt == 1
 
-    def test_threads_never_share_a_row(self, ledger):
+    def test_threads_never_share_a_row(self, ledger, queue):
         for number in range(60):
             ledger.record(image(number), None, T0)
         claimed = []
@@ -289,7 +292,7 @@ class TestClaims:
 
         def work():
             barrier.wait()
-            while jobs := ledger.claim_downloads(T0, 15, limit=3):
+            while jobs := queue.claim_downloads(T0, 15, limit=3):
                 claimed.extend(job.id for job in jobs)
 
         threads = [threading.Thread(target=work) for _ in range(6)]
@@ -302,55 +305,55 @@ class TestClaims:
 
 
 class TestDownloads:
-    def test_stored(self, ledger):
-        job = download(ledger)
-        assert ledger.mark_stored(job, FILE, T0 + 2)
+    def test_stored(self, ledger, queue):
+        job = download(ledger, queue)
+        assert queue.mark_stored(job, FILE, T0 + 2)
         entry = ledger.get(job.id)
         assert (entry.media_state, entry.media_done_at, entry.media_lease_until) == ("stored", T0 + 2, None)
         assert (entry.media_key, entry.media_size, entry.media_sha256) == (FILE.key, FILE.size, FILE.sha256)
-        assert ledger.claim_downloads(T0 + 100, 15) == []
+        assert queue.claim_downloads(T0 + 100, 15) == []
 
-    def test_a_mark_whose_answer_was_lost_is_repeated(self, ledger):
-        job = download(ledger, 1)
-        assert ledger.mark_stored(job, FILE, T0)
-        assert ledger.mark_stored(job, FILE, T0)
-        assert not ledger.mark_failed(job, None, "too late", T0)
-        failing = download(ledger, 2)
-        assert ledger.mark_failed(failing, 40007, "no such media", T0)
-        assert ledger.mark_failed(failing, 40007, "no such media", T0)
-        assert not ledger.mark_stored(failing, FILE, T0)
+    def test_a_mark_whose_answer_was_lost_is_repeated(self, ledger, queue):
+        job = download(ledger, queue, 1)
+        assert queue.mark_stored(job, FILE, T0)
+        assert queue.mark_stored(job, FILE, T0)
+        assert not queue.mark_failed(job, None, "too late", T0)
+        failing = download(ledger, queue, 2)
+        assert queue.mark_failed(failing, 40007, "no such media", T0)
+        assert queue.mark_failed(failing, 40007, "no such media", T0)
+        assert not queue.mark_stored(failing, FILE, T0)
 
-    def test_retried_with_the_reason_to_be_seen(self, ledger):
-        job = download(ledger)
-        assert ledger.mark_retry(job, T0 + 60, -1, "the platform is busy")
+    def test_retried_with_the_reason_to_be_seen(self, ledger, queue):
+        job = download(ledger, queue)
+        assert queue.mark_retry(job, T0 + 60, -1, "the platform is busy")
         entry = ledger.get(job.id)
         assert (entry.media_state, entry.media_code, entry.media_reason) == (
             "pending",
             -1,
             "the platform is busy",
         )
-        assert ledger.claim_downloads(T0 + 59, 15) == []
-        (again,) = ledger.claim_downloads(T0 + 60, 15)
+        assert queue.claim_downloads(T0 + 59, 15) == []
+        (again,) = queue.claim_downloads(T0 + 60, 15)
         assert again.attempt == 2
-        assert ledger.mark_stored(again, FILE, T0 + 61)
+        assert queue.mark_stored(again, FILE, T0 + 61)
         assert ledger.get(job.id).media_reason is None
 
-    def test_failed(self, ledger):
-        job = download(ledger)
-        assert ledger.mark_failed(job, 40007, "no such media", T0 + 1)
+    def test_failed(self, ledger, queue):
+        job = download(ledger, queue)
+        assert queue.mark_failed(job, 40007, "no such media", T0 + 1)
         entry = ledger.get(job.id)
         assert (entry.media_state, entry.media_code, entry.media_reason) == ("failed", 40007, "no such media")
         assert (entry.media_done_at, entry.send_state) == (T0 + 1, None)
-        assert ledger.claim_downloads(T0 + 100, 15) == []
+        assert queue.claim_downloads(T0 + 100, 15) == []
 
 
 class TestSends:
-    def test_due_once_the_file_is_stored(self, ledger):
-        job = download(ledger, send_back=True)
-        assert ledger.claim_sends(T0, 15) == []
-        ledger.mark_stored(job, FILE, T0 + 1)
-        assert ledger.claim_sends(T0, 15) == []
-        (send,) = ledger.claim_sends(T0 + 1, 15)
+    def test_due_once_the_file_is_stored(self, ledger, queue):
+        job = download(ledger, queue, send_back=True)
+        assert queue.claim_sends(T0, 15) == []
+        queue.mark_stored(job, FILE, T0 + 1)
+        assert queue.claim_sends(T0, 15) == []
+        (send,) = queue.claim_sends(T0 + 1, 15)
         assert (send.id, send.appid, send.openid, send.media_kind) == (job.id, APPID, FAN, "image")
         assert (send.media_key, send.attempt, send.uploaded_media_id, send.sending) == (
             FILE.key,
@@ -360,19 +363,19 @@ class TestSends:
         )
         assert (send.create_time, send.received_at) == (1_700_000_000, T0)
 
-    def test_fails_with_the_download(self, ledger):
-        job = download(ledger, send_back=True)
-        ledger.mark_failed(job, 40007, "no such media", T0 + 1)
+    def test_fails_with_the_download(self, ledger, queue):
+        job = download(ledger, queue, send_back=True)
+        queue.mark_failed(job, 40007, "no such media", T0 + 1)
         entry = ledger.get(job.id)
         assert (entry.send_state, entry.send_code, entry.send_reason) == ("failed", 40007, "no such media")
         assert entry.send_done_at == T0 + 1
 
-    def test_sent(self, ledger):
-        job = send(ledger)
-        assert ledger.mark_uploaded(job, "uploaded-1")
-        assert ledger.mark_sending(job)
-        assert ledger.mark_sent(job, T0 + 3)
-        assert ledger.mark_sent(job, T0 + 3)
+    def test_sent(self, ledger, queue):
+        job = send(ledger, queue)
+        assert queue.mark_uploaded(job, "uploaded-1")
+        assert queue.mark_sending(job)
+        assert queue.mark_sent(job, T0 + 3)
+        assert queue.mark_sent(job, T0 + 3)
         entry = ledger.get(job.id)
         assert (entry.send_state, entry.send_done_at, entry.send_uploaded_media_id) == (
             "sent",
@@ -380,176 +383,176 @@ class TestSends:
             "uploaded-1",
         )
         assert entry.media_state == "stored"
-        assert ledger.claim_sends(T0 + 100, 15) == []
+        assert queue.claim_sends(T0 + 100, 15) == []
 
-    def test_one_that_died_after_the_upload_need_not_upload_again(self, ledger):
-        ledger.mark_uploaded(send(ledger), "uploaded-1")
-        (job,) = ledger.claim_sends(T0 + 15, 15)
+    def test_one_that_died_after_the_upload_need_not_upload_again(self, ledger, queue):
+        queue.mark_uploaded(send(ledger, queue), "uploaded-1")
+        (job,) = queue.claim_sends(T0 + 15, 15)
         assert (job.uploaded_media_id, job.sending) == ("uploaded-1", False)
 
-    def test_one_that_died_while_sending_must_not_send_again(self, ledger):
-        ledger.mark_sending(send(ledger))
-        (job,) = ledger.claim_sends(T0 + 15, 15)
+    def test_one_that_died_while_sending_must_not_send_again(self, ledger, queue):
+        queue.mark_sending(send(ledger, queue))
+        (job,) = queue.claim_sends(T0 + 15, 15)
         assert job.sending
-        assert ledger.mark_unknown(job, "the process died while it sent", T0 + 16)
-        assert ledger.mark_unknown(job, "the process died while it sent", T0 + 16)
-        assert ledger.claim_sends(T0 + 100, 15) == []
+        assert queue.mark_unknown(job, "the process died while it sent", T0 + 16)
+        assert queue.mark_unknown(job, "the process died while it sent", T0 + 16)
+        assert queue.claim_sends(T0 + 100, 15) == []
         assert ledger.get(job.id).send_state == "unknown"
 
-    def test_a_refusal_that_may_be_repeated_is_no_doubt(self, ledger):
-        job = send(ledger)
-        ledger.mark_uploaded(job, "uploaded-1")
-        ledger.mark_sending(job)
-        assert ledger.mark_retry(job, T0 + 5, -1, "busy")
-        (again,) = ledger.claim_sends(T0 + 5, 15)
+    def test_a_refusal_that_may_be_repeated_is_no_doubt(self, ledger, queue):
+        job = send(ledger, queue)
+        queue.mark_uploaded(job, "uploaded-1")
+        queue.mark_sending(job)
+        assert queue.mark_retry(job, T0 + 5, -1, "busy")
+        (again,) = queue.claim_sends(T0 + 5, 15)
         assert (again.sending, again.uploaded_media_id) == (False, "uploaded-1")
 
-    def test_refused_for_good_keeps_the_file(self, ledger):
-        job = send(ledger)
-        assert ledger.mark_failed(job, 48001, "not allowed", T0 + 1)
+    def test_refused_for_good_keeps_the_file(self, ledger, queue):
+        job = send(ledger, queue)
+        assert queue.mark_failed(job, 48001, "not allowed", T0 + 1)
         entry = ledger.get(job.id)
         assert (entry.send_state, entry.send_code, entry.media_state) == ("failed", 48001, "stored")
         assert entry.media_code is None
 
-    def test_a_lost_lease(self, ledger):
-        dead = send(ledger)
-        (job,) = ledger.claim_sends(T0 + 15, 15)
-        assert not ledger.mark_uploaded(dead, "uploaded-1")
-        assert not ledger.mark_sending(dead)
-        assert not ledger.mark_sent(dead, T0)
-        assert not ledger.mark_unknown(dead, "time-out", T0)
-        assert ledger.extend(job, T0 + 20, 15)
-        assert ledger.give_back(job)
+    def test_a_lost_lease(self, ledger, queue):
+        dead = send(ledger, queue)
+        (job,) = queue.claim_sends(T0 + 15, 15)
+        assert not queue.mark_uploaded(dead, "uploaded-1")
+        assert not queue.mark_sending(dead)
+        assert not queue.mark_sent(dead, T0)
+        assert not queue.mark_unknown(dead, "time-out", T0)
+        assert queue.extend(job, T0 + 20, 15)
+        assert queue.give_back(job)
 
 
 class TestRetry:
-    def test_a_failed_download_is_due_again_and_its_send_waits(self, ledger):
-        job = download(ledger, send_back=True)
-        ledger.mark_failed(job, 40007, "no such media", T0)
-        assert ledger.retry([job.id], T0 + 50) == 1
+    def test_a_failed_download_is_due_again_and_its_send_waits(self, ledger, queue):
+        job = download(ledger, queue, send_back=True)
+        queue.mark_failed(job, 40007, "no such media", T0)
+        assert queue.retry([job.id], T0 + 50) == 1
         entry = ledger.get(job.id)
         assert (entry.send_state, entry.send_done_at, entry.media_done_at) == ("waiting", None, None)
-        (again,) = ledger.claim_downloads(T0 + 50, 15)
+        (again,) = queue.claim_downloads(T0 + 50, 15)
         assert again.attempt == 2
-        assert ledger.mark_stored(again, FILE, T0 + 51)
-        assert len(ledger.claim_sends(T0 + 51, 15)) == 1
+        assert queue.mark_stored(again, FILE, T0 + 51)
+        assert len(queue.claim_sends(T0 + 51, 15)) == 1
 
-    def test_a_failed_send_is_due_again_with_a_new_upload(self, ledger):
-        job = send(ledger)
-        ledger.mark_uploaded(job, "uploaded-1")
-        ledger.mark_sending(job)
-        ledger.mark_failed(job, 45015, "out of time", T0)
-        assert ledger.retry(None, T0 + 50) == 1
-        (again,) = ledger.claim_sends(T0 + 50, 15)
+    def test_a_failed_send_is_due_again_with_a_new_upload(self, ledger, queue):
+        job = send(ledger, queue)
+        queue.mark_uploaded(job, "uploaded-1")
+        queue.mark_sending(job)
+        queue.mark_failed(job, 45015, "out of time", T0)
+        assert queue.retry(None, T0 + 50) == 1
+        (again,) = queue.claim_sends(T0 + 50, 15)
         assert (again.id, again.uploaded_media_id, again.sending) == (job.id, None, False)
 
-    def test_unknown_only_by_its_id(self, ledger):
-        job = send(ledger)
-        ledger.mark_unknown(job, "time-out", T0)
-        assert ledger.retry(None, T0) == 0
+    def test_unknown_only_by_its_id(self, ledger, queue):
+        job = send(ledger, queue)
+        queue.mark_unknown(job, "time-out", T0)
+        assert queue.retry(None, T0) == 0
         assert ledger.get(job.id).send_state == "unknown"
-        assert ledger.retry([job.id], T0) == 1
-        assert len(ledger.claim_sends(T0, 15)) == 1
+        assert queue.retry([job.id], T0) == 1
+        assert len(queue.claim_sends(T0, 15)) == 1
 
-    def test_what_did_not_fail_stays(self, ledger):
-        stored, pending = download(ledger, 1), ledger.record(image(2), None, T0)
-        ledger.mark_stored(stored, FILE, T0)
+    def test_what_did_not_fail_stays(self, ledger, queue):
+        stored, pending = download(ledger, queue, 1), ledger.record(image(2), None, T0)
+        queue.mark_stored(stored, FILE, T0)
         words = ledger.record(text(3), None, T0)
-        assert ledger.retry([stored.id, pending.id, words.id, 999], T0) == 0
-        assert ledger.retry([], T0) == ledger.retry(None, T0) == 0
+        assert queue.retry([stored.id, pending.id, words.id, 999], T0) == 0
+        assert queue.retry([], T0) == queue.retry(None, T0) == 0
 
-    def test_all_of_many(self, ledger, monkeypatch):
-        monkeypatch.setattr(storage.ledger, "_BATCH", 3)
+    def test_all_of_many(self, ledger, queue, monkeypatch):
+        monkeypatch.setattr(storage.queue, "_BATCH", 3)
         for number in range(8):
-            ledger.mark_failed(download(ledger, number), None, "no", T0)
-        ids = [job.id for job in ledger.claim_downloads(T0, 15, limit=10)]
+            queue.mark_failed(download(ledger, queue, number), None, "no", T0)
+        ids = [job.id for job in queue.claim_downloads(T0, 15, limit=10)]
         assert ids == []
-        assert ledger.retry(None, T0) == 8
-        jobs = ledger.claim_downloads(T0, 15, limit=10)
+        assert queue.retry(None, T0) == 8
+        jobs = queue.claim_downloads(T0, 15, limit=10)
         assert len(jobs) == 8
         for job in jobs:
-            ledger.mark_failed(job, None, "no", T0)
-        assert ledger.retry([job.id for job in jobs], T0) == 8
+            queue.mark_failed(job, None, "no", T0)
+        assert queue.retry([job.id for job in jobs], T0) == 8
 
 
 class TestStatus:
     def test_nothing(self, ledger):
         assert ledger.status(T0) == Status(0, 0, 0, 0, 0.0)
 
-    def test_counts_and_age(self, ledger):
+    def test_counts_and_age(self, ledger, queue):
         for number in range(3):
-            ledger.mark_stored(download(ledger, number, send_back=number == 0), FILE, T0)
-        ledger.mark_failed(download(ledger, 3), None, "no", T0)
+            queue.mark_stored(download(ledger, queue, number, send_back=number == 0), FILE, T0)
+        queue.mark_failed(download(ledger, queue, 3), None, "no", T0)
         ledger.record(image(4), None, T0 + 10, send_back=True)
         ledger.record(image(5), None, T0 + 20)
         ledger.record(text(6), None, T0 - 99)
-        ledger.claim_downloads(T0 + 30, 15)
+        queue.claim_downloads(T0 + 30, 15)
         assert ledger.status(T0 + 40) == Status(
             pending=2, stored=3, failed=1, replies_pending=2, oldest_pending_seconds=30.0
         )
         assert ledger.status(T0).oldest_pending_seconds == 0.0
 
 
-def test_the_last_claim_is_noted_now_and_then(ledger):
+def test_the_last_claim_is_noted_now_and_then(queue):
     """By whichever process, and whether there was work or not: it tells that somebody can ask."""
-    assert ledger.last_claim_at() is None
+    assert queue.last_claim_at() is None
     for now, noted in ((T0, T0), (T0 + 5, T0), (T0 + 10, T0 + 10), (T0 - DAY, T0 - DAY)):
-        ledger.claim_downloads(now, 15)
-        assert ledger.last_claim_at() == noted
+        queue.claim_downloads(now, 15)
+        assert queue.last_claim_at() == noted
 
 
 class TestPurge:
-    def test_by_age_in_batches_with_the_files(self, ledger):
+    def test_by_age_in_batches_with_the_files(self, ledger, queue, purge_rows):
         jobs = []
         for number in range(4):
-            jobs.append(download(ledger, number, now=T0 + number * DAY))
-            ledger.mark_stored(jobs[-1], StoredFile(f"{jobs[-1].stem}.jpg", 1, "00"), T0 + 9 * DAY)
+            jobs.append(download(ledger, queue, number, now=T0 + number * DAY))
+            queue.mark_stored(jobs[-1], StoredFile(f"{jobs[-1].stem}.jpg", 1, "00"), T0 + 9 * DAY)
         words = ledger.record(text(9), None, T0 + 2 * DAY)
         now = T0 + 10 * DAY
-        assert ledger.purge(now, before=T0) == 0
-        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 3
-        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 1
-        assert ledger.purge(now, before=T0 + 3 * DAY, limit=3) == 0
+        assert purge_rows.purge(now, before=T0) == 0
+        assert purge_rows.purge(now, before=T0 + 3 * DAY, limit=3) == 3
+        assert purge_rows.purge(now, before=T0 + 3 * DAY, limit=3) == 1
+        assert purge_rows.purge(now, before=T0 + 3 * DAY, limit=3) == 0
         assert ledger.get(words.id) is None
         assert ledger.get(jobs[3].id) is not None
-        stems = ledger.files_to_delete(now)
+        stems = purge_rows.files_to_delete(now)
         assert sorted(stems) == [job.stem for job in jobs[:3]]
-        ledger.mark_deleted(stems[:2])
-        assert ledger.files_to_delete(now) == stems[2:]
-        ledger.mark_deleted(stems)
-        assert ledger.files_to_delete(now) == []
+        purge_rows.mark_deleted(stems[:2])
+        assert purge_rows.files_to_delete(now) == stems[2:]
+        purge_rows.mark_deleted(stems)
+        assert purge_rows.files_to_delete(now) == []
 
-    def test_an_empty_ledger(self, ledger):
-        assert ledger.purge(T0, before=T0) == ledger.purge(T0, fan=FAN) == 0
+    def test_an_empty_ledger(self, purge_rows):
+        assert purge_rows.purge(T0, before=T0) == purge_rows.purge(T0, fan=FAN) == 0
         with pytest.raises(ValueError, match="time or a fan"):
-            ledger.purge(T0)
+            purge_rows.purge(T0)
 
-    def test_by_age_though_the_clock_jumped(self, ledger):
+    def test_by_age_though_the_clock_jumped(self, ledger, purge_rows):
         times = [1, 2, 50, 3, 4, 5, 60, 61]
         ids = [ledger.record(text(number), None, T0 + time).id for number, time in enumerate(times)]
-        while ledger.purge(T0, before=T0 + 10, limit=2):
+        while purge_rows.purge(T0, before=T0 + 10, limit=2):
             pass
         left = [entry.received_at - T0 for entry in map(ledger.get, ids) if entry is not None]
         assert left == [50, 60, 61]
 
-    def test_an_id_never_comes_again(self, ledger):
+    def test_an_id_never_comes_again(self, ledger, purge_rows):
         newest = ledger.record(image(1), None, T0)
-        ledger.purge(T0, fan=FAN)
+        purge_rows.purge(T0, fan=FAN)
         assert ledger.record(image(1), None, T0).id > newest.id
 
-    def test_by_fan(self, ledger):
+    def test_by_fan(self, ledger, purge_rows):
         mine = [ledger.record(image(number), None, T0 + number).id for number in range(3)]
         hers = ledger.record(image(1, OTHER_FAN), None, T0)
-        assert ledger.purge(T0, fan=FAN, before=T0 + 1) == 1
-        assert ledger.purge(T0, fan=FAN, limit=1) == 1
-        assert ledger.purge(T0, fan=FAN) == 1
+        assert purge_rows.purge(T0, fan=FAN, before=T0 + 1) == 1
+        assert purge_rows.purge(T0, fan=FAN, limit=1) == 1
+        assert purge_rows.purge(T0, fan=FAN) == 1
         assert [ledger.get(number) for number in mine] == [None] * 3
         assert ledger.get(hers.id) is not None
-        assert ledger.purge(T0, fan="nobody") == 0
+        assert purge_rows.purge(T0, fan="nobody") == 0
 
-    def test_among_very_many(self, ledger, database, monkeypatch):
-        monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.ledger, "_BLOCK", 30)
+    def test_among_very_many(self, ledger, purge_rows, database, monkeypatch):
+        monkeypatch.setattr(storage.purge, "_UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.purge, "_BLOCK", 30)
         for number in range(100):
             ledger.record(text(number, FAN if number % 5 == 0 else OTHER_FAN), None, T0 + number)
 
@@ -557,26 +560,26 @@ class TestPurge:
             sql = f"SELECT count(*) FROM purge_index WHERE sender = '{fan}'"
             return database.run(lambda connection: connection.exec_driver_sql(sql).scalar())
 
-        assert ledger.purge(T0, fan=FAN, limit=15) == 15
+        assert purge_rows.purge(T0, fan=FAN, limit=15) == 15
         assert (in_index(FAN), in_index(OTHER_FAN)) == (3, 72)
-        assert ledger.purge(T0, fan=FAN, limit=15) == 5
-        assert ledger.purge(T0, fan=FAN) == 0
+        assert purge_rows.purge(T0, fan=FAN, limit=15) == 5
+        assert purge_rows.purge(T0, fan=FAN) == 0
         assert in_index(FAN) == 0
-        assert ledger.purge(T0, before=T0 + 50) == 40
+        assert purge_rows.purge(T0, before=T0 + 50) == 40
         assert in_index(OTHER_FAN) == 32
         assert count(ledger) == 40
 
-    def test_several_at_once(self, ledger, monkeypatch):
-        monkeypatch.setattr(storage.ledger, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.ledger, "_BLOCK", 7)
+    def test_several_at_once(self, ledger, queue, purge_rows, monkeypatch):
+        monkeypatch.setattr(storage.purge, "_UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.purge, "_BLOCK", 7)
         for number in range(60):
-            ledger.mark_stored(download(ledger, number), FILE, T0)
+            queue.mark_stored(download(ledger, queue, number), FILE, T0)
         purged = []
         barrier = threading.Barrier(4)
 
         def purge():
             barrier.wait()
-            while rows := ledger.purge(T0, before=T0 + 1, limit=5):
+            while rows := purge_rows.purge(T0, before=T0 + 1, limit=5):
                 purged.append(rows)
 
         threads = [threading.Thread(target=purge) for _ in range(4)]
@@ -584,33 +587,36 @@ class TestPurge:
             thread.start()
         for thread in threads:
             thread.join()
-        while rows := ledger.purge(T0, before=T0 + 1):
+        while rows := purge_rows.purge(T0, before=T0 + 1):
             purged.append(rows)
         assert sum(purged) == 60
-        assert len(ledger.files_to_delete(T0 + 99)) == 60
+        assert len(purge_rows.files_to_delete(T0 + 99)) == 60
 
-    def test_takes_the_pending_download_and_the_worker_notices(self, ledger):
-        died = download(ledger, 1, now=T0)
-        assert ledger.mark_retry(died, T0 + 999, None, "truncated")
-        job = download(ledger, 2, now=T0 + 100)
+    def test_takes_the_pending_download_and_the_worker_notices(self, ledger, queue, purge_rows):
+        died = download(ledger, queue, 1, now=T0)
+        assert queue.mark_retry(died, T0 + 999, None, "truncated")
+        job = download(ledger, queue, 2, now=T0 + 100)
         untouched = ledger.record(image(3), None, T0 + 100)
-        assert ledger.purge(T0 + 100, fan=FAN) == 3
-        assert not ledger.extend(job, T0 + 101, 15)
-        assert not ledger.mark_stored(job, FILE, T0 + 101)
+        assert purge_rows.purge(T0 + 100, fan=FAN) == 3
+        assert not queue.extend(job, T0 + 101, 15)
+        assert not queue.mark_stored(job, FILE, T0 + 101)
         assert ledger.get(job.id) is None
         # What an attempt may have left is looked for once no worker can be at it any more.
-        assert ledger.files_to_delete(T0 + 100) == [died.stem]
-        ledger.mark_deleted([died.stem])
+        assert purge_rows.files_to_delete(T0 + 100) == [died.stem]
+        purge_rows.mark_deleted([died.stem])
         # The row that no attempt was made for has nothing to look for.
         assert ledger.get(untouched.id) is None
-        assert ledger.files_to_delete(T0 + 115) == [job.stem]
+        assert purge_rows.files_to_delete(T0 + 115) == [job.stem]
 
 
 WORKER = """
 import sys
 from storage.database import Prepared, connect
 from storage.ledger import Ledger
-ledger = Ledger(connect(sys.argv[1], sync="normal"), sys.argv[2])
+from storage.purge import PurgeRows
+from storage.queue import Queue
+database = connect(sys.argv[1], sync="normal")
+ledger, queue = Ledger(database, sys.argv[2]), Queue(database, sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 {}
@@ -618,20 +624,20 @@ sys.stdin.readline()
 
 CLAIM_ALL = """
 claimed = []
-while jobs := ledger.claim_downloads(float(sys.argv[3]), 15, limit=2):
+while jobs := queue.claim_downloads(float(sys.argv[3]), 15, limit=2):
     claimed += [job.id for job in jobs]
 print(*claimed, flush=True)
 """
 
 CLAIM_AND_HANG = """
-print(*[job.id for job in ledger.claim_downloads(float(sys.argv[3]), 15, limit=3)], flush=True)
+print(*[job.id for job in queue.claim_downloads(float(sys.argv[3]), 15, limit=3)], flush=True)
 sys.stdin.readline()
 """
 
 STORE_AND_HANG = """
 from pathlib import Path
 from storage.disk import DiskStore
-(job,) = ledger.claim_downloads(float(sys.argv[3]), 15)
+(job,) = queue.claim_downloads(float(sys.argv[3]), 15)
 stored = DiskStore(Path("{}")).put(job.stem, [b"photo"], extension=lambda _: "jpg", attempt=job.attempt)
 print(stored.key, flush=True)
 sys.stdin.readline()
@@ -686,7 +692,7 @@ class TestProcesses:
         assert len(set(answers)) == 1
         assert count(ledger) == 50
 
-    def test_one_killed_gives_its_work_back(self, ledger, workers):
+    def test_one_killed_gives_its_work_back(self, ledger, queue, workers):
         for number in range(5):
             ledger.record(image(number), None, T0)
         (process,) = workers(CLAIM_AND_HANG, 1)
@@ -694,24 +700,24 @@ class TestProcesses:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert len(taken) == 3
-        assert len(ledger.claim_downloads(T0 + 1, 15, limit=9)) == 2
-        again = ledger.claim_downloads(T0 + 15, 15, limit=9)
+        assert len(queue.claim_downloads(T0 + 1, 15, limit=9)) == 2
+        again = queue.claim_downloads(T0 + 15, 15, limit=9)
         assert [job.id for job in again if job.attempt == 2] == taken[:3]
 
-    def test_one_killed_between_the_file_and_its_mark(self, ledger, workers, tmp_path):
+    def test_one_killed_between_the_file_and_its_mark(self, ledger, queue, workers, tmp_path):
         ledger.record(image(1), REPLY, T0, send_back=True)
         (process,) = workers(STORE_AND_HANG.format(str(tmp_path / "media")), 1)
         key = process.stdout.readline().strip()
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert ledger.claim_sends(T0 + 15, 15) == []
-        (job,) = ledger.claim_downloads(T0 + 15, 15)
+        assert queue.claim_sends(T0 + 15, 15) == []
+        (job,) = queue.claim_downloads(T0 + 15, 15)
         store = DiskStore(tmp_path / "media")
         stored = store.put(job.stem, [b"photo"], extension=lambda _: "jpg", attempt=job.attempt)
         assert stored.key == key
-        assert ledger.mark_stored(job, stored, T0 + 16)
+        assert queue.mark_stored(job, stored, T0 + 16)
         assert [path.name for path in tmp_path.glob("media/**/*.*") if path.is_file()] == [f"{job.id}.jpg"]
-        assert [send.media_key for send in ledger.claim_sends(T0 + 16, 15)] == [key]
+        assert [send.media_key for send in queue.claim_sends(T0 + 16, 15)] == [key]
 
 
 class TestCost:
@@ -755,7 +761,7 @@ class TestCost:
         assert "Sort" not in plan
 
     def test_a_claim_uses_its_index(self, ledger, database, monkeypatch):
-        statement = storage.ledger._LANES["media"].claim_due.compile(
+        statement = storage.queue._LANES["media"].claim_due.compile(
             dialect=database._engine.dialect, compile_kwargs={"literal_binds": False}
         )
         assert "media_state = 'pending'" in str(statement)
@@ -786,18 +792,18 @@ def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
     database.close()
 
 
-def test_what_a_clock_that_ran_ahead_put_off_is_due_when_it_is_right_again(ledger):
+def test_what_a_clock_that_ran_ahead_put_off_is_due_when_it_is_right_again(ledger, queue):
     ran_ahead = T0 + DAY
     ledger.record(image(1), REPLY, ran_ahead)
-    claimed = download(ledger, 2, now=T0)
-    assert ledger.extend(claimed, ran_ahead, 15)
-    (again,) = ledger.claim_downloads(T0 + 1, 15)
+    claimed = download(ledger, queue, 2, now=T0)
+    assert queue.extend(claimed, ran_ahead, 15)
+    (again,) = queue.claim_downloads(T0 + 1, 15)
     assert again.id == claimed.id, "who held it until tomorrow is gone"
-    assert not ledger.mark_stored(claimed, FILE, T0 + 1)
-    assert ledger.claim_downloads(T0 + 2, 15) == []
-    assert ledger.bring_back(T0 + 3) == 1
-    assert ledger.bring_back(T0 + 3) == 0
-    (put_off,) = ledger.claim_downloads(T0 + 3, 15)
+    assert not queue.mark_stored(claimed, FILE, T0 + 1)
+    assert queue.claim_downloads(T0 + 2, 15) == []
+    assert queue.bring_back(T0 + 3) == 1
+    assert queue.bring_back(T0 + 3) == 0
+    (put_off,) = queue.claim_downloads(T0 + 3, 15)
     assert put_off.media_id == "media-1"
 
 

@@ -82,17 +82,17 @@ def test_deferred_work_remembers_with_its_result(database, ledger, memories):
     assert json.loads(memories.read(FAN).json) == {"step": 2}
 
 
-def test_purges_take_the_memory_along(ledger, memories):
+def test_purges_take_the_memory_along(purge_rows, memories):
     other = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
     record(memories, text(1), StoredMemory(), {"step": 1})
     record(memories, text(2, fan=other), StoredMemory(), {"step": 1})
-    while ledger.purge(NOW + 1, before=NOW - 1):
+    while purge_rows.purge(NOW + 1, before=NOW - 1):
         pass
     assert memories.read(FAN).version == 1, "changed since"
-    while ledger.purge(NOW + 1, fan=FAN):
+    while purge_rows.purge(NOW + 1, fan=FAN):
         pass
     assert memories.read(FAN) == StoredMemory()
-    while ledger.purge(NOW + 1, before=NOW + 1):
+    while purge_rows.purge(NOW + 1, before=NOW + 1):
         pass
     assert memories.read(other) == StoredMemory()
 

@@ -183,15 +183,15 @@ def video(number=1):
     return parse_message(xml.encode())
 
 
-def test_nobody_gets_the_work_before_the_file_is_stored(ledger, works):
+def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
     recorded, none = works.record(video(), NOW, 15, wait_for_file=True)
     assert (recorded.working, none) == (True, None)
     assert works.claim(NOW + 100, 15, 10) == []
     assert works.answer(recorded.id) is None
     assert works.settle(NOW + 100, "pending") == 0
     assert ledger.status(NOW).replies_pending == 1
-    (download,) = ledger.claim_downloads(NOW, 15)
-    assert ledger.mark_stored(download, STORED, NOW)
+    (download,) = queue.claim_downloads(NOW, 15)
+    assert queue.mark_stored(download, STORED, NOW)
     (work,) = works.claim(NOW, 15, 10)
     assert (work.id, work.media_key) == (recorded.id, STORED.key)
     assert works.put_off(work, NOW + 5, 45009, "quota")
@@ -203,21 +203,21 @@ def test_nobody_gets_the_work_before_the_file_is_stored(ledger, works):
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_a_film_that_cannot_be_downloaded_is_a_failed_reply(ledger, works, late):
+def test_a_film_that_cannot_be_downloaded_is_a_failed_reply(ledger, queue, works, late):
     recorded, _ = works.record(video(), NOW, 15, wait_for_file=True)
     if late:
         assert works.answer(recorded.id, "later").reply is None
-    (download,) = ledger.claim_downloads(NOW, 15)
-    assert ledger.mark_failed(download, 40007, "gone", NOW)
+    (download,) = queue.claim_downloads(NOW, 15)
+    assert queue.mark_failed(download, 40007, "gone", NOW)
     entry = ledger.get(recorded.id)
     assert (entry.media_state, entry.send_state, entry.send_code) == ("failed", "failed", 40007)
     assert works.answer(recorded.id).reply is None
     assert works.claim(NOW, 15, 10) == []
     assert ledger.status(NOW).replies_pending == 0
-    assert ledger.retry(None, NOW) == 1
+    assert queue.retry(None, NOW) == 1
     assert works.claim(NOW, 15, 10) == []
-    (download,) = ledger.claim_downloads(NOW, 15)
-    assert ledger.mark_stored(download, STORED, NOW)
+    (download,) = queue.claim_downloads(NOW, 15)
+    assert queue.mark_stored(download, STORED, NOW)
     (work,) = works.claim(NOW, 15, 10)
     assert works.finish(work, b"<video/>", NOW)
-    assert [one.id for one in ledger.claim_sends(NOW, 15)] == [recorded.id]
+    assert [one.id for one in queue.claim_sends(NOW, 15)] == [recorded.id]

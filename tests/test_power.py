@@ -259,7 +259,7 @@ class Lives:
         an_hour = (
             3600  # a file that somebody had in hand when it was purged has to wait, and is not forgotten
         )
-        waiting = everything.ledger.files_to_delete(time.time() + an_hour)
+        waiting = everything.purge_rows.files_to_delete(time.time() + an_hour)
         everything.database.close()
         self._note_names(web)
         self._look_at_files(self._look(time.monotonic()), waiting)

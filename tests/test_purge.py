@@ -10,7 +10,6 @@ import pytest
 
 from storage import purge
 from storage.disk import DiskStore
-from storage.gallery import GalleryRows
 from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN
@@ -32,74 +31,76 @@ def thumbnails(request, tmp_path):
     return Thumbnails(place)
 
 
-def keep(ledger, store, number, fan=FAN, now=NOW, finish=True):
+def keep(ledger, queue, store, number, fan=FAN, now=NOW, finish=True):
     """A message whose picture is stored; its entry's id."""
     recorded = ledger.record(parse_message(pushing.image(number, fan=fan).encode()), b"<xml/>", now)
     if finish:
-        (job,) = ledger.claim_downloads(now, 15)
+        (job,) = queue.claim_downloads(now, 15)
         done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
-        assert ledger.mark_stored(job, done, now)
+        assert queue.mark_stored(job, done, now)
     return recorded.id
 
 
-def test_rows_and_files_go_together(ledger, store, thumbnails):
-    old = [keep(ledger, store, number, now=NOW - 90 * 86400 + number) for number in range(5)]
-    new = keep(ledger, store, 99)
+def test_rows_and_files_go_together(ledger, queue, purge_rows, store, thumbnails):
+    old = [keep(ledger, queue, store, number, now=NOW - 90 * 86400 + number) for number in range(5)]
+    new = keep(ledger, queue, store, 99)
     keys = [ledger.get(each).media_key for each in old]
-    assert purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(
         rows=5, files=5
     )
     assert [ledger.get(each) for each in old] == [None] * 5
     assert [store.size(key) for key in keys] == [None] * 5
     assert store.size(ledger.get(new).media_key) == PHOTO.stat().st_size
-    assert purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
 
 
-def test_a_thumbnail_goes_with_its_picture(ledger, store, thumbnails):
-    key = ledger.get(keep(ledger, store, 1)).media_key
+def test_a_thumbnail_goes_with_its_picture(ledger, queue, purge_rows, store, thumbnails):
+    key = ledger.get(keep(ledger, queue, store, 1)).media_key
     thumbnails.put(key, b"\xff\xd8")
     with thumbnails.open(key) as small:
         assert small.read(2) == b"\xff\xd8"
-    purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN)
+    purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN)
     with pytest.raises(FileNotFoundError):
         thumbnails.open(key)
 
 
-def test_one_fan_goes_and_the_others_stay(ledger, store, thumbnails):
-    mine = [keep(ledger, store, number) for number in range(3)]
-    other = keep(ledger, store, 7, fan=OTHER)
-    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
+def test_one_fan_goes_and_the_others_stay(ledger, queue, purge_rows, store, thumbnails):
+    mine = [keep(ledger, queue, store, number) for number in range(3)]
+    other = keep(ledger, queue, store, 7, fan=OTHER)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
     assert [ledger.get(each) for each in mine] == [None] * 3
     assert ledger.get(other).media_state == "stored"
 
 
-def test_a_crash_between_row_and_file_is_made_good(ledger, store, thumbnails):
-    key = ledger.get(keep(ledger, store, 1)).media_key
-    assert ledger.purge(NOW, fan=FAN) == 1  # and here the process died
+def test_a_crash_between_row_and_file_is_made_good(ledger, queue, purge_rows, store, thumbnails):
+    key = ledger.get(keep(ledger, queue, store, 1)).media_key
+    assert purge_rows.purge(NOW, fan=FAN) == 1  # and here the process died
     assert store.size(key) is not None
-    assert purge.delete_files(ledger, store, thumbnails, now=NOW) == 1
+    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
     assert store.size(key) is None
-    assert ledger.files_to_delete(NOW + 1e6) == []
+    assert purge_rows.files_to_delete(NOW + 1e6) == []
 
 
-def test_whatever_lies_under_a_purged_stem_goes(ledger, store, thumbnails):
-    entry = ledger.get(keep(ledger, store, 1))
+def test_whatever_lies_under_a_purged_stem_goes(ledger, queue, purge_rows, store, thumbnails):
+    entry = ledger.get(keep(ledger, queue, store, 1))
     stem = entry.media_key.rpartition(".")[0]
     other = store.put(f"{stem}0", [b"of another message"], extension=lambda _: "jpg", attempt=1)
     store.put(stem, [b"of an attempt that lost its claim"], extension=lambda _: "bin", attempt=1)
-    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=2)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=2)
     assert store.size(entry.media_key) is store.size(f"{stem}.bin") is None
     assert store.size(other.key) is not None
 
 
-def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(ledger, tmp_path, monkeypatch):
+def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(
+    ledger, queue, purge_rows, tmp_path, monkeypatch
+):
     """Else a power cut brings the files back, and nobody knows that they are to go."""
     store = DiskStore(tmp_path / "media")
     thumbnails = Thumbnails(f"{tmp_path}/media")
-    stem = ledger.get(keep(ledger, store, 1)).media_key.rpartition(".")[0]
+    stem = ledger.get(keep(ledger, queue, store, 1)).media_key.rpartition(".")[0]
     small = DiskStore(tmp_path / "media-thumbnails")
     small.put(stem, [b"small"], extension=lambda _: "jpg", attempt=1)
-    ledger.purge(NOW, fan=FAN)
+    purge_rows.purge(NOW, fan=FAN)
     sync, synced = os.fsync, []
     lost = {"media": False, "media-thumbnails": False}
 
@@ -116,43 +117,47 @@ def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(ledger, tmp_pat
     for failing in lost:
         lost[failing] = True
         with pytest.raises(OSError, match="the disk failed"):
-            purge.delete_files(ledger, store, thumbnails, now=NOW)
-        assert ledger.files_to_delete(NOW) == [stem]
+            purge.delete_files(purge_rows, store, thumbnails, now=NOW)
+        assert purge_rows.files_to_delete(NOW) == [stem]
         lost[failing] = False
     synced.clear()
-    purge.delete_files(ledger, store, thumbnails, now=NOW)
+    purge.delete_files(purge_rows, store, thumbnails, now=NOW)
     assert set(synced) == {"media", "media-thumbnails"}, "though the files were gone already"
-    assert ledger.files_to_delete(NOW) == []
+    assert purge_rows.files_to_delete(NOW) == []
 
 
-def test_a_thumbnail_that_is_being_made_is_looked_for_again(ledger, database, store, thumbnails):
-    key = ledger.get(keep(ledger, store, 1)).media_key
-    picture = GalleryRows(database, ledger.get(1).appid).claim_picture(NOW, 120)
-    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+def test_a_thumbnail_that_is_being_made_is_looked_for_again(
+    ledger, queue, purge_rows, database, store, thumbnails
+):
+    key = ledger.get(keep(ledger, queue, store, 1)).media_key
+    picture = queue.claim_picture(NOW, 120)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
     thumbnails.put(picture.media_key, b"\xff\xd8")  # and here the process died
-    assert purge.delete_files(ledger, store, thumbnails, now=NOW + 121) == 1
+    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW + 121) == 1
     assert store.size(key) is None
     with pytest.raises(FileNotFoundError):
         thumbnails.open(key)
 
 
-def test_a_download_in_the_middle_leaves_no_file(ledger, store, thumbnails):
-    keep(ledger, store, 1, finish=False)
-    (job,) = ledger.claim_downloads(NOW, 15)
-    assert purge.purge(ledger, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+def test_a_download_in_the_middle_leaves_no_file(ledger, queue, purge_rows, store, thumbnails):
+    keep(ledger, queue, store, 1, finish=False)
+    (job,) = queue.claim_downloads(NOW, 15)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
     done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
-    assert not ledger.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
-    purge.delete_files(ledger, store, thumbnails, now=NOW + 1)
+    assert not queue.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
+    purge.delete_files(purge_rows, store, thumbnails, now=NOW + 1)
     assert store.size(done.key) is not None, "its lease may still be running"
-    purge.delete_files(ledger, store, thumbnails, now=NOW + 16)
+    purge.delete_files(purge_rows, store, thumbnails, now=NOW + 16)
     assert store.size(done.key) is None
 
 
-def test_pushes_go_on_while_a_purge_runs(ledger, store, thumbnails):
+def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     slowest = 0.0
-    purging = threading.Thread(target=lambda: purge.purge(ledger, store, thumbnails, now=NOW, before=NOW - 1))
+    purging = threading.Thread(
+        target=lambda: purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 1)
+    )
     purging.start()
     number = 5000
     while purging.is_alive():
@@ -183,7 +188,7 @@ def test_unsubscribing_purges_a_fan_only_when_asked_to(make_rig, wanted):  # noq
     worker.chores.tidy_once()
     assert (rig.entry(entry) is None) == wanted
     assert (rig.stored_files() == []) == wanted
-    assert len(rig.parts.ledger.unsubscribed()) == (0 if wanted else 1)
+    assert len(rig.parts.purge_rows.unsubscribed()) == (0 if wanted else 1)
     assert rig.parts.ledger.find_by_msg_id(77), "others' messages stay"
     again = rig.push()
     worker.chores.tidy_once()

@@ -20,8 +20,8 @@ import storage.thumbnails
 import worker.thumbnails
 from storage.disk import DiskStore
 from storage.files import open_store
-from storage.gallery import GalleryRows
 from storage.ledger import Ledger
+from storage.queue import Queue
 from storage.thumbnails import Thumbnails, thumbnail_store
 from tests.conftest import ROOT, eventually
 from tests.databases import APPID
@@ -382,23 +382,19 @@ class TestStore:
             Thumbnails(str(tmp_path / "media")).put(f"{APPID}/2023/11/14/1.jpg", b"\xff\xd8")
 
 
-@pytest.fixture
-def rows(database):
-    return GalleryRows(database, APPID)
-
-
 class Line:
     """A ledger, its store and a maker with a clock of its own."""
 
-    def __init__(self, ledger, rows, files, thumbs, decoder):
-        self.ledger, self.rows, self.files, self.thumbs, self.now = ledger, rows, files, thumbs, T0
-        self.maker = ThumbnailMaker(rows, files, thumbs, decoder, clock=lambda: self.now)
+    def __init__(self, ledger, queue, purge_rows, files, thumbs, decoder):
+        self.ledger, self.queue, self.purge_rows = ledger, queue, purge_rows
+        self.files, self.thumbs, self.now = files, thumbs, T0
+        self.maker = ThumbnailMaker(queue, files, thumbs, decoder, clock=lambda: self.now)
 
     def stored(self, number, data=PHOTO):
         self.ledger.record(image(number), None, self.now)
-        (job,) = self.ledger.claim_downloads(self.now, 15)
+        (job,) = self.queue.claim_downloads(self.now, 15)
         file = self.files.put(job.stem, [data], extension=extension, attempt=1)
-        assert self.ledger.mark_stored(job, file, self.now)
+        assert self.queue.mark_stored(job, file, self.now)
         return job.id
 
     def state(self, ledger_id):
@@ -407,9 +403,9 @@ class Line:
 
 
 @pytest.fixture
-def line(ledger, rows, started, tmp_path):
+def line(ledger, queue, purge_rows, started, tmp_path):
     media_store = tmp_path / "media"
-    return Line(ledger, rows, DiskStore(media_store), Thumbnails(str(media_store)), started())
+    return Line(ledger, queue, purge_rows, DiskStore(media_store), Thumbnails(str(media_store)), started())
 
 
 class TestMaker:
@@ -455,8 +451,8 @@ class TestMaker:
 
     def test_voices_and_videos_have_none(self, line):
         line.ledger.record(message("voice", "<MediaId>v</MediaId><MsgId>5</MsgId>"), None, T0)
-        (job,) = line.ledger.claim_downloads(T0, 15)
-        line.ledger.mark_stored(
+        (job,) = line.queue.claim_downloads(T0, 15)
+        line.queue.mark_stored(
             job, line.files.put(job.stem, [b"#!AMR\n"], extension=extension, attempt=1), T0
         )
         assert line.state(job.id) == (None, None)
@@ -464,7 +460,7 @@ class TestMaker:
 
     def test_a_dead_process_gives_it_back(self, line):
         line.stored(1)
-        picture = line.rows.claim_picture(T0, CLAIM_SECONDS)
+        picture = line.queue.claim_picture(T0, CLAIM_SECONDS)
         assert picture is not None
         assert not line.maker.step()
         line.now += CLAIM_SECONDS
@@ -486,7 +482,7 @@ class TestMaker:
 
         def put_slowly(key, jpeg):
             put(key, jpeg)
-            assert line.ledger.purge(line.now, before=line.now + 1) == 1
+            assert line.purge_rows.purge(line.now, before=line.now + 1) == 1
 
         monkeypatch.setattr(line.thumbs, "put", put_slowly)
         assert line.maker.step()
@@ -495,7 +491,7 @@ class TestMaker:
     def test_one_that_is_lost_is_made_again(self, line):
         ledger_id = line.stored(1)
         line.maker.step()
-        line.rows.miss_thumbnail(ledger_id, line.now)
+        line.queue.miss_thumbnail(ledger_id, line.now)
         assert line.state(ledger_id) == (None, line.now)
         assert line.maker.step()
 
@@ -505,8 +501,8 @@ class TestMaker:
         taken = []
 
         def take():
-            rows = GalleryRows(database, APPID)
-            while picture := rows.claim_picture(line.now, CLAIM_SECONDS):
+            mine = Queue(database, APPID)
+            while picture := mine.claim_picture(line.now, CLAIM_SECONDS):
                 taken.append(picture.id)
 
         threads = [threading.Thread(target=take) for _ in range(4)]
@@ -519,7 +515,7 @@ class TestMaker:
 
     def test_another_accounts_are_left_alone(self, line, database):
         line.stored(1)
-        assert GalleryRows(database, "wxanother").claim_picture(T0, 1) is None
+        assert Queue(database, "wxanother").claim_picture(T0, 1) is None
         assert Ledger(database, "wxanother").record(image(1, OTHER_FAN), None, T0)
 
 
@@ -541,13 +537,13 @@ class Steps:
 
 class TestWorker:
     @pytest.fixture
-    def run(self, ledger, tmp_path):
+    def run(self, purge_rows, tmp_path):
         """run(maker) -> the event that stops the thread which is at it."""
         running = []
 
         def start(maker):
             chores = Chores(
-                ledger,
+                purge_rows,
                 DiskStore(tmp_path / "media"),
                 None,
                 None,
@@ -582,7 +578,7 @@ class TestWorker:
         eventually(lambda: maker.steps > 1, what="another step")
         assert "thumbnails have to wait" in caplog.text or "the loop goes on" in caplog.text
 
-    def test_stopping_is_quick_and_closes(self, ledger, run):
+    def test_stopping_is_quick_and_closes(self, run):
         maker = Steps()
         stop = run(maker)
         eventually(lambda: maker.steps, what="the first step")

@@ -169,7 +169,7 @@ def test_failed_at_once_with_the_platforms_code_and_a_hint(make_rig, case):
     assert "素材已过期" in failed.media_reason
     assert rig.stored_files() == []
     rig.heal()
-    assert rig.parts.ledger.retry(None, rig.now) == 1
+    assert rig.parts.queue.retry(None, rig.now) == 1
     assert rig.worker.run_once()
     assert rig.entry(entry).media_state == "stored"
 
@@ -222,12 +222,12 @@ def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
 def test_a_lost_claim_changes_nothing(make_rig):
     rig = make_rig()
     entry = rig.push()
-    ledger = rig.parts.ledger
-    (lost,) = ledger.claim_downloads(rig.now, 15)
+    queue = rig.parts.queue
+    (lost,) = queue.claim_downloads(rig.now, 15)
     rig.now += 16
     assert rig.worker.run_once()
     assert rig.entry(entry).media_state == "stored"
-    assert not ledger.mark_failed(lost, None, "late", rig.now)
+    assert not queue.mark_failed(lost, None, "late", rig.now)
     assert rig.entry(entry).media_state == "stored"
 
 
@@ -290,8 +290,8 @@ def test_a_crash_while_the_send_was_on_its_way_is_unknown(make_rig):
     rig = make_rig(ECHO_VIA="upload")
     entry = rig.push()
     assert rig.worker.run_once()
-    (send,) = rig.parts.ledger.claim_sends(rig.now, 15)
-    assert rig.parts.ledger.mark_sending(send)
+    (send,) = rig.parts.queue.claim_sends(rig.now, 15)
+    assert rig.parts.queue.mark_sending(send)
     rig.now += 16
     assert rig.worker.run_once()
     assert rig.entry(entry).send_state == "unknown"

@@ -31,7 +31,8 @@ from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.gallery import KINDS, STATES, Filter, GalleryRows, Place, Shown
 from storage.ledger import Entry, Ledger
-from storage.purge import delete_files
+from storage.purge import PurgeRows, delete_files
+from storage.queue import Queue
 from storage.sign_ins import Attempts, Sessions
 from storage.thumbnails import Thumbnails
 from web.export import exported
@@ -80,6 +81,8 @@ class _Session:
 def gallery(
     database: Database,
     ledger: Ledger,
+    queue: Queue,
+    purge_rows: PurgeRows,
     rows: GalleryRows,
     files: FileStore,
     thumbnails: Thumbnails,
@@ -238,7 +241,7 @@ def gallery(
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/retry")
     def retry(ledger_id: int) -> Response:
         find(ledger_id)
-        if ledger.retry([ledger_id], clock()):
+        if queue.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
         return cast(
             Response,
@@ -247,16 +250,16 @@ def gallery(
 
     @blueprint.post("/retry")
     def retry_all() -> Response:
-        if count := ledger.retry(None, clock()):
+        if count := queue.retry(None, clock()):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
         return cast(Response, redirect(url_for("gallery.index", state="pending"), 303))
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")
     def delete(ledger_id: int) -> Response:
         find(ledger_id)
-        if ledger.delete(ledger_id, clock()):
+        if purge_rows.delete(ledger_id, clock()):
             log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
-            delete_files(ledger, files, thumbnails, now=clock())
+            delete_files(purge_rows, files, thumbnails, now=clock())
         return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone).words), 303))
 
     @blueprint.get("/export")
@@ -309,7 +312,7 @@ def gallery(
                 _tag(response, found)
                 return cast(Response, response.make_conditional(request))
             except FileNotFoundError:
-                rows.miss_thumbnail(ledger_id, clock())
+                queue.miss_thumbnail(ledger_id, clock())
         response = blueprint.send_static_file(f"{found.media_kind}.svg")
         response.headers["Cache-Control"] = "no-store"
         return response

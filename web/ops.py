@@ -22,6 +22,7 @@ from storage.database import Database
 from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.ledger import Ledger
+from storage.queue import Queue
 from storage.tokens import SqlTokenStore
 from web import metrics
 from wechat.access_token import AccessToken
@@ -31,6 +32,7 @@ from wechat.addresses import is_public
 def ops(
     database: Database,
     ledger: Ledger,
+    queue: Queue,
     files: FileStore,
     tokens: SqlTokenStore,
     token: AccessToken,
@@ -70,13 +72,13 @@ def ops(
         away = checks["database"] != "ok"
         checks["token"] = "not known: it is in the database" if away else _token(token)
         ready = checks["database"] == checks["media"] == "ok"
-        seconds = None if away else _last_claim_seconds(ledger)
+        seconds = None if away else _last_claim_seconds(queue)
         return jsonify(ready=ready, checks=checks, last_claim_seconds=seconds), 200 if ready else 503
 
     @blueprint.get("/metrics")
     def scrape() -> Response:
         registry = CollectorRegistry()
-        registry.register(_DatabaseFigures(ledger, tokens))
+        registry.register(_DatabaseFigures(ledger, queue, tokens))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             os.makedirs(folder, mode=0o700, exist_ok=True)  # the temporary directory may have been cleaned
             counters = CollectorRegistry()
@@ -135,18 +137,18 @@ def _token(token: AccessToken) -> str:
     return "ok" if row.value is not None else "not fetched yet: nothing has needed it"
 
 
-def _last_claim_seconds(ledger: Ledger) -> float | None:
+def _last_claim_seconds(queue: Queue) -> float | None:
     """Seconds since a worker last asked the database for work with success; None if never, or not known."""
     try:
-        at = ledger.last_claim_at()
+        at = queue.last_claim_at()
     except DatabaseUnavailableError:
         return None
     return None if at is None else round(max(time.time() - at, 0.0), 1)
 
 
 class _DatabaseFigures(Collector):
-    def __init__(self, ledger: Ledger, tokens: SqlTokenStore) -> None:
-        self._ledger, self._tokens = ledger, tokens
+    def __init__(self, ledger: Ledger, queue: Queue, tokens: SqlTokenStore) -> None:
+        self._ledger, self._queue, self._tokens = ledger, queue, tokens
 
     def collect(self) -> Iterable[Metric]:
         now = time.time()
@@ -164,7 +166,7 @@ class _DatabaseFigures(Collector):
         yield GaugeMetricFamily(
             "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
         )
-        if (seconds := _last_claim_seconds(self._ledger)) is not None:
+        if (seconds := _last_claim_seconds(self._queue)) is not None:
             yield GaugeMetricFamily(
                 "wechat_last_claim_seconds",
                 "Seconds since a worker last asked the database for work with success",

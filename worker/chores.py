@@ -14,7 +14,6 @@ from collections.abc import Callable
 from answers.steps import repeat
 from storage import purge
 from storage.files import FileStore
-from storage.ledger import Ledger
 from storage.thumbnails import Thumbnails
 from wechat.access_token import AccessToken
 from worker.thumbnails import ThumbnailMaker
@@ -32,7 +31,7 @@ class Chores:
 
     def __init__(
         self,
-        ledger: Ledger,
+        purge_rows: purge.PurgeRows,
         files: FileStore,
         token: AccessToken,
         thumbnails: Thumbnails,
@@ -43,7 +42,7 @@ class Chores:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self._ledger, self._files, self._token = ledger, files, token
+        self._purge_rows, self._files, self._token = purge_rows, files, token
         self._thumbnails, self._maker = thumbnails, maker
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
         self._clock, self._jitter = clock, jitter
@@ -69,7 +68,7 @@ class Chores:
 
     def tidy_once(self) -> None:
         now = self._clock()
-        kept = self._ledger, self._files, self._thumbnails
+        kept = self._purge_rows, self._files, self._thumbnails
         if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
             log.info("purged fans who unsubscribed", extra={"fans": fans})
         if self._retention_days:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from answers.failures import failure
 from storage.files import FileStore
-from storage.ledger import Download, Ledger
+from storage.ledger import Ledger
+from storage.queue import Download, Queue
 from wechat import media
 from wechat.client import ApiClient
 from wechat.errors import WeChatError
@@ -28,6 +29,7 @@ class Downloads:
 
     def __init__(
         self,
+        queue: Queue,
         ledger: Ledger,
         client: ApiClient,
         files: FileStore,
@@ -36,20 +38,21 @@ class Downloads:
         max_media_bytes: int,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger, self._client, self._files, self._failures = ledger, client, files, failures
+        self._queue, self._ledger = queue, ledger
+        self._client, self._files, self._failures = client, files, failures
         self._max_media_bytes, self._clock = max_media_bytes, clock
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
         """Up to `limit` that are due; none while the disk is nearly full, which is then the reason in the ledger."""
         free = self._files.free_bytes()
         if free is None or free >= MIN_FREE_BYTES:
-            return self._ledger.claim_downloads(now, lease_seconds, limit)
+            return self._queue.claim_downloads(now, lease_seconds, limit)
         reason = (
             f"the disk of MEDIA_STORE has {free >> 20} MB free, less than {MIN_FREE_BYTES >> 20}: make room"
         )
-        for download in self._ledger.claim_downloads(now, lease_seconds, 1):
+        for download in self._queue.claim_downloads(now, lease_seconds, 1):
             log.error(reason, extra={"ledger_id": download.id})
-            self._ledger.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
+            self._queue.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
         return []
 
     def do(self, job: Download, held: Held, given_up: Callable[[], bool]) -> None:
@@ -69,7 +72,7 @@ class Downloads:
             else:
                 self._failures.retry(job, failed.code, failed.reason, failed.not_before)
             return
-        if self._ledger.mark_stored(job, stored, self._clock()):
+        if self._queue.mark_stored(job, stored, self._clock()):
             log.info("stored", extra={"ledger_id": job.id, "key": stored.key, "size": stored.size})
             return
         entry = self._ledger.get(job.id)

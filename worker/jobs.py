@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from answers.failures import SEND_LIFE_SECONDS, pause
-from storage.ledger import Download, Job, Ledger
+from storage.queue import Download, Job, Queue
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class Held:
 class Failures:
     """Notes in the ledger that a job did not succeed."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
-        self._ledger, self._clock, self._jitter = ledger, clock, jitter
+    def __init__(self, queue: Queue, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
+        self._queue, self._clock, self._jitter = queue, clock, jitter
 
     def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
         """The job is tried again after a pause, not before that time (unix seconds); failed, where that is too late."""
@@ -48,9 +48,9 @@ class Failures:
             self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
             return
         log.warning("failed, tried again later", extra={"ledger_id": job.id, "code": code, "reason": reason})
-        self._ledger.mark_retry(job, due, code, reason)
+        self._queue.mark_retry(job, due, code, reason)
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
         """The job has failed for good."""
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
-        self._ledger.mark_failed(job, code, reason, self._clock())
+        self._queue.mark_failed(job, code, reason, self._clock())

@@ -17,7 +17,7 @@ from functools import partial
 import cores
 from answers.steps import renew, repeat, survived
 from storage.errors import DatabaseUnavailableError
-from storage.ledger import Download, Job, Ledger
+from storage.queue import Download, Job, Queue
 from worker.chores import Chores
 from worker.downloads import Downloads
 from worker.jobs import ClaimLostError, Failures, Held, StoppedError
@@ -36,7 +36,7 @@ class Worker:
 
     def __init__(
         self,
-        ledger: Ledger,
+        queue: Queue,
         downloads: Downloads,
         sends: Sends,
         failures: Failures,
@@ -45,7 +45,7 @@ class Worker:
         lease_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger, self._downloads, self._sends = ledger, downloads, sends
+        self._queue, self._downloads, self._sends = queue, downloads, sends
         self._failures, self.chores = failures, chores
         self._lease, self._clock = lease_seconds, clock
         self._free = threading.Event()  # a thread came free
@@ -121,7 +121,7 @@ class Worker:
         if limit <= 0 or self._stop.is_set():
             return []
         now = self._clock()
-        jobs: list[Job] = [*self._ledger.claim_sends(now, self._lease, limit)]
+        jobs: list[Job] = [*self._queue.claim_sends(now, self._lease, limit)]
         if limit > len(jobs):
             jobs += self._downloads.claim(now, self._lease, limit - len(jobs))
         with self._lock:
@@ -139,7 +139,7 @@ class Worker:
         except ClaimLostError:
             log.warning("another process took this work over", extra={"ledger_id": job.id})
         except StoppedError:
-            survived("the ledger cannot be written", partial(self._ledger.give_back, job), ledger_id=job.id)
+            survived("the ledger cannot be written", partial(self._queue.give_back, job), ledger_id=job.id)
         except DatabaseUnavailableError as error:
             # The lease runs out, and whoever reaches the database first goes on.
             log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
@@ -161,7 +161,7 @@ class Worker:
         def step() -> float:
             with self._lock:
                 held = {one.job: one for one in self._held.values() if not one.lost}
-            for job in renew(held, lambda job: self._ledger.extend(job, self._clock(), self._lease)):
+            for job in renew(held, lambda job: self._queue.extend(job, self._clock(), self._lease)):
                 held[job].lost = True
             self._bring_back()
             return self._lease / 3
@@ -169,6 +169,6 @@ class Worker:
         repeat(self._finished, step, "the ledger cannot be read", fault_seconds=self._lease / 3)
 
     def _bring_back(self) -> None:
-        rows = self._ledger.bring_back(self._clock())
+        rows = self._queue.bring_back(self._clock())
         if rows:
             log.warning("the clock was set back: work that it had put off is due now", extra={"rows": rows})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from answers.copies import StoredCopies
 from answers.failures import SEND_REFUSALS, failure
 from storage.deferred import Works
-from storage.ledger import Ledger, Send
+from storage.queue import Queue, Send
 from wechat import customer_service
 from wechat.client import ApiClient
 from wechat.errors import TransportError, WeChatError
@@ -27,7 +27,7 @@ class Sends:
 
     def __init__(
         self,
-        ledger: Ledger,
+        queue: Queue,
         client: ApiClient,
         works: Works,
         copies: StoredCopies,
@@ -35,19 +35,17 @@ class Sends:
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger, self._client, self._works = ledger, client, works
+        self._queue, self._client, self._works = queue, client, works
         self._copies, self._failures, self._clock = copies, failures, clock
 
     def do(self, job: Send) -> None:
         """Sends it. Raises ClaimLostError and DatabaseUnavailableError."""
         if job.sending:
-            self._ledger.mark_unknown(
-                job, "the process ended while the message was on its way", self._clock()
-            )
+            self._queue.mark_unknown(job, "the process ended while the message was on its way", self._clock())
             return
         try:
             reply = self._message_for(job)
-            if not self._ledger.mark_sending(job):
+            if not self._queue.mark_sending(job):
                 raise ClaimLostError
             try:
                 customer_service.send(self._client, job.openid, reply)
@@ -56,7 +54,7 @@ class Sends:
                     raise
                 reason = f"the message may have arrived, so it is not sent again: {error}"
                 log.warning("a message's fate is unknown", extra={"ledger_id": job.id, "reason": str(error)})
-                self._ledger.mark_unknown(job, reason, self._clock())
+                self._queue.mark_unknown(job, reason, self._clock())
                 return
         except (WeChatError, OSError) as error:
             failed = failure(error)
@@ -65,7 +63,7 @@ class Sends:
             else:
                 self._failures.retry(job, failed.code, failed.reason, failed.not_before)
         else:
-            self._ledger.mark_sent(job, self._clock())
+            self._queue.mark_sent(job, self._clock())
             log.info("sent back", extra={"ledger_id": job.id})
 
     def _message_for(self, job: Send) -> Reply:
@@ -79,6 +77,6 @@ class Sends:
 
     def _upload(self, job: Send) -> str:
         media_id = self._copies.upload(job.media_key, job.media_kind)
-        if not self._ledger.mark_uploaded(job, media_id):
+        if not self._queue.mark_uploaded(job, media_id):
             raise ClaimLostError
         return media_id

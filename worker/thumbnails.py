@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from storage.files import FileStore
-from storage.gallery import GalleryRows
+from storage.queue import Queue
 from storage.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
@@ -128,20 +128,20 @@ class ThumbnailMaker:
 
     def __init__(
         self,
-        rows: GalleryRows,
+        queue: Queue,
         files: FileStore,
         thumbnails: Thumbnails,
         decoder: Decoder,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._rows, self._files, self._thumbnails = rows, files, thumbnails
+        self._queue, self._files, self._thumbnails = queue, files, thumbnails
         self._decoder, self._clock = decoder, clock
 
     def step(self) -> bool:
         """Makes one; False when none is due. Raises OSError when a store cannot be reached or is full: the claim then
         runs out by itself; and DatabaseUnavailableError."""
-        picture = self._rows.claim_picture(self._clock(), CLAIM_SECONDS)
+        picture = self._queue.claim_picture(self._clock(), CLAIM_SECONDS)
         if picture is None:
             self._decoder.close_if_idle()
             return False
@@ -151,7 +151,7 @@ class ThumbnailMaker:
         except NoThumbnailError as error:
             log.warning("no thumbnail: %s", error, extra={"ledger_id": picture.id})
             made = False
-        if not self._rows.mark_thumbnail(picture, made=made):  # purged meanwhile
+        if not self._queue.mark_thumbnail(picture, made=made):  # purged meanwhile
             self._thumbnails.delete(picture.media_key.rpartition(".")[0])
         return True
 

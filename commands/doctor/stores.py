@@ -101,7 +101,7 @@ def check_disk(settings: Settings) -> Outcome:
 
 def check_queue(parts: Parts, now: float) -> Outcome:
     try:
-        status, backlog = parts.ledger.status(now), parts.ledger.backlog(now)
+        status, backlog = parts.ledger.status(now), parts.queue.backlog(now)
     except DatabaseUnavailableError as error:
         return Outcome(False, str(error), f"数据库不可用，请检查 DATABASE_URL（{error}）")
     seconds = f"{status.oldest_pending_seconds:.0f}"
