@@ -632,7 +632,7 @@ def test_forced_renewals_are_30_s_apart(platform, make, clock):
     with pytest.raises(TokenUnavailableError, match="30 s"):
         token.replace(stale)
     assert len(platform.calls(CHECK)) == 2
-    # Nobody is given the dead one any more, and nobody storms the platform about it.
+    # The dead token is not given out again, and the platform is not flooded with calls.
     before = len(platform.requests)
     for error in at_once(*[token.get, lambda: token.replace(stale)] * 8):
         assert "30 s" in error.reason

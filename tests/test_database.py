@@ -353,7 +353,7 @@ def test_the_log_begins_anew_while_two_always_write(tmp_path):
         database.close()
 
 
-def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
+def test_waiting_for_a_foreign_lock_delays_no_deadline_of_others(tmp_path):
     url = f"sqlite:///{tmp_path}/bot.db"
     patient, impatient = connect(url), connect(url)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as foreign:
@@ -370,7 +370,7 @@ def test_who_waits_for_a_foreign_lock_keeps_nobody_from_his_deadline(tmp_path):
     impatient.close()
 
 
-def test_a_stopped_process_that_has_the_turn_holds_up_nobody_for_long(tmp_path):
+def test_a_stopped_process_that_has_the_turn_does_not_hold_up_others_for_long(tmp_path):
     database = connect(f"sqlite:///{tmp_path}/bot.db")
     stopped = os.open(tmp_path / "bot.db-lock", os.O_RDONLY)
     fcntl.flock(stopped, fcntl.LOCK_EX)

@@ -72,7 +72,7 @@ def test_a_late_result_is_sent_and_every_delivery_gets_success(ledger, queue, wo
     assert works.result(send.id) == result()
 
 
-def test_whoever_decides_first_is_obeyed(works):
+def test_the_first_decision_is_the_one_that_counts(works):
     recorded, work = works.record(text(), NOW, LEASE)
     assert works.finish(work, result(), NOW)
     assert works.answer(recorded.id, "later").reply == result(), "it was ready after all"

@@ -313,7 +313,7 @@ def test_a_worker_that_died_with_its_claims(bot, tmp_path):
     changed, queue = waiting(bot, tmp_path, 60)
     queue.claim_downloads(time.time() - 20, 5)
     the_only_one("worker", examined(bot, **changed))
-    # A lease that was over two seconds ago: somebody may yet come.
+    # A lease that ended a moment ago: another worker may still take it.
     queue.claim_downloads(time.time() - 14, 12)
     all_well(examined(bot, **changed))
 
@@ -487,7 +487,7 @@ def test_a_bot_that_runs_with_other_settings(bot, environ, name, status):
     assert "restart" in hint
 
 
-def test_something_that_answers_whoever_asks(bot):
+def test_something_that_answers_every_request(bot):
     with serving(
         saying(lambda: Response(request.args.get("echostr", "success"), mimetype="text/plain"))
     ) as it:
@@ -678,7 +678,7 @@ def test_a_proxy_that_the_settings_do_not_know(sandbox, bot):
         all_well(examined(bot, PUBLIC_URL=proxy, PROXY_HOPS="2"))
 
 
-def test_a_setting_that_nobody_knows(bot, tmp_path):
+def test_an_unknown_setting(bot, tmp_path):
     hint = the_only_one("settings", examined(bot, WECHAT_APPSECERT="x"))
     assert "did you mean WECHAT_APPSECRET?" in hint
     (tmp_path / ".env").write_text("PUBLIC_ULR=https://bot.example\nAWS_REGION=x\nPOSTGRES_PASSWORD=x\n")

@@ -813,7 +813,7 @@ def test_the_clock_jumps(make_loaded, platform, tmp_path, full, counted):
     for number, jump in enumerate(jumps):
         eventually(lambda: len(load.answers) > number * 40 + 10, what="some answers")  # noqa: B023
         set_clock(jump)
-        bot.processes[-1].kill()  # whoever holds a claim at this moment must not hold it for a day
+        bot.processes[-1].kill()  # a claim of this moment must not be held for a day
         bot.worker()
     pushing_now.join()
     figures = load.check(everything, 60)
@@ -1029,7 +1029,7 @@ def test_the_database_file_is_taken_away(make_loaded, tmp_path, counted, how):
     if how == "deleted":
         for name in names:
             name.unlink(missing_ok=True)
-    else:  # as a backup is put back without a thought for who has the file open
+    else:  # a backup is restored while a process has the file open
         copy = tmp_path / "copy.db"
         copy.write_bytes(names[0].read_bytes())
         copy.replace(names[0])

@@ -21,7 +21,7 @@ FOUND = [
     ("routes", b"\x00\x00\x00\x00secret=\xff\n"),
     # A length in two versions: urllib3's InvalidHeader, which the client takes for no answer.
     ("media", b"image/jpeg\n\n\n9223372036,854775808\n\xff\xd8\xff"),
-    # An envelope changed in its first block: who has no key can do that, and msg_signature is what refuses it.
+    # An envelope changed in its first block. That needs no key; only msg_signature refuses it.
     ("callback", b"\x01\x03\x00" + targets.seeds("envelope")[0]),
 ]
 
