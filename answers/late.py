@@ -275,7 +275,9 @@ class DeferredReplies:
     def adopt(self) -> int:
         """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""
         now = self._clock()
-        adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(self._running), 0))
+        # On a busy machine a lease may run out before this process renews it: its own work is not gone.
+        running = list(self._running)
+        adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(running), 0), running=running)
         for work in adopted:
             self._run_again(work)
         self._works.settle(now, "pending" if self._late_reply == "customer_service" else "owed")

@@ -9,6 +9,7 @@ clock.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -204,13 +205,16 @@ class Works:
 
         return self._database.transact(end)
 
-    def claim(self, now: float, lease_seconds: float, limit: int) -> list[Work]:
-        """Take work whose process is gone, or that nobody has begun."""
+    def claim(
+        self, now: float, lease_seconds: float, limit: int, *, running: Collection[int] = ()
+    ) -> list[Work]:
+        """Take work whose process is gone, or that nobody has begun; not what is `running` here, by its id."""
         claim = secrets.randbits(63)
         due = (
             select(works.c.id)
             .where(
                 *self._mine,
+                works.c.id.not_in(running),
                 lease_over(works.c.lease_until, now),
                 or_(works.c.due <= now, works.c.due > now + AHEAD_SECONDS),
             )

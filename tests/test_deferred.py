@@ -6,6 +6,7 @@ import selectors
 import socket
 import sqlite3
 import statistics
+import threading
 import time
 from contextlib import closing
 
@@ -14,6 +15,8 @@ import pytest
 import requests
 
 import parts
+from answers.late import DeferredReplies
+from handlers import Deferred
 from storage.database import connect
 from storage.deferred import Works
 from storage.ledger import Ledger
@@ -176,6 +179,34 @@ def test_a_purge_takes_the_work_along(purge_rows, works):
     assert not works.finish(work, result(), NOW)
 
 
+def test_a_process_does_not_take_its_own_work_over(queue, works):
+    """Although it came too late to renew the lease, as on a machine with too much to do."""
+    now, go, runs = NOW, threading.Event(), []
+
+    def work():
+        runs.append("begun")
+        assert go.wait(20)
+        return TextReply("answer")
+
+    late = DeferredReplies(
+        works,
+        None,
+        None,
+        echo_via="passive",
+        reply_seconds=0.1,
+        late_reply="customer_service",
+        lease_seconds=LEASE,
+        clock=lambda: now,
+    )
+    late.answer(text(), Deferred(work), NOW, time.monotonic())
+    now += LEASE + 1
+    assert late.adopt() == 0
+    go.set()
+    eventually(lambda: queue.claim_sends(now + 1, LEASE), what="the send of its result")
+    late.stop()
+    assert runs == ["begun"]
+
+
 # -- real processes ---------------------------------------------------------------------------------------------
 
 
@@ -331,7 +362,8 @@ def test_a_crash_in_the_middle_still_gives_the_fan_one_answer(make_slow, mode):
     slow.bot.web()
     push = slow.push("kill 1 survivor")
     if mode == "customer_service":
-        eventually(lambda: slow.said(), what="the answer")
+        # On a busy machine all three deliveries may have been hung up on: then the platform's failure text comes first.
+        eventually(lambda: "survivor" in [words for _, words in slow.said()], 60, "the answer")
     elif "reply" not in verdicts(push):
         eventually(lambda: slow.push("now?") and ("passive", "survivor") in slow.said(), 40, "the answer")
     answers = [words for _, words in slow.said() if words == "survivor"]
