@@ -16,8 +16,14 @@ from typing import Any, Literal
 from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, update
 
 from storage.database import Database
-from storage.ledger import Ledger, Recorded
-from storage.memories import Change, Memories, MemoryChangedError
+from storage.ledger import Ledger, Recorded, insert_in_transaction
+from storage.memories import (
+    Change,
+    Memories,
+    MemoryChangedError,
+    change_in_transaction,
+    replace_in_transaction,
+)
 from storage.models import (
     AHEAD_SECONDS,
     OWED,
@@ -92,10 +98,10 @@ class Works:
 
         def both(connection: Connection) -> tuple[Recorded, Work | None]:
             if change is not None:
-                found = self._memories.change(connection, message, change, now)
+                found = change_in_transaction(self._memories, connection, message, change, now)
                 if found is not None:
                     return found, None
-            recorded, new = self._ledger.record_working(connection, message, now)
+            recorded, new = insert_in_transaction(self._ledger, connection, message, None, now, working=True)
             if not new:
                 if change is not None:
                     raise MemoryChangedError
@@ -190,7 +196,7 @@ class Works:
             if row is None or done.rowcount != 1:
                 return False
             if memory is not None:
-                self._memories.replace(connection, row.sender, memory, now)
+                replace_in_transaction(self._memories, connection, row.sender, memory, now)
             values: dict[str, Any] = {}
             if reason is not None:
                 values = failed_send(code, reason, now)
@@ -302,7 +308,7 @@ class Works:
             row = connection.execute(oldest.with_for_update()).one_or_none()
             if row is None:  # another text of this fan took it since we looked
                 return None
-            recorded, new = self._ledger.record_given(connection, message, row.result, now)
+            recorded, new = insert_in_transaction(self._ledger, connection, message, row.result, now)
             if new:  # else another delivery of this text came at the same instant, and has got one
                 connection.execute(
                     update(messages).where(messages.c.id == row.id).values(send_state=SendState.GIVEN)

@@ -120,16 +120,9 @@ class Ledger:
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
-        return self._database.run(lambda connection: self.find_in(connection, message), wait=wait)
-
-    def find_in(self, connection: Connection, message: Message) -> Recorded | None:
-        """As `find()`, for storage.memories in its transaction."""
-        # One key, but for messages without MsgId, which earlier versions recorded under another.
-        for key in (message.dedupe_key, *message.former_dedupe_keys):
-            recorded = self._look(connection, key, message.from_user_name)
-            if recorded is not None:
-                return recorded
-        return None
+        return self._database.run(
+            lambda connection: find_in_transaction(self, connection, message), wait=wait
+        )
 
     def record(
         self,
@@ -147,70 +140,12 @@ class Ledger:
         """
         self.ids.before_insert()
         recorded, _ = self._database.write(
-            lambda connection: self.record_in(connection, message, reply, now, send_back=send_back), wait=wait
+            lambda connection: insert_in_transaction(
+                self, connection, message, reply, now, send_back=send_back
+            ),
+            wait=wait,
         )
         return recorded
-
-    def record_in(
-        self, connection: Connection, message: Message, reply: bytes | None, now: float, *, send_back: bool
-    ) -> tuple[Recorded, bool]:
-        """As `record()`, for storage.memories in its transaction; True when the message was new."""
-        waits = SendState.WAITING if message.media_id and send_back else None
-        return self._keep(connection, self._values(message, reply, now, waits))
-
-    def record_working(self, connection: Connection, message: Message, now: float) -> tuple[Recorded, bool]:
-        """For storage.deferred, in its transaction: keep a message that is not answered yet; True when it was new."""
-        return self._keep(connection, self._values(message, None, now, SendState.WORKING))
-
-    def record_given(
-        self, connection: Connection, message: Message, reply: bytes, now: float
-    ) -> tuple[Recorded, bool]:
-        """For storage.deferred, in its transaction: keep a message that is answered with an earlier one's result; True
-        when it was new."""
-        return self._keep(connection, self._values(message, reply, now, None))
-
-    def _values(
-        self, message: Message, reply: bytes | None, now: float, send_state: SendState | None
-    ) -> dict[str, Any]:
-        """A new row."""
-        media_id = message.media_id
-        return {
-            "message_key": message.dedupe_key,
-            "sender": message.from_user_name,
-            "appid": self._appid,
-            "msg_type": message.msg_type,
-            "event": getattr(message, "event", None),
-            "msg_id": None if message.msg_id is None else str(message.msg_id),
-            "create_time": message.create_time or int(now),
-            "received_at": now,
-            "xml": message.raw,
-            "reply": reply,
-            "media_state": None if media_id is None else "pending",
-            "media_due": None if media_id is None else now,
-            "media_id": media_id,
-            "media_kind": message.media_kind,
-            "send_state": send_state,
-        }
-
-    def _look(self, connection: Connection, key: str, sender: str) -> Recorded | None:
-        row = self._select(connection, message_key=key, sender=sender, appid=self._appid).fetchone()
-        if row is None:
-            return None
-        ledger_id, reply, working = row
-        return Recorded(ledger_id, reply, bool(working), repeated=True)
-
-    def _keep(self, connection: Connection, values: dict[str, Any]) -> tuple[Recorded, bool]:
-        """The new row's, and True; or what was recorded first, and False."""
-        while True:
-            row = self._insert(connection, **values).fetchone()
-            if row is not None:
-                (ledger_id,) = row
-                self.ids.given(ledger_id)
-                return Recorded(ledger_id, values["reply"], values["send_state"] == SendState.WORKING), True
-            recorded = self._look(connection, values["message_key"], values["sender"])
-            if recorded is not None:
-                return recorded, False
-            # Purged between the two statements: then it is new again.
 
     def status(self, now: float) -> Status:
         """Counts and age of the queue. Cheap: every count is one partial index; only `stored` grows for ever."""
@@ -266,6 +201,67 @@ class Ledger:
         statement = select(messages).where(condition, messages.c.appid == self._appid).order_by(messages.c.id)
         rows = self._database.run(lambda connection: connection.execute(statement).mappings().all())
         return [Entry(**row) for row in rows]
+
+
+def find_in_transaction(ledger: Ledger, connection: Connection, message: Message) -> Recorded | None:
+    """As `Ledger.find()`, inside the caller's transaction."""
+    # One key, but for messages without MsgId, which earlier versions recorded under another.
+    for key in (message.dedupe_key, *message.former_dedupe_keys):
+        recorded = _look(ledger, connection, key, message.from_user_name)
+        if recorded is not None:
+            return recorded
+    return None
+
+
+def insert_in_transaction(
+    ledger: Ledger,
+    connection: Connection,
+    message: Message,
+    reply: bytes | None,
+    now: float,
+    *,
+    send_back: bool = False,
+    working: bool = False,
+) -> tuple[Recorded, bool]:
+    """As `Ledger.record()`, inside the caller's transaction; True when the message was new, else what was recorded
+    first, and False. `working`: it is not answered yet. Call `ledger.ids.before_insert()` before the transaction."""
+    media_id = message.media_id
+    send_state = SendState.WORKING if working else SendState.WAITING if media_id and send_back else None
+    values = {
+        "message_key": message.dedupe_key,
+        "sender": message.from_user_name,
+        "appid": ledger._appid,
+        "msg_type": message.msg_type,
+        "event": getattr(message, "event", None),
+        "msg_id": None if message.msg_id is None else str(message.msg_id),
+        "create_time": message.create_time or int(now),
+        "received_at": now,
+        "xml": message.raw,
+        "reply": reply,
+        "media_state": None if media_id is None else "pending",
+        "media_due": None if media_id is None else now,
+        "media_id": media_id,
+        "media_kind": message.media_kind,
+        "send_state": send_state,
+    }
+    while True:
+        row = ledger._insert(connection, **values).fetchone()
+        if row is not None:
+            (ledger_id,) = row
+            ledger.ids.given(ledger_id)
+            return Recorded(ledger_id, reply, working), True
+        recorded = _look(ledger, connection, message.dedupe_key, message.from_user_name)
+        if recorded is not None:
+            return recorded, False
+        # Purged between the two statements: then it is new again.
+
+
+def _look(ledger: Ledger, connection: Connection, key: str, sender: str) -> Recorded | None:
+    row = ledger._select(connection, message_key=key, sender=sender, appid=ledger._appid).fetchone()
+    if row is None:
+        return None
+    ledger_id, reply, working = row
+    return Recorded(ledger_id, reply, bool(working), repeated=True)
 
 
 def _find() -> Select[int, bytes, bool]:

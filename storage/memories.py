@@ -1,8 +1,8 @@
 """What a handler remembers of each fan: one JSON text for a fan, kept together with the message that it came from.
 
 Knows that message, reply and memory are one commit, and how two messages of one fan at the same instant are kept from
-overwriting each other: a memory has a version, and only whoever has seen the newest may write the next. Does not know
-what a memory holds, and no clock.
+overwriting each other: a memory has a version, and a change to an older version is not written.
+Does not know what a memory holds, and no clock. The functions at the end are for storage.deferred.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, select, update
 
 from storage.database import Database
-from storage.ledger import Ledger, Recorded
+from storage.ledger import Ledger, Recorded, find_in_transaction, insert_in_transaction
 from storage.models import memories
 from wechat.messages import Message
 
@@ -67,10 +67,12 @@ class Memories:
         """
 
         def both(connection: Connection) -> Recorded:
-            found = self.change(connection, message, change, now)
+            found = change_in_transaction(self, connection, message, change, now)
             if found is not None:
                 return found
-            recorded, new = self._ledger.record_in(connection, message, reply, now, send_back=send_back)
+            recorded, new = insert_in_transaction(
+                self._ledger, connection, message, reply, now, send_back=send_back
+            )
             if not new:  # by another process whose handler remembered nothing: then the change must not stay
                 raise MemoryChangedError
             return recorded
@@ -78,28 +80,35 @@ class Memories:
         self._ledger.ids.before_insert()
         return self._database.transact(both)
 
-    def change(self, connection: Connection, message: Message, change: Change, now: float) -> Recorded | None:
-        """In a transaction, before this new message is recorded in it: change the memory. A message that was there
-        already is returned instead. Raises MemoryChangedError."""
-        found = self._ledger.find_in(connection, message)
-        if found is None and not self._replace(connection, message.from_user_name, change, now):
-            raise MemoryChangedError
-        return found
 
-    def replace(self, connection: Connection, openid: str, memory: str, now: float) -> None:
-        """For storage.deferred, in its transaction: what is known of the fan now, whatever it was before."""
-        seen = select(memories.c.version).where(memories.c.appid == self._appid, memories.c.sender == openid)
-        version = connection.execute(seen.with_for_update()).scalar() or 0
-        if not self._replace(connection, openid, Change(StoredMemory(version=version), memory), now):
-            raise MemoryChangedError
+def change_in_transaction(
+    kept: Memories, connection: Connection, message: Message, change: Change, now: float
+) -> Recorded | None:
+    """Change the memory, inside the caller's transaction and before this new message is recorded in it. A message that
+    was there already is returned instead. Raises MemoryChangedError."""
+    found = find_in_transaction(kept._ledger, connection, message)
+    if found is None and not _replace(kept, connection, message.from_user_name, change, now):
+        raise MemoryChangedError
+    return found
 
-    def _replace(self, connection: Connection, openid: str, change: Change, now: float) -> bool:
-        """False: what was seen is not the newest."""
-        seen = change.seen.version
-        values = {"memory": change.memory, "version": seen + 1, "changed_at": now}
-        if seen == 0:
-            new = self._database.insert(memories).values(appid=self._appid, sender=openid, **values)
-            inserted = connection.execute(new.on_conflict_do_nothing().returning(memories.c.version))
-            return inserted.first() is not None
-        here = (memories.c.appid == self._appid, memories.c.sender == openid, memories.c.version == seen)
-        return connection.execute(update(memories).where(*here).values(values)).rowcount == 1
+
+def replace_in_transaction(
+    kept: Memories, connection: Connection, openid: str, memory: str, now: float
+) -> None:
+    """What is known of the fan from now on, whatever it was before; inside the caller's transaction."""
+    seen = select(memories.c.version).where(memories.c.appid == kept._appid, memories.c.sender == openid)
+    version = connection.execute(seen.with_for_update()).scalar() or 0
+    if not _replace(kept, connection, openid, Change(StoredMemory(version=version), memory), now):
+        raise MemoryChangedError
+
+
+def _replace(kept: Memories, connection: Connection, openid: str, change: Change, now: float) -> bool:
+    """False: what was seen is not the newest."""
+    seen = change.seen.version
+    values = {"memory": change.memory, "version": seen + 1, "changed_at": now}
+    if seen == 0:
+        new = kept._database.insert(memories).values(appid=kept._appid, sender=openid, **values)
+        inserted = connection.execute(new.on_conflict_do_nothing().returning(memories.c.version))
+        return inserted.first() is not None
+    here = (memories.c.appid == kept._appid, memories.c.sender == openid, memories.c.version == seen)
+    return connection.execute(update(memories).where(*here).values(values)).rowcount == 1
