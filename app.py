@@ -40,25 +40,25 @@ def create_app(settings: Settings | None = None) -> Flask:
             return app
     logs.configure(settings.log_format, settings.log_level)
     app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own
-    everything = parts.build(settings)
-    app.extensions["parts"] = everything
+    built = parts.build(settings)
+    app.extensions["parts"] = built
     app.register_blueprint(
         callback.callback(
-            everything.receiver,
-            everything.answers,
-            everything.refusals,
+            built.receiver,
+            built.answers,
+            built.refusals,
             max_push_bytes=settings.max_push_bytes,
             token=settings.wechat_token.get_secret_value(),
         )
     )
     app.register_blueprint(
         ops.ops(
-            everything.database,
-            everything.ledger,
-            everything.queue,
-            everything.files,
-            everything.tokens,
-            everything.token,
+            built.database,
+            built.ledger,
+            built.queue,
+            built.files,
+            built.tokens,
+            built.token,
             key=_secret(settings.metrics_key),
         )
     )
@@ -70,8 +70,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         key = settings.token_server_key.get_secret_value()
         app.register_blueprint(
             token_server.token_server(
-                everything.token,
-                Attempts(everything.database, "token key"),
+                built.token,
+                Attempts(built.database, "token key"),
                 key=key,
                 appid=settings.wechat_appid,
             )
@@ -79,13 +79,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.admin_password is not None:
         app.register_blueprint(
             gallery.gallery(
-                everything.database,
-                everything.ledger,
-                everything.queue,
-                everything.purge_rows,
-                everything.rows,
-                everything.files,
-                everything.thumbnails,
+                built.database,
+                built.ledger,
+                built.queue,
+                built.purge_rows,
+                built.rows,
+                built.files,
+                built.thumbnails,
                 password=settings.admin_password.get_secret_value(),
                 zone=settings.zone,
             )
