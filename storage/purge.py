@@ -42,8 +42,8 @@ from storage.queue import file_stem
 from storage.thumbnails import Thumbnails
 
 # PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
-_UNSETTLED_IDS = 10_000
-_BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
+UNSETTLED_IDS = 10_000
+BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
 
 # Stands in the SQL as it is, as the states do: for the partial index.
 _UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
@@ -229,7 +229,7 @@ class PurgeRows:
 
         indexed = select(purge_index.c.id).where(*of(purge_index))
         if fan is not None:
-            indexed = indexed.where(purge_index.c.block.in_(range(upto // _BLOCK + 1)))
+            indexed = indexed.where(purge_index.c.block.in_(range(upto // BLOCK + 1)))
         ids = self._ids(indexed.limit(limit))
         if len(ids) < limit:
             unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
@@ -260,8 +260,8 @@ def _index_step(connection: Connection) -> int | None:
     """Bring purge_index a step further; returns the last id that it knows, or None when there are more to come."""
     upto = _lock_index(connection)
     newest = connection.execute(select(func.max(messages.c.id))).scalar() or 0
-    block = upto // _BLOCK
-    step_end = min((block + 1) * _BLOCK, newest - _UNSETTLED_IDS)
+    block = upto // BLOCK
+    step_end = min((block + 1) * BLOCK, newest - UNSETTLED_IDS)
     if step_end <= upto:
         return upto
     columns = [messages.c.id, messages.c.appid, messages.c.sender, messages.c.received_at]

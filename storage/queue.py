@@ -52,7 +52,7 @@ from storage.states import SendState
 CLAIMS_NOTED_SECONDS = 10.0
 """How often each process notes at most that it could claim."""
 
-_BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
+BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Backlog:
-    """Work that is due now: how many pieces somebody holds, and for how long the oldest has lain that nobody holds."""
+    """Work that is due now: how many pieces are claimed, and how long (seconds) the oldest unclaimed one has waited."""
 
     held: int
     waiting_seconds: float
@@ -392,7 +392,7 @@ class Queue:
         `ids` None: all of them. A send in state unknown may have arrived, so that only its id given makes it due.
         """
         if ids is not None:
-            pages = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
+            pages = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
             return sum(
                 self._database.transact(partial(_retry, self._appid, page, now, True)) for page in pages
             )
@@ -404,7 +404,7 @@ class Queue:
                     select(messages.c.id)
                     .where(messages.c.appid == self._appid, state == FAILED, messages.c.id > last)
                     .order_by(messages.c.id)
-                    .limit(_BATCH)
+                    .limit(BATCH)
                 )
                 found = self._ids(page)
                 if not found:
@@ -414,11 +414,11 @@ class Queue:
         return rows
 
     def backlog(self, now: float) -> Backlog:
-        """Whether somebody works off what is due."""
+        """How much of the work that is due is claimed, and how long the rest has waited."""
         held, waiting = 0, 0.0
         for lane in _LANES.values():
             is_held = lane.lease_until > now
-            # Work whose holder died is there to be taken from the end of his lease.
+            # Work whose process died can be claimed from the end of its lease.
             since = case((lane.lease_until > lane.due, lane.lease_until), else_=lane.due)
             statement = select(
                 func.count(case((is_held, 1))), func.min(case((is_held, null()), else_=since))

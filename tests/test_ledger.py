@@ -56,9 +56,7 @@ def event(name, fan=FAN, inner=""):
 
 
 def count(ledger):
-    return ledger._database.run(
-        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM messages").scalar()
-    )
+    return len(ledger.newest(1000))
 
 
 def download(ledger, queue, number=1, *, now=T0, send_back=False):
@@ -462,7 +460,7 @@ class TestRetry:
         assert queue.retry([], T0) == queue.retry(None, T0) == 0
 
     def test_all_of_many(self, ledger, queue, monkeypatch):
-        monkeypatch.setattr(storage.queue, "_BATCH", 3)
+        monkeypatch.setattr(storage.queue, "BATCH", 3)
         for number in range(8):
             queue.mark_failed(download(ledger, queue, number), None, "no", T0)
         ids = [job.id for job in queue.claim_downloads(T0, 15, limit=10)]
@@ -551,8 +549,8 @@ class TestPurge:
         assert purge_rows.purge(T0, fan="nobody") == 0
 
     def test_among_very_many(self, ledger, purge_rows, database, monkeypatch):
-        monkeypatch.setattr(storage.purge, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.purge, "_BLOCK", 30)
+        monkeypatch.setattr(storage.purge, "UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.purge, "BLOCK", 30)
         for number in range(100):
             ledger.record(text(number, FAN if number % 5 == 0 else OTHER_FAN), None, T0 + number)
 
@@ -570,8 +568,8 @@ class TestPurge:
         assert count(ledger) == 40
 
     def test_several_at_once(self, ledger, queue, purge_rows, monkeypatch):
-        monkeypatch.setattr(storage.purge, "_UNSETTLED_IDS", 10)
-        monkeypatch.setattr(storage.purge, "_BLOCK", 7)
+        monkeypatch.setattr(storage.purge, "UNSETTLED_IDS", 10)
+        monkeypatch.setattr(storage.purge, "BLOCK", 7)
         for number in range(60):
             queue.mark_stored(download(ledger, queue, number), FILE, T0)
         purged = []
