@@ -17,7 +17,7 @@ from answers.copies import StoredCopies
 from answers.late import DeferredReplies
 from config import Settings, token_reason
 from storage.database import Database
-from storage.deferred import Works
+from storage.deferred import DeferredWork
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
 from storage.ledger import Ledger
@@ -99,7 +99,7 @@ def build(
     client = plain.with_token(token)
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, settings.wechat_appid)
-    works = Works(database, ledger, settings.wechat_appid)
+    works = DeferredWork(database, ledger, settings.wechat_appid)
     failures = Failures(queue, clock, jitter)
     chores = Chores(
         purge_rows,

@@ -32,7 +32,7 @@ from answers.steps import renew, repeat
 from handlers import Account, Deferred, HandlerError, Memory, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
-from storage.deferred import Work, Works
+from storage.deferred import DeferredWork, Work
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
 from storage.memories import Change
@@ -84,7 +84,7 @@ class DeferredReplies:
 
     def __init__(
         self,
-        works: Works,
+        works: DeferredWork,
         copies: StoredCopies,
         client: ApiClient,
         *,

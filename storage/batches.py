@@ -45,7 +45,7 @@ class Batches(Generic[Item, Result]):
         if leads:
             self._lead(mine, give_up)
         if mine.result is None:
-            # The batch failed, and nobody knows by which item: now this one alone.
+            # The batch failed, and it is not known by which item: now this one alone.
             return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 

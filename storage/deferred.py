@@ -57,7 +57,7 @@ class Work:
     media_key: str | None = None
 
 
-class Works:
+class DeferredWork:
     """The deferred replies of one account. Every method raises DatabaseUnavailableError as the ledger's do."""
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:

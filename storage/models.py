@@ -62,7 +62,7 @@ AHEAD_SECONDS = 3600.0
 
 
 def lease_over(until: Column[float], now: float | ColumnElement[float]) -> ColumnElement[bool]:
-    """Nobody holds the row: nobody ever did, the lease has ended, or a clock that ran ahead gave it."""
+    """The row is not claimed: it never was, the lease has ended, or a clock that ran ahead gave it."""
     return or_(until.is_(None), until <= now, until > now + AHEAD_SECONDS)
 
 
@@ -211,7 +211,7 @@ sign_in_attempts = Table(
     Column("first_at", Double, nullable=False),
     Column("count", Integer, nullable=False),
 )
-# Addresses from which somebody signed in to the gallery, and until when that counts.
+# Addresses from which a sign-in to the gallery succeeded, and until when that counts.
 known_addresses = Table(
     "known_addresses",
     metadata,
@@ -264,7 +264,7 @@ memories = Table(
 )
 Index("memories_changed", memories.c.appid, memories.c.changed_at)
 
-# Work whose result is still to come: it waits for the message's file, or somebody has it or may take it.
+# Work whose result is still to come: it waits for the message's file, is claimed, or can be claimed.
 UNFINISHED = ("waiting", "pending")
 
 

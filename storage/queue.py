@@ -80,7 +80,7 @@ class Download:
 class Send:
     """A claimed customer-service send of a stored file.
 
-    `sending`: an earlier attempt began the send request and nobody knows how it ended, so that this one must not send:
+    `sending`: an earlier attempt began the send request and it is not known how it ended, so this one must not send:
     mark it unknown.
     """
 
@@ -208,7 +208,7 @@ class Queue:
         self._claim_noted_at = 0.0
 
     def claim_downloads(self, now: float, lease_seconds: float, limit: int = 1) -> list[Download]:
-        """Take up to `limit` downloads that are due, oldest first, so that nobody else gets them for that long."""
+        """Claim up to `limit` downloads that are due, oldest first; no other process gets them for so many seconds."""
         claim, rows = self._claim("media", now, lease_seconds, limit)
         return [
             Download(
@@ -343,7 +343,7 @@ class Queue:
         return self._mark(send, [PENDING], {messages.c.send_uploaded_media_id: media_id})
 
     def mark_sending(self, send: Send) -> bool:
-        """The send request leaves next: after a crash nobody may send again. False: claim lost, do not send."""
+        """The send request leaves next: after a crash it is not sent again. False: claim lost, do not send."""
         return self._mark(send, [PENDING], {messages.c.send_sending: True})
 
     def mark_sent(self, send: Send, now: float) -> bool:
@@ -362,7 +362,7 @@ class Queue:
         )
 
     def claim_picture(self, now: float, lease_seconds: float) -> Picture | None:
-        """A picture to make small, the newest first; nobody else gets it for that long."""
+        """A picture to make small, the newest first; no other process gets it for that long (seconds)."""
         values = {"of_appid": self._appid, "now": now, "until": now + lease_seconds}
         rows = self._database.write(lambda connection: connection.execute(self._claim_picture, values).all())
         return Picture(*rows[0]) if rows else None
@@ -429,7 +429,7 @@ class Queue:
         return Backlog(held, waiting)
 
     def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list["_Claimed"]]:
-        claim = secrets.randbits(63)  # a fencing value that nobody had before
+        claim = secrets.randbits(63)  # a fencing value that no claim had before
         values = {
             "of_appid": self._appid,
             "now": now,

@@ -1,4 +1,4 @@
-"""The shared access_token: one row per account beside the ledger, and the lease of whoever fetches a new one.
+"""The shared access_token: one row per account beside the ledger, and the lease of the process that fetches a new one.
 
 Knows how the row is kept and that only the lease's holder may write it, on both databases and over all processes.
 Must not know when a token is renewed, or where from: that is wechat.access_token.
@@ -31,7 +31,7 @@ class SqlTokenStore:
         return TokenRow(**dict(zip(_NAMES, rows[0], strict=True))) if rows else EMPTY
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
-        # One statement: whoever comes second finds the condition untrue.
+        # One statement: for the second process the condition is no longer true.
         mine_now = {"lease_holder": holder, "lease_until": now + seconds}
         statement = (
             self._database.insert(tokens)

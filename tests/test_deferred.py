@@ -18,7 +18,7 @@ import parts
 from answers.late import DeferredReplies
 from handlers import Deferred
 from storage.database import connect
-from storage.deferred import Works
+from storage.deferred import DeferredWork
 from storage.ledger import Ledger
 from tests import pushing
 from tests.conftest import FAN, ROOT, eventually
@@ -37,7 +37,7 @@ MSG_IDS = itertools.count(70_000)
 
 @pytest.fixture
 def works(database, ledger):
-    return Works(database, ledger, APPID)
+    return DeferredWork(database, ledger, APPID)
 
 
 def text(number=1, content="question", fan=FAN):
@@ -136,7 +136,7 @@ def test_work_given_back_is_due_at_once(works):
 
 def test_a_text_writes_nothing_when_no_result_is_kept_for_its_fan(tmp_path):
     database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
-    works = Works(database, Ledger(database, APPID), APPID)
+    works = DeferredWork(database, Ledger(database, APPID), APPID)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as somebody:
         somebody.execute("BEGIN IMMEDIATE")  # whoever wants to write waits, and gets an error
         assert works.record_with_kept_result(text(), NOW) is None

@@ -12,7 +12,7 @@ import handlers
 import parts
 from config import Settings
 from handlers import Deferred, Remember
-from storage.deferred import Works
+from storage.deferred import DeferredWork
 from storage.memories import Change, Memories, MemoryChangedError, StoredMemory
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, eventually
@@ -73,7 +73,7 @@ def test_a_message_that_saw_an_older_memory_writes_nothing(ledger, memories, ver
 
 
 def test_deferred_work_remembers_with_its_result(database, ledger, memories):
-    works = Works(database, ledger, APPID)
+    works = DeferredWork(database, ledger, APPID)
     _, work = works.record(text(1), NOW, 15)
     record(memories, text(2), StoredMemory(), {"step": 1})
     assert works.finish(work, b"<xml/>", NOW, memory='{"step":2}')

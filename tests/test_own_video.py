@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from storage.deferred import Works
+from storage.deferred import DeferredWork
 from storage.files import StoredFile
 from tests import pushing
 from tests.conftest import ROOT, eventually
@@ -173,7 +173,7 @@ def test_passive_answers_at_once_with_the_fans_own_media_id(sandbox, make_bot):
 
 @pytest.fixture
 def works(database, ledger):
-    return Works(database, ledger, APPID)
+    return DeferredWork(database, ledger, APPID)
 
 
 def video(number=1):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from answers.copies import StoredCopies
 from answers.failures import SEND_REFUSALS, failure
-from storage.deferred import Works
+from storage.deferred import DeferredWork
 from storage.queue import Queue, Send
 from wechat import customer_service
 from wechat.client import ApiClient
@@ -29,7 +29,7 @@ class Sends:
         self,
         queue: Queue,
         client: ApiClient,
-        works: Works,
+        works: DeferredWork,
         copies: StoredCopies,
         failures: Failures,
         *,
