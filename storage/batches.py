@@ -4,6 +4,8 @@ A commit, and its way to the disk, costs for twenty rows what it costs for one. 
 work is, nor what its errors mean.
 """
 
+from __future__ import annotations
+
 import os
 import threading
 import time
@@ -49,7 +51,7 @@ class Batches(Generic[Item, Result]):
             return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 
-    def _called(self, mine: "_Waiting[Item, Result]", wait: float) -> bool:
+    def _called(self, mine: _Waiting[Item, Result], wait: float) -> bool:
         """True: to lead. False: another has led."""
         if not mine.call.acquire(timeout=wait):
             with self._lock:
@@ -59,7 +61,7 @@ class Batches(Generic[Item, Result]):
                     raise TimeoutError
         return mine.leads
 
-    def _lead(self, mine: "_Waiting[Item, Result]", give_up: float) -> None:
+    def _lead(self, mine: _Waiting[Item, Result], give_up: float) -> None:
         # A thread that is about to bring its item need not wait for the next batch.
         os.sched_yield()
         batch = [mine]

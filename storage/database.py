@@ -7,6 +7,8 @@ may be repeated after a commit whose answer was lost.
 Make one Database per process, after a fork: connections do not survive one.
 """
 
+from __future__ import annotations
+
 import logging
 import sqlite3
 import threading
@@ -247,7 +249,7 @@ class Database:
         """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
-    def prepared(self, statement: Executable) -> "Prepared":
+    def prepared(self, statement: Executable) -> Prepared:
         """The statement made ready for this database."""
         return Prepared(statement, self._engine.dialect)
 

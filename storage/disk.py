@@ -4,6 +4,8 @@ Knows how a file is made to last: written beside, synced, moved to its key, and 
 in `.tmp/`. Must not know what the files are.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import secrets

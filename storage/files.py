@@ -5,6 +5,8 @@ appears under its key whole or not at all, and writing the same key twice is har
 promised of a store; how that is done is in storage.disk and storage.s3. No messages, no ledger, no platform.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence

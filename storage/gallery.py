@@ -5,6 +5,8 @@ the place where the one before it ended, never by counting rows, so that the las
 no index serves (texts, a part of an OpenID) is looked for row by row, for a moment; the page says how far it got.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields

@@ -5,6 +5,8 @@ what is done for it later is in storage.queue, and how it goes in storage.purge.
 an argument, in unix seconds) and no XML.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, field
 from typing import Any

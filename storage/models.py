@@ -15,6 +15,8 @@ however many rows there are. `downloads_due`, `sends_due` give the next claim, a
 `unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE. `results_*` find deferred replies that are still owed.
 """
 
+from __future__ import annotations
+
 from sqlalchemy import (
     BigInteger,
     Boolean,

@@ -8,6 +8,8 @@ Lane `media` (the download): pending -> stored | failed. Lane `send` (what is se
 Thumbnails are made from `thumbnail_due` on.
 """
 
+from __future__ import annotations
+
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -428,7 +430,7 @@ class Queue:
             waiting = max(waiting, 0.0 if oldest is None else now - oldest)
         return Backlog(held, waiting)
 
-    def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list["_Claimed"]]:
+    def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list[_Claimed]]:
         claim = secrets.randbits(63)  # a fencing value that no claim had before
         values = {
             "of_appid": self._appid,

@@ -4,6 +4,8 @@ Knows counters that are deleted after an hour. A process writes them at most onc
 refused ever again costs no write each time. Must not know what a request is, or why it was refused.
 """
 
+from __future__ import annotations
+
 import threading
 from collections import Counter
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Knows boto3, which is imported when a store is made, and turns what it raises in
 Must not know what the files are.
 """
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import hashlib
@@ -127,7 +129,7 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-def _s3_client() -> "S3Client":
+def _s3_client() -> S3Client:
     import boto3
     from botocore.config import Config
 

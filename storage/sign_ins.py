@@ -4,6 +4,8 @@ One truth for all processes. Knows counters that begin anew when their time is o
 password came before. Must not know passwords, cookies or who is asking: an address is a name to count under.
 """
 
+from __future__ import annotations
+
 import secrets
 
 from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, not_, or_, select, update

@@ -4,6 +4,8 @@ Knows how the row is kept and that only the lease's holder may write it, on both
 Must not know when a token is renewed, or where from: that is wechat.access_token.
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, fields
 from typing import Any
 

@@ -286,7 +286,7 @@ def test_strange_elements_are_kept_and_answered(make_app):
 
 
 def test_a_bad_padding_and_another_appid_are_counted_alike(safe_app):
-    """Whoever could tell them apart could open an envelope byte by byte."""
+    """One who could tell them apart could open an envelope byte by byte."""
     other = Envelope(THROWAWAY.aes_key, "wx00000000other000")
     key = Envelope("Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM", THROWAWAY.appid)
 

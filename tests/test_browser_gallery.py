@@ -41,7 +41,7 @@ class Place:
         self.fans = 0
 
     def send(self, kind="image", data=None, until=("stored",)):
-        """A fan of his own sends; returns the ledger's entry when it has come to one of those states."""
+        """Another fan sends; returns the ledger's entry when it has come to one of those states."""
         self.fans += 1
         fan = f"oBrowser-AbCdEfGhIjKlMn{self.fans:05}"
         file = ("x", PHOTO.read_bytes() if data is None else data)

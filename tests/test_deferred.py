@@ -138,7 +138,7 @@ def test_a_text_writes_nothing_when_no_result_is_kept_for_its_fan(tmp_path):
     database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
     works = DeferredWork(database, Ledger(database, APPID), APPID)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as somebody:
-        somebody.execute("BEGIN IMMEDIATE")  # whoever wants to write waits, and gets an error
+        somebody.execute("BEGIN IMMEDIATE")  # every other writer waits, and gets an error
         assert works.record_with_kept_result(text(), NOW) is None
 
 

@@ -634,7 +634,7 @@ def test_a_fault_of_the_platform(world, case, counted):
 
 @contextlib.contextmanager
 def mounted(folder, size):
-    """A small file system of its own on `folder`; whoever may not mount one skips."""
+    """A small file system of its own on `folder`; where it may not be mounted the test is skipped."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "none", folder],
@@ -1117,7 +1117,7 @@ def test_a_slow_handler_whose_process_is_killed(make_bot, sandbox, late, full, c
         return requests.post(url, json=body, timeout=120).json()
 
     def slow(fan):
-        """Three deliveries whatever comes; in `redelivery` the fan then asks until he has his answer."""
+        """Three deliveries whatever comes; in `redelivery` the fan then asks until the answer is there."""
         content = f"slow {seconds} the answer for {fan}"
         push(fan, content)
         if late == "redelivery":

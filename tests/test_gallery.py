@@ -868,7 +868,6 @@ class TestEntry:
         answer = rig.client.post(f"/gallery/{ledger_id}/retry")
         assert (answer.status_code, answer.location) == (303, f"/gallery/{ledger_id}")
         assert rig.parts.ledger.get(ledger_id).media_state == "pending"
-        assert rig.parts.worker._wake.is_set()
         page = rig.page(f"/{ledger_id}")
         assert "Next attempt" in page
         assert "40007" not in page, "what was before the retry is forgotten"

@@ -1,4 +1,4 @@
-"""Many processes, both databases, S3: one token, no download lost or stored twice, whoever is killed.
+"""Many processes, both databases, S3: one token, no download lost or stored twice, whatever process is killed.
 
 `make test` runs each with small counts, `make faults` (--full) with the counts that the promises name; then the figures
 are in its table. Nothing here sleeps for luck: every wait has a condition and an end.

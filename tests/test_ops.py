@@ -143,7 +143,7 @@ def test_not_ready_without_the_database(sandbox, make_bot, postgresql):
     try:
         answer = requests.get(f"{bot.url}/readyz", timeout=20)
         assert answer.status_code == 503
-        assert answer.elapsed.total_seconds() < 5, "whoever probes gives up soon"
+        assert answer.elapsed.total_seconds() < 5, "a probe gives up soon"
         assert "PostgreSQL" in answer.json()["checks"]["database"]
         assert requests.get(f"{bot.url}/metrics", timeout=20).status_code == 200
     finally:

@@ -1,4 +1,4 @@
-"""Purging: rows and files go together, in batches, whoever crashes in between; by age, by fan, by unsubscribing."""
+"""Purging: rows and files go together, in batches, whatever process dies; by age, by fan, by unsubscribing."""
 
 import errno
 import os

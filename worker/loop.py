@@ -1,8 +1,8 @@
 """Works off the ledger, in threads of this process: claims what is due, does it, and keeps the claims alive.
 
 Knows threads, leases and the order of a stop: nothing more is claimed, work in hand finishes within GRACE_SECONDS or is
-given back. Does not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; whoever lost
-it stops, and no mark of theirs changes anything.
+given back. Does not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; a worker
+that lost it stops, and none of its marks changes anything.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Worker:
         except StoppedError:
             survived("the ledger cannot be written", partial(self._queue.give_back, job), ledger_id=job.id)
         except DatabaseUnavailableError as error:
-            # The lease runs out, and whoever reaches the database first goes on.
+            # The lease runs out, and the first process that reaches the database goes on.
             log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
         except Exception:
             log.exception("unexpected fault; the work is tried again", extra={"ledger_id": job.id})
