@@ -42,7 +42,9 @@ def running(tmp_path_factory):
 @pytest.fixture
 def phone(running):
     requests.post(f"{running.url}/sandbox/reset", timeout=10)
-    return running
+    yield running
+    # What the last test sent and did not wait for would end in the next one's chat.
+    eventually(lambda: all(push["ended"] for push in pushes(running)), what="the end of all pushes")
 
 
 @pytest.fixture
@@ -365,11 +367,16 @@ def test_places_links_codes_and_short_videos(page, phone):
     assert len(pushed(phone)) == 5
 
 
+def pushes(sandbox):
+    """What the page is told of all pushes, oldest first."""
+    so_far, stop = sandbox.state.listen(lambda name, facts: None)
+    stop()
+    return so_far["pushes"]
+
+
 def pushed(phone):
     """The XML of all pushes, oldest first."""
-    so_far, stop = phone.state.listen(lambda name, facts: None)
-    stop()
-    return [push["plain"] for push in so_far["pushes"]]
+    return [push["plain"] for push in pushes(phone)]
 
 
 def test_a_stranger_who_scans_follows(page, phone):
