@@ -1058,7 +1058,8 @@ def test_more_connections_than_file_descriptors(make_loaded, counted, limit):
         for _ in range(limit + 100):
             with contextlib.suppress(OSError):
                 idle.enter_context(socket.create_connection(("127.0.0.1", bot.settings.port), timeout=1))
-        taken = limit - min(256, limit // 2)  # gunicorn.conf.py leaves the rest to the ledger and the downloads
+        # gunicorn.conf.py leaves the rest to the ledger and the downloads.
+        taken = limit - min(256, limit // 2)
         eventually(lambda: psutil.Process(child.pid).num_fds() >= taken, what="no room")
     eventually(lambda: answered(bot, 5) == 200, what="an answer")
     assert [each.pid for each in psutil.Process(web.pid).children()] == [child.pid]
