@@ -66,14 +66,12 @@ def examine(
     else:
         english = "AES key: safe mode" if settings.wechat_aes_key else "no AES key: plaintext mode"
         chinese = "有 AES 密钥，安全模式" if settings.wechat_aes_key else "无 AES 密钥，明文模式"
-        yield finding(
-            "settings",
-            Outcome(
-                True,
-                f"complete for {settings.wechat_appid} ({english})",
-                f"{settings.wechat_appid} 的设置完整（{chinese}）",
-            ),
-        )
+        english = f"complete for {settings.wechat_appid} ({english})"
+        chinese = f"{settings.wechat_appid} 的设置完整（{chinese}）"
+        if settings.late_reply == "customer_service" or settings.echo_via == "upload":
+            english += "; late replies are customer-service messages, which an unverified account may not send (48001)"
+            chinese += "；迟到的回复用客服消息发送，未认证的公众号不能发送（48001）"
+        yield finding("settings", Outcome(True, english, chinese))
     yield from (finding("secrets", outcome) for outcome in exposed_secrets(settings, folder))
     yield from _Examination(settings, faulty, clock).findings()
 
