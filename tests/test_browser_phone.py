@@ -28,6 +28,7 @@ pytestmark = ONE_BROWSER
 HOPPER = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 CHINA = ROOT / "sandbox" / "photos" / "china.jpg"
 AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100
+FILM = (ROOT / "tests" / "samples" / "film.mp4").read_bytes()
 MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 80
 FAILURE = "该公众号暂时无法提供服务，请稍后再试"
 
@@ -747,3 +748,16 @@ def test_the_page_connects_again(open_page):
             for feed in feeds:
                 feed.close()
         page.locator("#live.on").wait_for()
+
+
+@pytest.mark.parametrize(("kind", "late"), [("video", "customer_service"), ("shortvideo", "redelivery")])
+def test_a_film_comes_back_late(kind, late, open_page, tmp_path):
+    """The upload takes longer than a delivery may: the film comes by customer service, or with a repeated push."""
+    with running_sandbox() as sandbox, running_bot(sandbox, tmp_path, LATE_REPLY=late):
+        slow = {"path": "/cgi-bin/media/upload", "times": 1, "delay": 6}
+        requests.put(f"{sandbox.url}/sandbox/faults", json=[slow], timeout=10)
+        page = open_page(sandbox.url)
+        choose(page, {"name": "film.mp4", "mimeType": "video/mp4", "buffer": FILM}, kind=kind)
+        page.locator("#chat .message.account video").wait_for(timeout=40_000)
+        assert sides(page) == ["fan", "account"]
+        eventually(lambda: all(push["ended"] for push in pushes(sandbox)), what="the end of the push")
