@@ -6,7 +6,6 @@ be written, end gunicorn here, before it starts a process.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,11 @@ sys.path.insert(0, chdir)
 
 import cores  # noqa: E402
 import logs  # noqa: E402
-from config import Settings, SettingsError  # noqa: E402
-from storage import writable  # noqa: E402
 from web import metrics_folder, server  # noqa: E402
 
 try:
-    _settings = Settings.from_env(os.environ)
-    writable.check(_settings.database_url.get_secret_value(), _settings.media_store)
-    server.check_port(_settings.port)
-except (SettingsError, writable.NotWritableError, PermissionError) as error:
+    _settings = server.settings()
+except server.FAULTS as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)  # systemd's RestartPreventExitStatus: a restart would fail in the same way
 
@@ -42,7 +37,11 @@ forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are beli
 control_socket_disable = True  # one machine may run several bots; signals are enough
 logconfig_dict = logs.config(_settings.log_format, _settings.log_level)
 logger_class = server.QuietLogger
-on_starting = server.tell_what_is_missing
+
+
+def on_starting(master: Any) -> None:
+    server.tell_what_is_missing(master)
+    server.reload_without_faults_only(master)
 
 
 def pre_fork(master: Any, worker: Any) -> None:

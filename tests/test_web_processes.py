@@ -14,8 +14,8 @@ import pytest
 import requests
 
 import cores
-from tests import pushing
-from tests.conftest import ROOT, eventually
+from tests import project, pushing
+from tests.conftest import ROOT, Process, clean_environ, eventually, free_port
 from tests.test_deferred import Slow, verdicts
 from tests.test_flow import control, entries, send, stored
 
@@ -293,6 +293,41 @@ def test_a_reload_ends_the_old_processes_at_once_and_pushes_go_on(sandbox, make_
         assert send(sandbox)["attempts"][-1]["verdict"] == "reply"
     assert web.stop() == 0
     assert "Traceback" not in web.text()
+
+
+def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
+    folder = project.copy(tmp_path / "bot")
+    port = free_port()
+    right = f"WECHAT_APPID=wx1\nWECHAT_APPSECRET=secret\nWECHAT_TOKEN=token\nPORT={port}\n"
+    (folder / ".env").write_text(right)
+    web = Process(
+        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"],
+        clean_environ(),
+        tmp_path / "gunicorn.log",
+        folder,
+    )
+
+    def healthy():
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).ok
+
+    def processes():
+        return {child.pid for child in psutil.Process(web.pid).children()}
+
+    try:
+        eventually(healthy, what="the web process")
+        before = processes()
+        (folder / ".env").write_text(right.replace("WECHAT_TOKEN=token", "WECHAT_TOKEN=a b"))
+        web.popen.send_signal(signal.SIGHUP)
+        eventually(lambda: "not reloaded" in web.text(), what="the reason")
+        assert "WECHAT_TOKEN" in web.text()
+        assert (healthy(), processes()) == (True, before)
+        (folder / ".env").write_text(right)
+        web.popen.send_signal(signal.SIGHUP)
+        eventually(lambda: not before & processes(), 30, what="new processes")
+        assert healthy()
+    finally:
+        assert web.stop() == 0
 
 
 def test_a_process_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_bot):

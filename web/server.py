@@ -7,6 +7,7 @@ with another gunicorn the plain worker runs instead, and `MISSING` says why. Mus
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import time
@@ -20,6 +21,8 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.workers import gthread  # type: ignore[import-untyped]
 
 import cores
+from config import Settings, SettingsError
+from storage import writable
 
 WORK_SECONDS = 20.0  # for work in hand, after the signal
 LINGER_SECONDS = (
@@ -79,6 +82,36 @@ def tell_what_is_missing(master: Any) -> None:
     """One warning when the plain worker runs."""
     if MISSING:
         master.log.warning("this gunicorn has no %s: its plain worker runs, slower", ", ".join(MISSING))
+
+
+FAULTS = (SettingsError, writable.NotWritableError, PermissionError)
+"""What `settings` raises; each says what to do."""
+
+
+def settings() -> Settings:
+    """The settings of this process, checked with what they name: the folders and the port. Raises one of `FAULTS`."""
+    found = Settings.from_env(os.environ)
+    writable.check(found.database_url.get_secret_value(), found.media_store)
+    check_port(found.port)
+    return found
+
+
+def reload_without_faults_only(master: Any) -> None:
+    """HUP with faulty settings changes nothing, and is said in the log. gunicorn would end the whole server."""
+    reload = master.handle_hup
+
+    def handle_hup() -> None:
+        try:
+            settings()
+        except FAULTS as error:
+            master.log.error(
+                "not reloaded, the processes go on with the settings they have (未重新加载，继续使用原来的设置): %s",
+                error,
+            )
+        else:
+            reload()
+
+    master.handle_hup = handle_hup
 
 
 def check_port(port: int) -> None:
