@@ -291,7 +291,7 @@ class Database:
             self._bring_up_to_date(wait)
             return
         try:
-            self._file.make()
+            self._make(self._file, wait)
             with self._file.alone(wait):
                 self._bring_up_to_date(wait)
                 if self._file.is_opened_first():  # it may be that the power was cut
@@ -302,6 +302,18 @@ class Database:
         # The process that made the file, its folder or the schema may have died before it came to this.
         self.sync()
         self._file.sync_folders()
+
+    def _make(self, file: SqliteFile, wait: float) -> None:
+        # As in `_run`: a disk that is read-only or full now may be neither in a second.
+        give_up = time.monotonic() + wait
+        while True:
+            try:
+                return file.make()
+            except DatabaseUnavailableError as error:
+                self._trouble = str(error)
+                if time.monotonic() >= give_up:
+                    raise
+            time.sleep(_PAUSES[-1])
 
     def _bring_up_to_date(self, wait: float) -> None:
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.

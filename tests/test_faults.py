@@ -154,13 +154,15 @@ class Load:
             lambda connection: connection.exec_driver_sql(f"SELECT {columns} FROM messages").all()
         )
         by_number = {int(row.msg_id): row for row in rows if int(row.msg_id) in self.pushes}
-        in_store = [path for path in files(self.bot) if path.parent.name != ".tmp"]
+        of_other_loads = {row.media_key for row in rows if int(row.msg_id) not in self.pushes}
+        media = self.bot.folder / "media"
+        here = [path for path in files(self.bot) if path.relative_to(media).as_posix() not in of_other_loads]
+        in_store = [path for path in here if path.parent.name != ".tmp"]
         lost = [number for number, row in by_number.items() if row.media_state != "stored"]
         broken = [
             number
             for number, row in by_number.items()
-            if row.media_key
-            and (self.bot.folder / "media" / row.media_key).read_bytes() != picture(f"media-{number}")
+            if row.media_key and (media / row.media_key).read_bytes() != picture(f"media-{number}")
         ]
         marked = Counter(re.findall(r"INFO worker: stored ledger_id=(\d+)", self.bot.logs()))
         figures = {
@@ -175,7 +177,7 @@ class Load:
             "with_two_rows": len([row for row in rows if int(row.msg_id) in self.pushes]) - len(by_number),
             "downloads_lost": len(lost),
             "stored_twice": sum(count > 1 for count in marked.values()) + abs(len(in_store) - len(by_number)),
-            "broken_files": len(broken) + len(files(self.bot)) - len(in_store),
+            "broken_files": len(broken) + len(here) - len(in_store),
         }
         assert len(self.answers) == self.count
         assert all(row.sender == self.pushes[number] for number, row in by_number.items())
