@@ -199,6 +199,7 @@ class _Application:
                     "WECHAT_API_BASE": "http://127.0.0.1:9",  # nothing listens there
                     "DATABASE_URL": f"sqlite:///{database}",
                     "LEDGER_SYNC": "normal",
+                    "REPLY_SECONDS": "0.001",  # no worker makes the copy that a video's answer waits for
                     "MEDIA_STORE": str(folder / "media"),
                     **environ,
                 },
