@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
+    app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
     commands.add_to(app)
     if settings is None:
         on_command_line = os.environ.get("FLASK_RUN_FROM_CLI") == "true"

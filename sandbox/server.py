@@ -107,6 +107,7 @@ def running_sandbox(
 def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
     """The platform's API, the control routes and the page for one state."""
     app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(create_api(state))

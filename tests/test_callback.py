@@ -113,7 +113,7 @@ def test_the_url_may_end_in_a_slash(plain_app):
     assert client.put("/wechat/").status_code == 405
 
 
-@pytest.mark.parametrize("path", ["/weixin", "/wechat/x", "/api/wechat"])
+@pytest.mark.parametrize("path", ["/weixin", "/wechat/x", "/api/wechat", "/api//wechat"])
 def test_a_url_that_is_not_the_callbacks_is_told_in_the_log(plain_app, caplog, path):
     caplog.clear()
     client = plain_app.test_client()
