@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar, cast
@@ -71,6 +72,10 @@ _SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLI
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
 # connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
 _POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
+
+
+class _NotNow(Exception):
+    """Why an attempt failed, when another one may not."""
 
 
 class Database:
@@ -203,36 +208,44 @@ class Database:
             self._room.put(None)
 
     def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
-        give_up = time.monotonic() + wait
-        tries = 0
-        while True:
-            connection = None
-            try:
-                connection = self._take()
-                if self._file is not None:
-                    self._file.look()
-                else:
-                    driver_of(connection).patience = wait + _SILENCE_SECONDS
-                result = operation(connection)
-            except BaseException as error:
-                if connection is not None:
-                    _drop(connection)
-                reason = self._unavailable(error)
-                if reason is None:
-                    raise
-                self._trouble = reason
+        return self._until_available(lambda: self._try(operation, wait), wait)
+
+    def _try(self, operation: Callable[[Connection], T], wait: float) -> T:
+        connection = None
+        try:
+            connection = self._take()
+            if self._file is not None:
+                self._file.look()
             else:
-                self._idle.append(connection)
-                return result
-            # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
-            self._close_idle()  # what broke one connection has mostly broken the idle ones too
+                driver_of(connection).patience = wait + _SILENCE_SECONDS
+            result = operation(connection)
+        except BaseException as error:
+            if connection is not None:
+                _drop(connection)
+            reason = self._unavailable(error)
+            if reason is None:
+                raise
+        else:
+            self._idle.append(connection)
+            return result
+        # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
+        self._close_idle()  # what broke one connection has mostly broken the idle ones too
+        raise _NotNow(reason)
+
+    def _until_available(self, attempt: Callable[[], T], wait: float) -> T:
+        """Tries again while it raises _NotNow, until `wait` is over; at least twice."""
+        give_up = time.monotonic() + wait
+        for tries in count():
+            try:
+                return attempt()
+            except _NotNow as error:
+                self._trouble = str(error)
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
-                raise DatabaseUnavailableError(f"{reason} (waited {wait:g} s)")
-            # A foreign program has the lock, or the server is away: neither tells when that ends.
-            pause = _PAUSES[tries] if tries < len(_PAUSES) else _PAUSES[-1]
-            time.sleep(min(pause, left))
-            tries += 1
+                break
+            # A foreign program has the lock, the disk is full, the server is away: none tells when that ends.
+            time.sleep(min(_PAUSES[min(tries, len(_PAUSES) - 1)], left))
+        raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:g} s)")
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:
@@ -291,7 +304,7 @@ class Database:
             self._bring_up_to_date(wait)
             return
         try:
-            self._make(self._file, wait)
+            self._until_available(self._make_file, wait)
             with self._file.alone(wait):
                 self._bring_up_to_date(wait)
                 if self._file.is_opened_first():  # it may be that the power was cut
@@ -303,17 +316,12 @@ class Database:
         self.sync()
         self._file.sync_folders()
 
-    def _make(self, file: SqliteFile, wait: float) -> None:
-        # As in `_run`: a disk that is read-only or full now may be neither in a second.
-        give_up = time.monotonic() + wait
-        while True:
-            try:
-                return file.make()
-            except DatabaseUnavailableError as error:
-                self._trouble = str(error)
-                if time.monotonic() >= give_up:
-                    raise
-            time.sleep(_PAUSES[-1])
+    def _make_file(self) -> None:
+        assert self._file is not None
+        try:
+            self._file.make()
+        except DatabaseUnavailableError as error:
+            raise _NotNow(str(error)) from None
 
     def _bring_up_to_date(self, wait: float) -> None:
         # The quick way, for every start but the first: alembic alone would take longer than all the rest.
