@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,30 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from trying import ACCOUNT, FAN, PHOTO, ROOT, Failed, Table, debian, fetched, lacking, limit, until, wheels
+
 LIMIT_SECONDS = 600
 NEEDED = {"podman": "podman", "crun": "crun", "mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
 SUITE = "forky"  # the Debian with the Containerfile's Python
 IMAGE = "tushangwanglai"
 PORT, SANDBOX = 8460, "http://127.0.0.1:8461"
-FAN = "oDeploy-AFan0000000000000001"
-ACCOUNT = {
-    "WECHAT_APPID": "wx00000000deadbeef",
-    "WECHAT_APPSECRET": "0123456789abcdef0123456789abcdef",
-    "WECHAT_TOKEN": "tryDeployToken01",
-    "WECHAT_API_BASE": SANDBOX,
-}
+SETTINGS = ACCOUNT | {"WECHAT_API_BASE": SANDBOX, "PORT": str(PORT), "WEB_CONCURRENCY": "2"}
 FIX = """\
 FROM base
 RUN ln -sf python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED \\
  && printf "[global]\\nno-index = true\\nfind-links = /wheels\\n[install]\\nignore-installed = true\\n" > /etc/pip.conf
 """
-NONE: Mapping[str, str] = {}
 PRIVATE = "--in-a-mount-namespace-of-its-own"
-
-
-class Failed(Exception):
-    """A step did not show what it must show."""
 
 
 class Podman:
@@ -74,16 +62,24 @@ class Podman:
         return done.stdout
 
     def bot(
-        self, *options: str, command: tuple[str, ...] = (), exits: int = 0, settings: Mapping[str, str] = NONE
+        self,
+        *options: str,
+        command: tuple[str, ...] = (),
+        exits: int = 0,
+        settings: Mapping[str, str] | None = None,
     ) -> str:
         """One container with the account's settings; `options` are those of podman run."""
-        given = {**ACCOUNT, "PORT": str(PORT), "WEB_CONCURRENCY": "2", **settings}
+        given = {**SETTINGS, **(settings or {})}
         environ = [f"--env={name}={value}" for name, value in given.items()]
         return self.run("run", "--network=host", *environ, *options, IMAGE, *command, exits=exits)
 
     @contextmanager
     def running(
-        self, name: str, *options: str, command: tuple[str, ...] = (), settings: Mapping[str, str] = NONE
+        self,
+        name: str,
+        *options: str,
+        command: tuple[str, ...] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> Iterator[None]:
         """The container runs in the background, and is removed in the end."""
         self.bot("--detach", f"--name={name}", *options, command=command, settings=settings)
@@ -95,16 +91,8 @@ class Podman:
     def answers(self, name: str) -> float:
         """Seconds until the web container answers."""
         began = time.monotonic()
-        while not fetched(f"http://127.0.0.1:{PORT}/healthz"):
-            if time.monotonic() - began > 30:
-                raise Failed(self.run("logs", name))
-            time.sleep(0.05)  # it starts
+        until(lambda: fetched(f"http://127.0.0.1:{PORT}/healthz"), 30, lambda: self.run("logs", name))
         return time.monotonic() - began
-
-
-def fetched(url: str, *options: str) -> str:
-    """The body, empty when there is none."""
-    return subprocess.run(["curl", "-fsS", *options, url], capture_output=True, text=True).stdout
 
 
 def has_said(said: str, *texts: str) -> None:
@@ -114,7 +102,7 @@ def has_said(said: str, *texts: str) -> None:
 
 
 def echo() -> str:
-    photo = f"file=@{ROOT}/sandbox/photos/grace_hopper.jpg"
+    photo = f"file=@{PHOTO}"
     began = time.monotonic()
     answer = json.loads(
         fetched(f"{SANDBOX}/sandbox/fans/{FAN}/messages", "-F", "type=image", "-F", photo) or "{}"
@@ -139,21 +127,10 @@ def build(podman: Podman) -> str:
         "run", "--rm", "--network=host", wanted, "python", "-c", "import sys; print(*sys.version_info[:2])"
     )
     version = ".".join(version.split())
-    wheels = podman.work / "wheels"
-    download = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-qqq",
-        "--only-binary=:all:",
-        "--python-version",
-        version,
-    ]
-    subprocess.run([*download, "-d", str(wheels), "-r", str(ROOT / "requirements.txt")], check=True)
+    wheels(podman.work / "wheels", "--python-version", version)
     began = time.monotonic()
     podman.run(
-        *quiet, f"--volume={wheels}:/wheels:ro", "--format=docker", f"--tag={IMAGE}",
+        *quiet, f"--volume={podman.work}/wheels:/wheels:ro", "--format=docker", f"--tag={IMAGE}",
         f"--file={ROOT}/deploy/Containerfile", str(ROOT), seconds=300,
     )  # fmt: skip
     took = time.monotonic() - began
@@ -206,11 +183,9 @@ def workers(podman: Podman) -> str:
     ):
         podman.answers("web")
         echoed = echo()
-        deadline = time.monotonic() + 20
-        while 'wechat_media{state="stored"} 2.0' not in fetched(f"http://127.0.0.1:{PORT}/metrics"):
-            if time.monotonic() > deadline:
-                raise Failed(podman.run("logs", "worker"))
-            time.sleep(0.1)  # the worker downloads
+        stored = 'wechat_media{state="stored"} 2.0'
+        metrics = f"http://127.0.0.1:{PORT}/metrics"
+        until(lambda: stored in fetched(metrics), 20, lambda: podman.run("logs", "worker"))
         podman.run("kill", "--signal=KILL", "web")
         podman.run("start", "web")
         podman.answers("web")
@@ -283,29 +258,15 @@ STEPS: list[tuple[str, Callable[[Podman], str]]] = [
 ]
 
 
-def prepare(work: Path) -> None:
-    """The base image's file system."""
-    sources = f"deb http://deb.debian.org/debian {SUITE} main\n"
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-pip,ca-certificates"]
-    for option in sorted(Path("/etc/apt/apt.conf.d").glob("*")):
-        if re.search(r"Acquire::(https?|Check)", option.read_text(errors="replace")):
-            command += [f"--aptopt={option}"]
-    subprocess.run([*command, SUITE, str(work / "base.tar"), "-"], input=sources, text=True, check=True)
-
-
 @contextmanager
 def sandbox() -> Iterator[None]:
     command = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
     command += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | ACCOUNT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, env=os.environ | SETTINGS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 20
-        while not fetched(f"{SANDBOX}/sandbox/calls"):
-            if time.monotonic() > deadline:
-                raise Failed("the sandbox did not start")
-            time.sleep(0.1)  # it starts
+        until(lambda: fetched(f"{SANDBOX}/sandbox/calls"), 20, lambda: "the sandbox did not start")
         yield
     finally:
         process.terminate()
@@ -316,34 +277,22 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the containers need root here: podman runs with everything in one folder.", file=sys.stderr)
         return 2
-    if lacking := [package for command, package in NEEDED.items() if shutil.which(command) is None]:
-        print(f"the containers are not tried; missing: apt-get install {' '.join(lacking)}", file=sys.stderr)
+    if missing := lacking(NEEDED):
+        print(f"the containers are not tried; missing: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
     if PRIVATE not in sys.argv:
         # podman looks into a cgroup hierarchy that a machine with both versions has, and that cannot be used there.
         os.execvp("unshare", ["unshare", "--mount", sys.executable, __file__, PRIVATE, *sys.argv[1:]])
     subprocess.run(["umount", "/sys/fs/cgroup/unified"], stderr=subprocess.DEVNULL)
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {LIMIT_SECONDS} s"))
-    signal.alarm(LIMIT_SECONDS)
-    began, rows = time.monotonic(), []
-    with tempfile.TemporaryDirectory(prefix="try-containers-", dir="/var/tmp") as work:
-        prepare(Path(work))
-        podman = Podman(Path(work))
+    limit(LIMIT_SECONDS)
+    table = Table()
+    with tempfile.TemporaryDirectory(prefix="try-containers-", dir="/var/tmp") as folder:
+        work = Path(folder)
+        packages = "python3,python3-pip,ca-certificates"
+        debian(SUITE, f"deb http://deb.debian.org/debian {SUITE} main\n", packages, work / "base.tar")
         with sandbox():
-            for name, step in STEPS:
-                try:
-                    rows.append((name, step(podman)))
-                except (Failed, subprocess.SubprocessError) as error:
-                    rows.append((name, f"FAILED: {error}"))
-                    print(f"{name}: {error}", file=sys.stderr)
-                    if step is build:
-                        break
-                else:
-                    print(f"{name}: {rows[-1][1]}", flush=True)
-    print(f"\n| containers, tried in {time.monotonic() - began:.0f} s | what it showed |\n|---|---|")
-    for name, shown in rows:
-        print(f"| {name} | {shown.splitlines()[0]} |")
-    return 1 if any(shown.startswith("FAILED") for _, shown in rows) else 0
+            table.steps(STEPS, Podman(work), needed=(build,))
+    return table.end("containers")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from trying import ACCOUNT, FAN, ROOT, Failed, Table, debian, lacking, limit, until, wheels
+
 LIMIT_SECONDS = 600
 PACKAGES = (
     "systemd systemd-sysv dbus git make python3 python3-venv python3-pip nginx-light curl openssl ca-certificates "
@@ -28,22 +28,17 @@ PACKAGES = (
 )
 NEEDED = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nsenter": "util-linux"}
 SANDBOX = "http://127.0.0.1:8001"
-FAN = "oDeploy-AFan0000000000000001"
 CERTIFICATE = "/etc/letsencrypt/live/bot.example.com"
-SETTINGS = """\
-WECHAT_APPID=wx00000000deadbeef
-WECHAT_APPSECRET=0123456789abcdef0123456789abcdef
-WECHAT_TOKEN=tryDeployToken01
+SETTINGS = (
+    "".join(f"{name}={value}\n" for name, value in ACCOUNT.items())
+    + """\
 WECHAT_API_BASE=http://127.0.0.1:8001
 DATABASE_URL=sqlite:////var/lib/tushangwanglai/bot.db
 MEDIA_STORE=/var/lib/tushangwanglai/media
 PUBLIC_URL=https://bot.example.com
 PROXY_HOPS=1
 """
-
-
-class Failed(Exception):
-    """A step did not show what it must show."""
+)
 
 
 def document(name: str) -> str:
@@ -82,15 +77,19 @@ class Machine:
 
     def until(self, script: str, seconds: float = 30) -> float:
         """Seconds until the script exits 0."""
-        began = time.monotonic()
-        while True:
+        began, said = time.monotonic(), ""
+
+        def done() -> bool:
+            nonlocal said
             try:
                 self.run(script)
-                return time.monotonic() - began
-            except Failed:
-                if time.monotonic() - began > seconds:
-                    raise
-            time.sleep(0.05)  # what is waited for happens in the machine, which announces nothing
+            except Failed as error:
+                said = str(error)
+                return False
+            return True
+
+        until(done, seconds, lambda: said)
+        return time.monotonic() - began
 
     def seconds(self, script: str) -> float:
         began = time.monotonic()
@@ -109,21 +108,17 @@ def machine(folder: Path) -> Iterator[Machine]:
     with (folder.parent / "boot.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                if children:
-                    booted = Machine(folder, int(children[0]))
-                    try:
-                        booted.run("systemctl is-system-running | grep -E 'running|degraded'")
-                        break
-                    except Failed:
-                        pass
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed(
-                        f"systemd did not start:\n{(folder.parent / 'boot.log').read_text()[-2000:]}"
-                    )
-                time.sleep(0.2)  # it is booting
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            log_file = folder.parent / "boot.log"
+            until(
+                lambda: children.read_text() or process.poll() is not None,
+                60,
+                lambda: log_file.read_text()[-2000:],
+            )
+            if process.poll() is not None:
+                raise Failed(log_file.read_text()[-2000:])
+            booted = Machine(folder, int(children.read_text().split()[0]))
+            booted.until("systemctl is-system-running | grep -E 'running|degraded'", 60)
             yield booted
         finally:
             process.send_signal(signal.SIGTERM)
@@ -142,23 +137,9 @@ def prepare(work: Path) -> Path:
         for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
         if path.exists() and path.suffix in (".list", ".sources")
     )
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"]
-    for option in sorted(Path("/etc/apt/apt.conf.d").glob("*")):
-        if re.search(r"Acquire::(https?|Check)", option.read_text(errors="replace")):
-            command += [f"--aptopt={option}"]
-    subprocess.run([*command, "bookworm", str(root), "-"], input=sources, text=True, check=True)
+    debian("bookworm", sources, PACKAGES, root)
     subprocess.run(["git", "clone", "-q", "--bare", str(ROOT), str(root / "srv" / "clone.git")], check=True)
-    wheels = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-qqq",
-        "--only-binary=:all:",
-        "-d",
-        str(root / "srv/wheels"),
-    ]
-    subprocess.run([*wheels, "-r", str(ROOT / "requirements.txt")], check=True)
+    wheels(root / "srv" / "wheels")
     return root
 
 
@@ -345,39 +326,21 @@ UNDER_SYSTEMD: list[tuple[str, Callable[[Machine], str]]] = [
 ]
 
 
-def under_systemd(work: Path) -> list[tuple[str, str]]:
-    rows = []
-    with machine(prepare(work)) as box:
-        for name, step in UNDER_SYSTEMD:
-            try:
-                rows.append((name, step(box)))
-            except (Failed, subprocess.TimeoutExpired) as error:
-                rows.append((name, f"FAILED: {error}"))
-                print(f"{name}: {error}", file=sys.stderr)
-                if step in (install, start):
-                    break
-            else:
-                print(f"{name}: {rows[-1][1]}", flush=True)
-    return rows
-
-
 def main() -> int:
     if os.geteuid() != 0:
         print("make try-deploy needs root: it boots a Debian of its own.", file=sys.stderr)
         return 2
-    lacking = [package for command, package in NEEDED.items() if shutil.which(command) is None]
-    if lacking:
-        print(f"missing: apt-get install {' '.join(lacking)}", file=sys.stderr)
+    if missing := lacking(NEEDED):
+        print(f"missing: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {LIMIT_SECONDS} s"))
-    signal.alarm(LIMIT_SECONDS)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="try-deploy-", dir="/var/tmp") as work:
-        rows = under_systemd(Path(work))
-    print(f"\n| tried in {time.monotonic() - began:.0f} s | what it showed |\n|---|---|")
-    for name, shown in rows:
-        print(f"| {name} | {shown.splitlines()[0]} |")
-    return 1 if any(shown.startswith("FAILED") for _, shown in rows) else 0
+    limit(LIMIT_SECONDS)
+    table = Table()
+    with (
+        tempfile.TemporaryDirectory(prefix="try-deploy-", dir="/var/tmp") as work,
+        machine(prepare(Path(work))) as box,
+    ):
+        table.steps(UNDER_SYSTEMD, box, needed=(install, start))
+    return table.end("under systemd")
 
 
 if __name__ == "__main__":

@@ -21,24 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from trying import ACCOUNT, FAN, PHOTO, ROOT, Failed, Table, fetched, limit, until
+
 sys.path.insert(0, str(ROOT))
 
-from tests.postgresql import PostgreSQL  # noqa: E402
+from tests.postgresql import PostgreSQL
 
 LIMIT_SECONDS = 300
 BEFORE_THE_FIRST_TAG = "8114087"
-FAN = "oDeploy-AFan0000000000000001"
 PHOTOS = 3
-ACCOUNT = {
-    "WECHAT_APPID": "wx00000000deadbeef",
-    "WECHAT_APPSECRET": "0123456789abcdef0123456789abcdef",
-    "WECHAT_TOKEN": "tryDeployToken01",
-}
-
-
-class Failed(Exception):
-    """A step did not show what it must show."""
 
 
 def git(*arguments: str) -> str:
@@ -76,11 +67,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fetched(url: str, *options: str) -> str:
-    """The body; empty while nobody answers."""
-    return subprocess.run(["curl", "-fsS", *options, url], capture_output=True, text=True).stdout
-
-
 def pushed(url: str, *options: str) -> Any:
     """What the sandbox says of a push."""
     return json.loads(fetched(url, "-X", "POST", *options) or "null")
@@ -93,11 +79,9 @@ def running(folder: Path, log: Path, url: str, *command: str, **settings: str) -
     with log.open("ab") as out:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=out, stderr=out)
     try:
-        deadline = time.monotonic() + 30
-        while not fetched(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Failed(log.read_text()[-3000:])
-            time.sleep(0.1)  # it starts
+        until(lambda: fetched(url) or process.poll() is not None, 30, lambda: log.read_text()[-3000:])
+        if process.poll() is not None:
+            raise Failed(log.read_text()[-3000:])
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -111,11 +95,12 @@ def running(folder: Path, log: Path, url: str, *command: str, **settings: str) -
 
 
 def until_stored(bot: str, count: int, log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while f'wechat_media{{state="stored"}} {count}.0' not in fetched(f"{bot}/metrics"):
-        if time.monotonic() > deadline:
-            raise Failed(f"not {count} stored: {fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)  # it downloads
+    stored = f'wechat_media{{state="stored"}} {count}.0'
+    until(
+        lambda: stored in fetched(f"{bot}/metrics"),
+        30,
+        lambda: f"not {count} stored: {fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}",
+    )
 
 
 def replies(push: Any) -> list[str]:
@@ -137,7 +122,7 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
         "WEB_CONCURRENCY": "2",
     }
     gunicorn = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
-    photo = f"file=@{ROOT}/sandbox/photos/grace_hopper.jpg"
+    photo = f"file=@{PHOTO}"
     say = f"{platform}/sandbox/fans/{FAN}/messages"
     as_json = ("-H", "Content-Type: application/json", "-d")
     python = [sys.executable, "-m", "sandbox", "--port", str(platform_port), "--callback", f"{bot}/wechat"]
@@ -164,7 +149,7 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
             metrics = fetched(f"{bot}/metrics")
             if f"wechat_duplicates_total {len(pushes)}.0" not in metrics:
                 raise Failed(metrics)
-    sent = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
+    sent = PHOTO.read_bytes()
     kept = [file.read_bytes() == sent for file in (work / f"{name}-media").rglob("*.jpg")]
     if kept != [True] * (PHOTOS + 2):
         raise Failed(f"{len(kept)} pictures, {sum(kept)} whole")
@@ -172,30 +157,20 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
 
 
 def main() -> int:
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {LIMIT_SECONDS} s"))
-    signal.alarm(LIMIT_SECONDS)
+    limit(LIMIT_SECONDS)
     commit = sys.argv[1] if len(sys.argv) > 1 else older()
-    began, rows, failed = time.monotonic(), [], False
+    table = Table()
     postgresql = PostgreSQL()
     try:
         with tempfile.TemporaryDirectory(prefix="try-upgrade-", dir="/var/tmp") as folder:
             work = Path(folder)
             old, new = copied(commit, work / "old"), copied("HEAD", work / "new")
-            for name, url in (("SQLite", f"sqlite:///{work}/bot.db"), ("PostgreSQL", postgresql.new())):
-                try:
-                    rows.append((name, upgraded(work, old, new, name, url)))
-                except (Failed, subprocess.SubprocessError) as error:
-                    failed = True
-                    rows.append((name, f"FAILED: {error}"))
-                print(f"{name}: {rows[-1][1]}", flush=True)
+            databases = {"SQLite": f"sqlite:///{work}/bot.db", "PostgreSQL": postgresql.new()}
+            for name in databases:
+                table.step(name, lambda name: upgraded(work, old, new, name, databases[name]), name)
     finally:
         postgresql.close()
-    print(
-        f"\n| from {commit} to this version, tried in {time.monotonic() - began:.0f} s | what it showed |\n|---|---|"
-    )
-    for name, shown in rows:
-        print(f"| {name} | {shown.splitlines()[0]} |")
-    return int(failed)
+    return table.end(f"from {commit} to this version")
 
 
 if __name__ == "__main__":
