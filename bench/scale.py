@@ -21,16 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sqlalchemy import func, select, update
+
 from bench import ledgers, pushes
 from bench.__main__ import CONNECTIONS, RESULTS, machine
 from bench.account import APPID, APPSECRET
 from bench.contestants import ROOT, copy_of, gunicorn_of_ours, running, settings
 from bench.load import drive
-from bench.servers import Server, free_port
+from bench.servers import Server, free_port, until
 from storage.database import Database, connect
 from storage.files import StoredFile
 from storage.gallery import Filter, GalleryRows
 from storage.ledger import Ledger
+from storage.models import AHEAD_SECONDS, messages
 from storage.queue import Queue
 from storage.tokens import SqlTokenStore
 from wechat.access_token import AccessToken
@@ -316,27 +319,31 @@ def _download(
     _get(platform_port, "/times")
     database = connect(f"sqlite:///{folder}/bot.db")
     ledger = Ledger(database, APPID)
-    # All at once, when all are recorded and the last ones' thumbnails made.
-    due = time.time() + 1.0 + count * 0.01
     for message in _messages(count):
-        ledger.record(message, None, due)
-    time.sleep(max(due - time.time(), 0.0))  # the worker begins then
+        ledger.record(message, None, time.time() + AHEAD_SECONDS / 2)
     used, peak = worker.cpu_seconds(), 0
-    until = time.monotonic() + 120
-    pause = 0.005 if look_at_memory else 0.05
-    while (status := ledger.status(time.time())).pending:
-        if time.monotonic() > until or status.failed:
-            raise Incomplete(f"not downloaded: {status}")
+    all_due = update(messages).where(messages.c.media_state == "pending").values(media_due=time.time())
+    database.write(lambda connection: connection.execute(all_due))
+
+    def done() -> bool:
+        nonlocal peak
         if look_at_memory:  # costs time
             peak = max(peak, worker.proportional_memory())
-        time.sleep(pause)  # the worker is another process: only the ledger tells that it is done
+        return not ledger.status(time.time()).pending
+
+    if not until(done, 120, pause=0.005 if look_at_memory else 0.05) or ledger.status(time.time()).failed:
+        raise Incomplete(f"not downloaded: {ledger.status(time.time())}")
     used = worker.cpu_seconds() - used
     last = database.run(
         lambda connection: connection.exec_driver_sql("SELECT max(media_done_at) FROM messages").scalar()
     )
-    database.close()
     for file in (folder / "media" / APPID).rglob("*.jpg"):
         file.unlink()
+    # Not to be counted in the next round: what is left to do for these pictures.
+    left = select(func.count()).where(messages.c.thumbnail_due.is_not(None))
+    if not until(lambda: database.run(lambda connection: connection.execute(left).scalar()) == 0, 120):
+        raise Incomplete("not all thumbnails were made")
+    database.close()
     return Took(float(last - _get(platform_port, "/times")["first"]), used, peak)
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,14 @@ STOP_SECONDS = 20.0
 
 class ServerError(Exception):
     """A server did not start; the text holds the end of its log."""
+
+
+def until(done: Callable[[], bool], seconds: float, *, pause: float = 0.05) -> bool:
+    """Whether it is done within so many seconds; looked at every `pause` seconds."""
+    give_up = time.monotonic() + seconds
+    while not (found := done()) and time.monotonic() < give_up:
+        time.sleep(pause)  # it happens in another process, which cannot wake this one
+    return found
 
 
 def free_port() -> int:
@@ -57,15 +65,16 @@ class Server:
             raise
 
     def _wait_until_it_answers(self) -> None:
-        give_up = time.monotonic() + START_SECONDS
-        while time.monotonic() < give_up and self._process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.05)  # nothing tells when another process begins to listen
-            else:
-                return
-        raise ServerError(f"not started: {self._log.read_text(errors='replace')[-2000:]}")
+        until(lambda: self._process.poll() is not None or self._listens(), START_SECONDS)
+        if not self._listens():
+            raise ServerError(f"not started: {self._log.read_text(errors='replace')[-2000:]}")
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def processes(self) -> list[psutil.Process]:
         return [self.root, *self.root.children(recursive=True)]
