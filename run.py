@@ -96,8 +96,7 @@ class Processes:
         each change of a file, and may be down until then: a file that is being edited may be faulty."""
         reload, seen = environ.get("RELOAD", "") not in ("", "0"), _sources()
         while True:
-            # Polled: subprocess cannot wait for the first of several to end, and not every system has os.waitid.
-            time.sleep(0.5)
+            time.sleep(0.5)  # subprocess cannot wait for the first of several to end, nor for a changed file
             if not reload:
                 self.check()
             elif (now := _sources()) != seen:

@@ -155,7 +155,7 @@ class SqliteFile:
         assert self._lock is not None
         give_up = time.monotonic() + TURN_SECONDS
         while not (held := _locked(self._lock)) and time.monotonic() < give_up:
-            time.sleep(_TURN_PAUSE)
+            time.sleep(_TURN_PAUSE)  # flock waits without end or not at all
         try:
             yield
         finally:
@@ -173,7 +173,7 @@ class SqliteFile:
                 raise DatabaseUnavailableError(
                     f"SQLite: another process holds {self._path.name}-lock (waited {wait:g} s): is it stopped?"
                 )
-            time.sleep(_LOCK_PAUSE)
+            time.sleep(_LOCK_PAUSE)  # as in `turn`
         try:
             yield
         finally:

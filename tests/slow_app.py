@@ -62,7 +62,7 @@ def slow(message):
             return None
         if kind == "kill" and runs().count(words) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(float(seconds))
+        time.sleep(float(seconds))  # the slow handler itself
         return TextReply(words)
 
     if kind == "several":

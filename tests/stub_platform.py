@@ -98,7 +98,7 @@ def drip(data: bytes, pause: float, *, first: bytes = b"") -> Reply:
     def write(sock, request):
         sock.sendall(first)
         for byte in data:
-            time.sleep(pause)
+            time.sleep(pause)  # the slow platform itself
             sock.sendall(bytes([byte]))
         return False
 

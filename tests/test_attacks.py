@@ -473,7 +473,7 @@ def test_unsigned_bodies_cost_no_memory(server):
         thread.start()
     while any(thread.is_alive() for thread in threads):
         most = max(most, server.rss())
-        time.sleep(0.005)
+        time.sleep(0.005)  # how often the memory is read
     assert most - before < 60
     before = server.rss()
     for _ in range(60):

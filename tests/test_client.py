@@ -432,7 +432,7 @@ def test_nothing_is_sent_after_the_time_is_over(platform, monkeypatch):
     real = socket.getaddrinfo
 
     def slow(*args, **kwargs):
-        time.sleep(0.1)
+        time.sleep(0.1)  # the slow name server itself
         return real(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)

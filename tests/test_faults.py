@@ -99,7 +99,7 @@ class Load:
 
         def one(place, number):
             if rate:
-                time.sleep(max(started + place / rate - time.monotonic(), 0))
+                time.sleep(max(started + place / rate - time.monotonic(), 0))  # its turn
             self._until_answered(number, seconds)
 
         with ThreadPoolExecutor(threads) as pool:
@@ -120,7 +120,7 @@ class Load:
                     return
                 self.unanswered += 1
             assert time.monotonic() < deadline, f"no answer within {seconds} s"
-            time.sleep(0.2)
+            time.sleep(0.2)  # what is down says nothing when it is back
 
     def xml(self, number):
         return pushing.image(number, fan=self.pushes[number], media_id=f"media-{number}")
@@ -248,7 +248,7 @@ class Killer:
     def until(self, done, pause, at_least):
         try:
             while self.kills.total() < at_least or not done.is_set():
-                time.sleep(random.uniform(0, 2 * pause))
+                time.sleep(random.uniform(0, 2 * pause))  # the moment is what chance gives
                 self.once()
         except BaseException as error:
             self.trouble = error
@@ -1142,7 +1142,7 @@ def test_a_slow_handler_whose_process_is_killed(make_bot, sandbox, late, full, c
             ):  # to the killed process: the platform repeats it
                 assert session.post(f"{bot.url}{path}", data=body, timeout=30).status_code == 200
                 taken.append(time.perf_counter() - started)
-            time.sleep(0.01)
+            time.sleep(0.01)  # a light load
         return sorted(taken)
 
     def p99(taken):

@@ -370,7 +370,7 @@ def test_a_reader_that_takes_too_long_does_not_hold_the_connection(platform, cli
     with open_media(client, "m", max_bytes=30 * MB) as chunks:
         next(chunks)
         while time.monotonic() < started + 0.9:
-            time.sleep(0.05)
+            time.sleep(0.05)  # the slow reader itself
         with pytest.raises(TruncatedMediaError):
             list(chunks)
 

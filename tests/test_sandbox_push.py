@@ -357,7 +357,7 @@ def test_an_answer_that_trickles_is_cut_at_the_time_out(sandbox, bot, head):
         try:
             for _ in range(500):
                 request.connection.sendall(b"<")
-                time.sleep(0.02)
+                time.sleep(0.02)  # the slow bot itself
         except OSError:
             pass  # cut, as it should be
         return b""
