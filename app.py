@@ -15,6 +15,7 @@ from werkzeug.exceptions import InternalServerError, MethodNotAllowed, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import commands
+import config
 import logs
 import parts
 from config import Settings, SettingsError, settings_of_commands, settings_of_libraries
@@ -23,7 +24,7 @@ from web import callback, gallery, ops, token_server
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The application for `settings`, by default those of the environment. Raises `SettingsError`."""
+    """The application for `settings`, by default the server's or the environment's. Raises `SettingsError`."""
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
@@ -32,8 +33,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         on_command_line = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
         for name, value in settings_of_libraries().items():
             os.environ.setdefault(name, value)
+        environ = settings_of_commands(os.environ) if on_command_line else os.environ
         try:
-            settings = Settings.from_env(settings_of_commands(os.environ) if on_command_line else os.environ)
+            settings = config.of_this_server or Settings.from_env(environ)
         except SettingsError as error:
             if not on_command_line:
                 raise

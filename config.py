@@ -378,6 +378,10 @@ class Settings(BaseModel):
         return settings
 
 
+of_this_server: Settings | None = None
+"""Those that gunicorn's master found good. A process that it starts while .env is being edited has them too."""
+
+
 def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
     """The environment for a command: `environ`, and the settings of a `make run` that runs without an account."""
     path = folder / SANDBOX_SETTINGS

@@ -322,6 +322,14 @@ def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
         eventually(lambda: "not reloaded" in web.text(), what="the reason")
         assert "WECHAT_TOKEN" in web.text()
         assert (healthy(), processes()) == (True, before)
+        # One that dies now is replaced by one with the settings that the others have.
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: processes() and not before & processes() and healthy(), 30, what="new processes")
+        path, body = pushing.plain(pushing.text(1), token="token")
+        answer = requests.post(f"http://127.0.0.1:{port}{path}", data=body, timeout=10)
+        assert "Send me a picture" in answer.text
+        before = processes()
         (folder / ".env").write_text(right)
         web.popen.send_signal(signal.SIGHUP)
         eventually(lambda: not before & processes(), 30, what="new processes")

@@ -20,6 +20,7 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.workers import gthread  # type: ignore[import-untyped]
 
+import config
 import cores
 from config import Settings, SettingsError
 from storage import writable
@@ -89,10 +90,14 @@ FAULTS = (SettingsError, writable.NotWritableError, PermissionError)
 
 
 def settings() -> Settings:
-    """The settings of this process, checked with what they name: the folders and the port. Raises one of `FAULTS`."""
+    """The settings of this server, checked with what they name: the folders and the port. Raises one of `FAULTS`.
+
+    All processes that the master starts from now on have them.
+    """
     found = Settings.from_env(os.environ)
     writable.check(found.database_url.get_secret_value(), found.media_store)
     check_port(found.port)
+    config.of_this_server = found
     return found
 
 
