@@ -1,8 +1,9 @@
 """What the gallery shows of the ledger, newest first.
 
 Knows the queries and the indexes behind them. Must not know pages, pictures or who looks at them. A page is found by
-the place where the one before it ended, never by counting rows, so that the last page costs what the first does. What
-no index serves (texts, a part of an OpenID) is looked for row by row, for a moment; the page says how far it got.
+the place where the one before it ended, so that the last page costs what the first does; by its number only among the
+entries that are counted. What no index serves (texts, a part of an OpenID) is looked for row by row, for a moment; the
+page says how far it got.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ class GalleryRows:
         """How many entries there are, up to `most`; and whether that is all of them."""
         rows, searched_to = self._find(which, None, None, most + 1, [messages.c.id])
         return min(len(rows), most), len(rows) <= most and searched_to is None
+
+    def place(self, which: Filter, number: int) -> Place | None:
+        """Where the entry of that number stands, 1 the newest; the last one's place when there are fewer."""
+        rows, _ = self._find(which, None, None, number, [messages.c.received_at, messages.c.id])
+        return (rows[-1]["received_at"], rows[-1]["id"]) if rows else None
 
     def _find(
         self, which: Filter, before: Place | None, after: Place | None, limit: int, columns: Sequence[Any]

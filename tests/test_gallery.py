@@ -707,6 +707,25 @@ class TestList:
         oldest = re.search(r'href="/gallery([^"]+)">Oldest', rig.page(query))
         assert rig.shown(html.unescape(oldest[1]))[-1] == wanted[0]
 
+    @pytest.mark.parametrize("query", ["", "&kind=image", "&kind=image&state=pending"])
+    def test_a_page_by_its_number(self, rig, monkeypatch, query):
+        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        newest = [rig.receive(at=NOON + number) for number in range(5)][::-1]
+        for number, wanted in (
+            (1, newest[:2]),
+            (2, newest[2:4]),
+            (3, newest[4:]),
+            (9, newest[4:]),  # there are no more
+            (0, newest[:2]),
+            ("x", newest[:2]),
+        ):
+            answer = rig.get(f"?page={number}{query}", follow_redirects=True)
+            assert [
+                int(one) for one in re.findall(r'class="picture" href="/gallery/(\d+)', answer.text)
+            ] == wanted
+        assert "Page, 1 to 3" in rig.page(f"?{query}")
+        assert 'name="page"' not in rig.page("?fan=oNobody")
+
     def test_a_click_leads_back_to_where_it_was(self, rig):
         rig.stored()
         page = rig.page("?state=stored&before=9999999999.5_7")

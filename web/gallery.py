@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import re
 import secrets
 import time
@@ -188,8 +189,14 @@ def gallery(
         )
 
     @blueprint.get("")
-    def index() -> str:
+    def index() -> Any:
         asked = _asked(request.args, zone)
+        total, whole = rows.count(asked.which, COUNTED)
+        pages = math.ceil(total / PAGE_ENTRIES)
+        if number := request.args.get("page", type=int):
+            entries_above = (min(number, pages) - 1) * PAGE_ENTRIES
+            above = rows.place(asked.which, entries_above) if entries_above > 0 else None
+            return redirect(asked.link(**({"before": above} if above else {})), 303)
         limit = PAGE_ENTRIES + 1
         found = rows.page(asked.which, before=asked.before, after=asked.after, limit=limit)
         entries, more = found.entries, len(found.entries) == limit
@@ -203,7 +210,6 @@ def gallery(
         further = None
         if found.searched_to and not more:
             further = asked.link(**{"after" if asked.after else "before": found.searched_to})
-        total, whole = rows.count(asked.which, COUNTED)
         return page(
             "index.html",
             entries=[_shown(entry) for entry in entries],
@@ -214,6 +220,7 @@ def gallery(
             oldest=asked.link(after=(0.0, 0)),
             total=total,
             whole=whole,
+            pages=pages,
             kinds=(*KINDS, "text"),
             states=STATES,
             failed=ledger.status(clock()).failed,
