@@ -68,6 +68,7 @@ class Shown:
     id: int
     sender: str
     msg_type: str
+    create_time: int
     received_at: float
     media_kind: MediaKind | None
     media_state: State | None

@@ -882,8 +882,8 @@ class TestEntry:
             assert page.count(mine) == 1
             assert other not in page
             assert page.count("40007") == 1
-        assert ("send it again" in page) == (language == "en-GB")
-        assert ("重新发送" in page) == (language != "en-GB")
+            assert ("send it again" in page) == (language == "en-GB")
+            assert ("重新发送" in page) == (language != "en-GB")
         answer = rig.client.post(f"/gallery/{ledger_id}/retry")
         assert (answer.status_code, answer.location) == (303, f"/gallery/{ledger_id}")
         assert rig.parts.ledger.get(ledger_id).media_state == "pending"

@@ -212,7 +212,7 @@ def gallery(
             further = asked.link(**{"after" if asked.after else "before": found.searched_to})
         return page(
             "index.html",
-            entries=[_shown(entry) for entry in entries],
+            entries=[_shown(entry, clock()) for entry in entries],
             asked=asked,
             newer=newer,
             older=older,
@@ -455,12 +455,6 @@ def _text(xml: bytes) -> str | None:
     return None
 
 
-def _shown(entry: Shown) -> dict[str, Any]:
-    """An entry of the list, as the template takes it."""
-    code = explain(entry.media_code) if entry.media_code else None
-    return {"one": entry, "text": _text(entry.xml) if entry.media_kind is None else None, "code": code}
-
-
 @dataclass(frozen=True)
 class _Problem:
     """Why a download or a send failed."""
@@ -468,6 +462,7 @@ class _Problem:
     of_send: bool
     said: str
     """The platform's own words, or ours."""
+    code: int | None
     hint_en: str
     hint_zh: str
     fan_en: str
@@ -491,22 +486,35 @@ _FAN_HAS_TO = {
 }
 
 
+def _shown(entry: Shown, now: float) -> dict[str, Any]:
+    """An entry of the list, as the template takes it."""
+    text = _text(entry.xml) if entry.media_kind is None else None
+    return {"one": entry, "text": text, "problem": _media_problem(entry, now)}
+
+
 def _problems(entry: Entry, now: float) -> list[_Problem]:
-    found = []
-    for of_send, state, code, reason in (
-        (False, entry.media_state, entry.media_code, entry.media_reason),
-        (True, entry.send_state, entry.send_code, entry.send_reason),
-    ):
-        if not reason or state in ("stored", "sent"):
-            continue
-        known = explain(code) if code else None
-        said = reason.partition(known.hint_en)[0].rstrip(" .:") if known else reason
-        fan = _FAN_HAS_TO.get(code or 0, ("", "")) if state == "failed" else ("", "")
-        if not of_send and state == "failed" and now > entry.create_time + MEDIA_LIFE_SECONDS:
-            fan = _AGAIN  # the platform has deleted it
-        hints = (known.hint_en, known.hint_zh) if known else ("", "")
-        found.append(_Problem(of_send, said, *hints, *fan))
-    return found
+    media = _media_problem(entry, now)
+    send = _problem(True, entry.send_state, entry.send_code, entry.send_reason)
+    return [problem for problem in (media, send) if problem is not None]
+
+
+def _media_problem(entry: Entry | Shown, now: float) -> _Problem | None:
+    over = now > entry.create_time + MEDIA_LIFE_SECONDS
+    return _problem(False, entry.media_state, entry.media_code, entry.media_reason, over=over)
+
+
+def _problem(
+    of_send: bool, state: str | None, code: int | None, reason: str | None, *, over: bool = False
+) -> _Problem | None:
+    if not reason or state in ("stored", "sent"):
+        return None
+    known = explain(code) if code else None
+    said = reason.partition(known.hint_en)[0].rstrip(" .:") if known else reason
+    hints = (known.hint_en, known.hint_zh) if known else ("", "")
+    fan = ("", "")
+    if state == "failed":
+        fan = _AGAIN if over else _FAN_HAS_TO.get(code or 0, fan)
+    return _Problem(of_send, said, code, *hints, *fan)
 
 
 def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
