@@ -727,6 +727,30 @@ def test_in_chinese(phone, open_page):
     assert "格式正确的文本回复" in words
 
 
+@pytest.mark.parametrize(
+    ("locale", "no_callback", "no_path"),
+    [
+        ("zh-CN", "没有回调地址：请用 --callback URL 启动沙箱", "path：调用的完整路径，例如 /cgi-bin/token"),
+        (
+            "en-US",
+            "no callback: start the sandbox with --callback URL",
+            "path: the exact path of a call, like /cgi-bin/token",
+        ),
+    ],
+)
+def test_a_refused_action_in_the_language_of_the_page(open_page, locale, no_callback, no_path):
+    with running_sandbox() as sandbox:
+        page = open_page(sandbox.url, locale=locale, refused=True)
+        page.locator("#live.on").wait_for()
+        page.locator("#text").fill("x")
+        page.locator("#text").press("Enter")
+        page.get_by_role("alert").get_by_text(no_callback, exact=True).wait_for()
+        page.locator("#free-fault").click()
+        page.locator("#ask-path").fill("nowhere")
+        page.locator("#asker-done").click()
+        page.get_by_role("alert").get_by_text(no_path, exact=True).wait_for()
+
+
 def test_other_languages_are_english(phone, open_page):
     page = open_page(phone.url, locale="fr-FR")
     assert page.locator("html").get_attribute("lang") == "en"
