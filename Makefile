@@ -5,7 +5,7 @@
 # make test-all  the suite on each Python 3.11 to 3.14 that is found
 # make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
-# make try-deploy  docs/deploy.md run for real: systemd, containers, an upgrade; about 10 minutes, needs root
+# make try-deploy  docs/deploy.md run for real: systemd, containers, an upgrade, a process platform; about 10 minutes, needs root
 # make faults the long runs, killing processes and databases, and cutting the power: at most 20 minutes
 # Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
 
@@ -39,7 +39,7 @@ bench-scale: $(VENV)/.bench
 
 # Root, systemd-nspawn, mmdebstrap and podman; it says what is missing, and tries the rest.
 try-deploy: $(VENV)/.dev
-	@failed=0; for name in deploy containers upgrade; do $(BIN)/python scripts/try_$$name.py || failed=1; done; exit $$failed
+	@failed=0; for name in deploy containers upgrade platform; do $(BIN)/python scripts/try_$$name.py || failed=1; done; exit $$failed
 
 test-all:
 	@bash scripts/test-all.sh

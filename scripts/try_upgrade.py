@@ -8,20 +8,27 @@ and known, what it left undone is done, and new messages are answered.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from trying import ACCOUNT, FAN, PHOTO, ROOT, Failed, Table, fetched, limit, until
+from trying import (
+    FAN,
+    PHOTO,
+    ROOT,
+    Failed,
+    Table,
+    copied,
+    fetched,
+    free_port,
+    git,
+    limit,
+    pushed,
+    replies,
+    running,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 
@@ -32,66 +39,10 @@ BEFORE_THE_FIRST_TAG = "8114087"
 PHOTOS = 3
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def older() -> str:
     """The newest tag that is not this commit's, or the commit before this project's first one."""
     tags = git("tag", "--no-contains", "HEAD", "--merged", "HEAD", "--sort=-creatordate").split()
     return tags[0] if tags else BEFORE_THE_FIRST_TAG
-
-
-def copied(commit: str, folder: Path) -> Path:
-    """The commit's files, and a python with its packages: this one's own where it wants the same."""
-    folder.mkdir()
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True
-    ).stdout
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
-    bin_folder = folder / ".venv" / "bin"
-    if (folder / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes():
-        (folder / ".venv").symlink_to(sys.prefix)
-    else:
-        subprocess.run([sys.executable, "-m", "venv", str(folder / ".venv")], check=True)
-        install = [str(bin_folder / "python"), "-m", "pip", "install", "-qqq", "--no-compile", "-r"]
-        subprocess.run([*install, str(folder / "requirements.txt")], check=True)
-    return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def pushed(url: str, *options: str) -> Any:
-    """What the sandbox says of a push."""
-    return json.loads(fetched(url, "-X", "POST", *options) or "null")
-
-
-@contextmanager
-def running(folder: Path, log: Path, url: str, *command: str, **settings: str) -> Iterator[None]:
-    """The program, from when `url` answers until it has ended by SIGTERM."""
-    environ = {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"} | ACCOUNT | settings
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=out, stderr=out)
-    try:
-        until(lambda: fetched(url) or process.poll() is not None, 30, lambda: log.read_text()[-3000:])
-        if process.poll() is not None:
-            raise Failed(log.read_text()[-3000:])
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-    if code != 0:
-        raise Failed(f"ended with {code}: {log.read_text()[-2000:]}")
 
 
 def until_stored(bot: str, count: int, log: Path) -> None:
@@ -101,13 +52,6 @@ def until_stored(bot: str, count: int, log: Path) -> None:
         30,
         lambda: f"not {count} stored: {fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}",
     )
-
-
-def replies(push: Any) -> list[str]:
-    """The bodies of the deliveries' answers."""
-    if not push or [one["verdict"] for one in push["attempts"]] != ["reply"]:
-        raise Failed(f"no reply: {push}")
-    return [one["received"]["body"] for one in push["attempts"]]
 
 
 def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> str:

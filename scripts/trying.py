@@ -1,19 +1,27 @@
 """What the parts of `make try-deploy` share: a step that shows something or fails, waiting, the time limit, the table.
 
-Knows curl, apt's options and the sandbox's account. Must not know what is tried.
+Knows curl, git, apt's options, the sandbox's account and routes, and how to make its pictures slow. Must not know what
+is tried.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -26,6 +34,7 @@ ACCOUNT = {
     "WECHAT_APPSECRET": "0123456789abcdef0123456789abcdef",
     "WECHAT_TOKEN": "tryDeployToken01",
 }
+PIECE_SECONDS = 0.25  # between two pieces of a slow picture
 
 
 class Failed(Exception):
@@ -75,6 +84,123 @@ def wheels(folder: Path, *options: str) -> None:
     """Downloads what requirements.txt names, as wheels."""
     command = [sys.executable, "-m", "pip", "download", "-qqq", "--only-binary=:all:", *options]
     subprocess.run([*command, "-d", str(folder), "-r", str(ROOT / "requirements.txt")], check=True)
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def copied(commit: str, folder: Path) -> Path:
+    """The commit's files, and a python with its packages: this one's own where it wants the same."""
+    folder.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    bin_folder = folder / ".venv" / "bin"
+    if (folder / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes():
+        (folder / ".venv").symlink_to(sys.prefix)
+    else:
+        subprocess.run([sys.executable, "-m", "venv", str(folder / ".venv")], check=True)
+        install = [str(bin_folder / "python"), "-m", "pip", "install", "-qqq", "--no-compile", "-r"]
+        subprocess.run([*install, str(folder / "requirements.txt")], check=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pushed(url: str, *options: str) -> Any:
+    """What the sandbox says of a push."""
+    return json.loads(fetched(url, "-X", "POST", *options) or "null")
+
+
+@contextmanager
+def running(folder: Path, log: Path, url: str, *command: str, **settings: str) -> Iterator[None]:
+    """The program, from when `url` answers until it has ended by SIGTERM."""
+    environ = {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"} | ACCOUNT | settings
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=out, stderr=out)
+    try:
+        until(lambda: fetched(url) or process.poll() is not None, 30, lambda: log.read_text()[-3000:])
+        if process.poll() is not None:
+            raise Failed(log.read_text()[-3000:])
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+    if code != 0:
+        raise Failed(f"ended with {code}: {log.read_text()[-2000:]}")
+
+
+def replies(push: Any) -> list[str]:
+    """The bodies of the deliveries' answers."""
+    if not push or [one["verdict"] for one in push["attempts"]] != ["reply"]:
+        raise Failed(f"no reply: {push}")
+    return [one["received"]["body"] for one in push["attempts"]]
+
+
+class SlowPlatform:
+    """Stands before the sandbox on 127.0.0.1. A picture that is asked for now takes `seconds`: it is in hand."""
+
+    def __init__(self, sandbox: str) -> None:
+        self.seconds = 0.0
+        self.asked = 0  # so many pictures, until now
+        self._sandbox = sandbox
+        self._end = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer._pass_on(self)
+
+            do_POST = do_GET  # noqa: N815, the name that http.server calls
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self) -> SlowPlatform:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _pass_on(self, call: BaseHTTPRequestHandler) -> None:
+        body = call.rfile.read(int(call.headers["Content-Length"] or 0)) or None
+        kind = {"Content-Type": call.headers["Content-Type"]} if body else {}
+        request = urllib.request.Request(self._sandbox + call.path, body, kind, method=call.command)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            data = answer.read()
+            call.send_response(answer.status)
+            for name in ("Content-Type", "Content-Disposition", "Content-Length"):
+                if name in answer.headers:
+                    call.send_header(name, answer.headers[name])
+        pieces = 1
+        if call.path.startswith("/cgi-bin/media/get"):
+            pieces += int(self.seconds / PIECE_SECONDS)
+            self.asked += 1
+        size = len(data) // pieces + 1
+        with suppress(OSError):  # who asked may have been killed
+            call.end_headers()
+            for start in range(0, len(data), size):
+                call.wfile.write(data[start : start + size])
+                if start + size < len(data):
+                    self._end.wait(PIECE_SECONDS)
 
 
 class Table:

@@ -180,10 +180,7 @@ class TestPictures:
         assert str(caught.value)
 
     def test_a_picture_for_too_much_memory(self, monkeypatch):
-        def too_large(*_, **__):
-            raise MemoryError
-
-        monkeypatch.setattr(Image.Image, "thumbnail", too_large)
+        monkeypatch.setattr(decoder, "_small", lambda image: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(decoder.UndecodableError, match="memory"):
             decoder.thumbnail(PHOTO)
 
