@@ -307,7 +307,7 @@ AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
 
 
 class Settings(BaseModel):
-    """One field per setting, with the setting's name in lower case. README.md says what each one does."""
+    """One field per setting, with the setting's name in lower case. docs/reference.md says what each one does."""
 
     model_config = ConfigDict(
         frozen=True, alias_generator=str.upper, hide_input_in_errors=True, validate_default=True

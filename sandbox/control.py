@@ -1,7 +1,7 @@
 """The control routes under /sandbox/: how tests, and the page at /, control the sandbox.
 
 Knows the JSON shapes that others rely on. It must not keep anything, and answers every wrong use with
-a 4xx and `{"error"}`. Only programs of this machine may ask: see the guard in server.py.
+a 4xx and `{"error", "error_zh"}`. Only programs of this machine may ask: see the guard in server.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def create_control(state: State, sender: Sender) -> Blueprint:
 
     @control.errorhandler(ControlError)
     def refuse(error: ControlError) -> tuple[Response, int]:
-        return jsonify(error=str(error)), 400
+        return jsonify(error.words.as_error()), 400
 
     @control.post("/sandbox/fans/<openid>/messages")
     def push(openid: str) -> Response:
@@ -62,7 +62,7 @@ def create_control(state: State, sender: Sender) -> Blueprint:
     def clock() -> Response:
         seconds = _object().get("advance")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
-            raise ControlError("advance: seconds to move the clock forward")
+            raise ControlError("advance: seconds to move the clock forward", "advance：时钟要拨快的秒数")
         state.advance(seconds)
         return jsonify(now=state.now())
 
@@ -70,7 +70,7 @@ def create_control(state: State, sender: Sender) -> Blueprint:
     def expire() -> Response:
         stuck = _object().get("stuck", False)
         if not isinstance(stuck, bool):
-            raise ControlError("stuck: true or false")
+            raise ControlError("stuck: true or false", "stuck：true 或 false")
         state.expire_tokens(stuck)
         return jsonify(ok=True)
 
@@ -98,7 +98,7 @@ def create_control(state: State, sender: Sender) -> Blueprint:
 def _json() -> Any:
     value = request.get_json(force=True, silent=True)
     if value is None:
-        raise ControlError("the body must be JSON")
+        raise ControlError("the body must be JSON", "请求体必须是 JSON")
     return value
 
 
@@ -106,7 +106,7 @@ def _object() -> dict[str, Any]:
     """The JSON object of the body; no body at all is an empty one."""
     value = _json() if request.get_data() else {}
     if not isinstance(value, dict):
-        raise ControlError("the body must be a JSON object")
+        raise ControlError("the body must be a JSON object", "请求体必须是 JSON 对象")
     return value
 
 
@@ -119,7 +119,8 @@ def _fields(known: frozenset[str]) -> tuple[dict[str, Any], FileStorage | None]:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ControlError(
-            f"{', '.join(unknown)}: no such field (a file is a multipart part with a filename)"
+            f"{', '.join(unknown)}: no such field (a file is a multipart part with a filename)",
+            f"{'、'.join(unknown)}：没有这个字段（文件是带 filename 的 multipart 部分）",
         )
     return fields, file
 
@@ -127,10 +128,10 @@ def _fields(known: frozenset[str]) -> tuple[dict[str, Any], FileStorage | None]:
 def _delivery(fields: Mapping[str, Any], default_mode: str) -> Delivery:
     mode = fields.get("mode") or default_mode
     if mode not in MODES:
-        raise ControlError("mode: plain, compat or safe")
+        raise ControlError("mode: plain, compat or safe", "mode：plain、compat 或 safe")
     attempts = _number(fields, "attempts", 1, 100)
     if attempts is not None and not attempts.is_integer():
-        raise ControlError("attempts: a whole number")
+        raise ControlError("attempts: a whole number", "attempts：整数")
     timeout = _number(fields, "timeout", 0.01, 60) or 5
     return Delivery(
         mode=mode,
@@ -152,7 +153,9 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
         content = read(raw, "Content") if content is None else content
         msg_id = msg_id or read_msg_id(raw)
     elif kind is None:
-        raise ControlError(f"type: {', '.join(TYPES[:-1])} or event")
+        raise ControlError(
+            f"type: {', '.join(TYPES[:-1])} or event", f"type：{', '.join(TYPES[:-1])} 或 event"
+        )
     elif kind != "event":
         msg_id = msg_id or state.new_msg_id()
     else:
@@ -168,7 +171,9 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
         if MEDIA_TYPES[kind] == "video":
             thumb = state.store_thumbnail().media_id
     elif file is not None or media_id is not None:
-        raise ControlError(f"type {kind}: carries neither file nor media_id")
+        raise ControlError(
+            f"type {kind}: carries neither file nor media_id", f"type {kind}：不能带文件或 media_id"
+        )
     return Action(
         openid=openid,
         type=kind,
@@ -188,23 +193,26 @@ def _raw(fields: Mapping[str, Any]) -> bytes | None:
     """The push's XML as it is to cross the wire, if it was given."""
     text, encoded = _text(fields, "raw"), _text(fields, "raw_base64")
     if text is not None and encoded is not None:
-        raise ControlError("raw, raw_base64: one of them")
+        raise ControlError("raw, raw_base64: one of them", "raw、raw_base64：只能有其一")
     try:
         if encoded is not None:
             return base64.b64decode(encoded, validate=True)
         return None if text is None else text.encode()
     except ValueError:
-        raise ControlError("raw_base64: no Base64") from None
+        raise ControlError("raw_base64: no Base64", "raw_base64：不是 Base64") from None
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
-        raise ControlError(f"{name}: text")
+        raise ControlError(f"{name}: text", f"{name}：文本")
     try:
         return None if value is None else value.encode().decode()
     except UnicodeEncodeError:
-        raise ControlError(f"{name}: half of a surrogate pair; send such bytes as raw_base64") from None
+        raise ControlError(
+            f"{name}: half of a surrogate pair; send such bytes as raw_base64",
+            f"{name}：含半个代理对（surrogate）；这样的字节请用 raw_base64 发送",
+        ) from None
 
 
 def _msg_id(fields: Mapping[str, Any]) -> int | None:
@@ -214,7 +222,7 @@ def _msg_id(fields: Mapping[str, Any]) -> int | None:
         return None
     digits = str(value)
     if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) < 2**63:
-        raise ControlError("msg_id: a whole number below 2**63")
+        raise ControlError("msg_id: a whole number below 2**63", "msg_id：小于 2**63 的整数")
     return int(digits)
 
 
@@ -227,7 +235,7 @@ def _number(fields: Mapping[str, Any], name: str, least: float, most: float) -> 
     except (TypeError, ValueError):
         number = least - 1
     if isinstance(value, bool) or not least <= number <= most:
-        raise ControlError(f"{name}: a number from {least} to {most}")
+        raise ControlError(f"{name}: a number from {least} to {most}", f"{name}：{least} 到 {most} 的数字")
     return number
 
 
@@ -237,4 +245,4 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
         return True
     if value in (False, None, "false", "0", ""):
         return False
-    raise ControlError(f"{name}: true or false")
+    raise ControlError(f"{name}: true or false", f"{name}：true 或 false")

@@ -82,6 +82,10 @@ class Words(NamedTuple):
     en: str
     zh: str
 
+    def as_error(self) -> dict[str, str]:
+        """The JSON of a refusal: programs read `error`, the page in Chinese shows `error_zh`."""
+        return {"error": self.en, "error_zh": self.zh}
+
 
 class PlatformError(Exception):
     """The platform refuses an API call; `code` and `errmsg` go into its JSON answer (HTTP 200)."""
@@ -93,4 +97,8 @@ class PlatformError(Exception):
 
 
 class ControlError(Exception):
-    """A control route was used wrongly; the text says how to use it. Answered with HTTP 400."""
+    """A control route was used wrongly; `words` say how to use it. Answered with HTTP 400."""
+
+    def __init__(self, en: str, zh: str) -> None:
+        self.words = Words(en, zh)
+        super().__init__(en)

@@ -93,7 +93,10 @@ class Fan:
         """
         event = (event or "").lower()
         if not self.following and not (kind == "event" and event == "subscribe"):
-            raise ControlError("this fan has unsubscribed and cannot write: push the event subscribe first")
+            raise ControlError(
+                "this fan has unsubscribed and cannot write: push the event subscribe first",
+                "这位粉丝已取消关注，不能发消息：请先推送事件 subscribe",
+            )
         self._exchanged_at = now
         action: str | None = "menu" if kind == "msgmenu" else "message"
         if kind == "event":

@@ -29,13 +29,15 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not _whole(self.token_life) or not 1 <= self.token_life <= 7200:
-            raise ControlError("token_life: whole seconds from 1 to 7200")
+            raise ControlError("token_life: whole seconds from 1 to 7200", "token_life：1 到 7200 的整数秒")
         if not _whole(self.deliveries) or not 1 <= self.deliveries <= 10:
-            raise ControlError("deliveries: a whole number from 1 to 10")
+            raise ControlError("deliveries: a whole number from 1 to 10", "deliveries：1 到 10 的整数")
         if not isinstance(self.failure_text, str) or not self.failure_text:
-            raise ControlError("failure_text: the text that the fan reads")
+            raise ControlError(
+                "failure_text: the text that the fan reads", "failure_text：粉丝看到的失败提示"
+            )
         if not isinstance(self.own_video_reply, bool):
-            raise ControlError("own_video_reply: true or false")
+            raise ControlError("own_video_reply: true or false", "own_video_reply：true 或 false")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +60,34 @@ class Fault:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.startswith("/"):
-            raise ControlError("path: the exact path of a call, like /cgi-bin/token")
+            raise ControlError(
+                "path: the exact path of a call, like /cgi-bin/token",
+                "path：调用的完整路径，例如 /cgi-bin/token",
+            )
         if self.path == "/" or self.path.startswith("/sandbox"):
-            raise ControlError("path: faults are for the platform's paths, not for the sandbox's own")
+            raise ControlError(
+                "path: faults are for the platform's paths, not for the sandbox's own",
+                "path：故障只用于微信平台的路径，不用于沙箱自己的路径",
+            )
         for name, least in (("times", 1), ("status", 200), ("truncate", 0)):
             value = getattr(self, name)
             if value is not None and (not _whole(value) or value < least):
-                raise ControlError(f"{name}: a whole number from {least}, or null")
+                raise ControlError(
+                    f"{name}: a whole number from {least}, or null", f"{name}：不小于 {least} 的整数，或 null"
+                )
         if self.status is not None and self.status > 599:
-            raise ControlError("status: an HTTP status from 200 to 599")
+            raise ControlError("status: an HTTP status from 200 to 599", "status：200 到 599 的 HTTP 状态码")
         if self.errcode is not None and not _whole(self.errcode):
-            raise ControlError("errcode: a whole number")
+            raise ControlError("errcode: a whole number", "errcode：整数")
         for name in ("errmsg", "body", "content_type"):
             if not isinstance(getattr(self, name), str | None):
-                raise ControlError(f"{name}: text")
+                raise ControlError(f"{name}: text", f"{name}：文本")
         if self.content_type is not None and not self.content_type.isprintable():
-            raise ControlError("content_type: one line of text")
+            raise ControlError("content_type: one line of text", "content_type：单行文本")
         if self.delay is not None and (not _number(self.delay) or not 0 <= self.delay <= 3600):
-            raise ControlError("delay: seconds, at most 3600")
+            raise ControlError("delay: seconds, at most 3600", "delay：秒数，最多 3600")
         if not isinstance(self.disconnect, bool):
-            raise ControlError("disconnect: true or false")
+            raise ControlError("disconnect: true or false", "disconnect：true 或 false")
 
 
 class Faults:
@@ -106,7 +116,10 @@ def fault_from_json(value: Any) -> Fault:
     """Raises ControlError for anything that is not a fault."""
     names = set(Fault.__dataclass_fields__)
     if not isinstance(value, dict) or not set(value) <= names or "path" not in value:
-        raise ControlError(f"a fault is an object with path and of {', '.join(sorted(names - {'path'}))}")
+        others = ", ".join(sorted(names - {"path"}))
+        raise ControlError(
+            f"a fault is an object with path and of {others}", f"故障是一个对象，须有 path，可有 {others}"
+        )
     return Fault(**value)
 
 
@@ -114,7 +127,8 @@ def rules_from_json(value: Any, now_in_force: Rules) -> Rules:
     """The rules with the given ones changed. Raises ControlError for unknown names and bad values."""
     names = set(Rules.__dataclass_fields__)
     if not isinstance(value, dict) or not set(value) <= names:
-        raise ControlError(f"rules are an object with any of {', '.join(sorted(names))}")
+        known = ", ".join(sorted(names))
+        raise ControlError(f"rules are an object with any of {known}", f"规则是一个对象，可有 {known}")
     return Rules(**{name: value.get(name, getattr(now_in_force, name)) for name in names})
 
 

@@ -16,7 +16,7 @@ from lxml import etree
 
 from .account import Account
 from .cipher import CipherError, Envelope, sign
-from .errors import Words
+from .errors import ERRMSG, Words
 from .media import Media
 
 TEXT_BYTES = 2047
@@ -174,7 +174,11 @@ class Judge:
     def _living(self, part: etree._Element, name: str, kind: str) -> Media:
         media = self._find_media(_text(part, name))
         if media is None:
-            raise _RefusedError(f"{name} is unknown or older than three days", f"{name} 不存在或已超过三天")
+            raise _RefusedError(
+                f"{name} is unknown or older than three days: 40007 {ERRMSG[40007]} "
+                "(the sandbox has no permanent material)",
+                f"{name} 不存在或已超过三天：40007 {ERRMSG[40007]}（沙箱没有永久素材）",
+            )
         if media.type != kind:
             raise _RefusedError(
                 f"{name} is a {media.type}, not a {kind}", f"{name} 的类型是 {media.type}，应为 {kind}"

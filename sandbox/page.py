@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, render_template, send_file
 
+from .errors import Words
 from .feed import Feed
 from .media import SHOWN_TYPES
 from .state import State
@@ -66,7 +67,8 @@ def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
                 max_age=3600,
             )
         except FileNotFoundError:  # a reset deleted it at this moment
-            return jsonify(error="no such media, or older than three days"), 404
+            gone = Words("no such media, or older than three days", "素材不存在或已超过三天")
+            return jsonify(gone.as_error()), 404
         response.headers["Content-Security-Policy"] = _MEDIA_POLICY
         return response
 

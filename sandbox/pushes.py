@@ -48,13 +48,23 @@ class Action:
         if self.raw is not None:
             return
         if self.type not in TYPES:
-            raise ControlError(f"type: {', '.join(TYPES[:-1])} or event; anything else as raw XML")
+            types = ", ".join(TYPES[:-1])
+            raise ControlError(
+                f"type: {types} or event; anything else as raw XML",
+                f"type：{types} 或 event；其他类型请用 raw 发送 XML",
+            )
         if self.type == "event" and not self.event:
-            raise ControlError("event: the name of the event, like subscribe or CLICK")
+            raise ControlError(
+                "event: the name of the event, like subscribe or CLICK",
+                "event：事件名，例如 subscribe 或 CLICK",
+            )
         if self.type in MEDIA_TYPES and not self.media_id:
-            raise ControlError(f"{self.type}: needs a file (a multipart part with a filename) or a media_id")
+            raise ControlError(
+                f"{self.type}: needs a file (a multipart part with a filename) or a media_id",
+                f"{self.type}：需要文件（带 filename 的 multipart 部分）或 media_id",
+            )
         if self.type == "text" and self.content is None:
-            raise ControlError("content: the text that the fan sends")
+            raise ControlError("content: the text that the fan sends", "content：粉丝发送的文本")
 
     @property
     def summary(self) -> str | None:

@@ -112,7 +112,10 @@ class Sender:
 
     def _check(self, delivery: Delivery) -> None:
         if delivery.mode != "plain" and self._envelope is None:
-            raise ControlError(f"mode {delivery.mode}: this account has no AES key")
+            raise ControlError(
+                f"mode {delivery.mode}: this account has no AES key",
+                f"模式 {delivery.mode}：此公众号没有 EncodingAESKey",
+            )
         self._callback()
 
     def _run(self, push: Push, message: Message | None, delivery: Delivery) -> Push:
@@ -252,7 +255,10 @@ class Sender:
 
     def _callback(self) -> SplitResult:
         if self._state.callback is None:
-            raise ControlError("no callback: start the sandbox with --callback URL")
+            raise ControlError(
+                "no callback: start the sandbox with --callback URL",
+                "没有回调地址：请用 --callback URL 启动沙箱",
+            )
         return urlsplit(self._state.callback)
 
 

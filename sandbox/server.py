@@ -27,7 +27,7 @@ from .account import THROWAWAY, Account
 from .api import JSON, answer_error, answer_unplayed, create_api
 from .calls import describe
 from .control import create_control
-from .errors import ERRMSG
+from .errors import ERRMSG, Words
 from .faults import Fault
 from .feed import Feed
 from .history import History
@@ -38,6 +38,10 @@ from .state import State
 log = logging.getLogger("sandbox")
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_OTHER_HOST = Words(
+    "the sandbox answers only to 127.0.0.1 and localhost", "沙箱只接受以 127.0.0.1 或 localhost 访问"
+)
+_OTHER_SITE = Words("the sandbox does not answer to other sites' pages", "沙箱不回应其他网站的页面")
 
 
 class Sandbox:
@@ -119,13 +123,13 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
     def guard() -> tuple[Response, int] | None:
         """Only programs of this machine; a page of another site may do no more than link to ours."""
         if urlsplit(f"//{request.host}").hostname not in _LOCAL:  # a malformed host is empty here
-            return jsonify(error="the sandbox answers only to 127.0.0.1 and localhost"), 403
+            return jsonify(_OTHER_HOST.as_error()), 403
         own = request.host_url.rstrip("/")
         foreign = request.headers.get("Origin", own) != own
         if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
             foreign = True  # same-site is another port of this machine
         if foreign and (request.method != "GET" or request.path != "/"):
-            return jsonify(error="the sandbox does not answer to other sites' pages"), 403
+            return jsonify(_OTHER_SITE.as_error()), 403
         return None
 
     @app.before_request
@@ -169,8 +173,9 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
     def refuse(error: HTTPException) -> Response:
         if not _is_own(request.path):
             return answer_unplayed(state, request.path, request.args.get("access_token", ""))
-        response = jsonify(error=error.name)
-        response.status_code = error.code or 500
+        status = error.code or 500
+        response = jsonify(Words(error.name, f"沙箱无法处理此请求：HTTP {status} {error.name}").as_error())
+        response.status_code = status
         return response
 
     return app

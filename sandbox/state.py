@@ -241,7 +241,9 @@ class State:
 
     def replace_faults(self, value: Any) -> list[Fault]:
         if not isinstance(value, list):
-            raise ControlError("faults are a list; an empty one ends all faults")
+            raise ControlError(
+                "faults are a list; an empty one ends all faults", "故障是一个列表；空列表结束所有故障"
+            )
         faults = [fault_from_json(one) for one in value]
         with self._lock:
             self._faults.replace(faults)
@@ -418,7 +420,10 @@ class State:
             for push in reversed(self._pushes):
                 if push.id == push_id:
                     return push
-        raise ControlError(f"no push with MsgId {push_id}: it was never sent, or too long ago")
+        raise ControlError(
+            f"no push with MsgId {push_id}: it was never sent, or too long ago",
+            f"没有 MsgId 为 {push_id} 的推送：从未发送过，或时间太久",
+        )
 
     def record_attempt(self, push: Push, attempt: dict[str, Any], for_page: dict[str, Any]) -> None:
         """`for_page` is what the page alone must know of the attempt."""

@@ -128,7 +128,7 @@ class Database:
 
             @event.listens_for(self._engine, "connect")
             def set_up(driver: Any, _record: object) -> None:
-                driver.execute(_POSTGRESQL_SETUP)
+                driver.execute(POSTGRESQL_SETUP)
 
     def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run an operation that reads, and return its result.
@@ -421,7 +421,8 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": _LOCK_SECONDS * 1000,
 }
-_POSTGRESQL_SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'"
+POSTGRESQL_SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'"
+"""Run on each new connection: nothing waits longer for a lock that another holds."""
 
 
 def connect(

@@ -65,12 +65,15 @@ class _Guard:
     def __init__(self):
         self.seen = []
 
-    def watch(self, context):
-        context.on("console", self._console)
+    def watch(self, context, refused):
+        """`refused`: the page makes requests that are answered with HTTP 400, and the browser says so itself."""
+        context.on("console", lambda message: self._console(message, refused))
         context.on("weberror", lambda error: self.seen.append(f"uncaught: {error.error}"))
         context.on("request", self._request)
 
-    def _console(self, message):
+    def _console(self, message, refused):
+        if refused and message.text.startswith("Failed to load resource") and " 400 " in message.text:
+            return
         if message.type in ("error", "warning"):
             self.seen.append(f"console {message.type}: {message.text}")
 
@@ -82,16 +85,16 @@ class _Guard:
 
 @pytest.fixture
 def open_page(browser):
-    """open_page(url, dark=..., locale=..., viewport=..., ...) -> a page in a context of its own."""
+    """open_page(url, dark=..., locale=..., viewport=..., refused=..., ...) -> a page in a context of its own."""
     guard, contexts = _Guard(), []
 
-    def open_one(url, *, dark=False, locale="en-US", viewport=DESKTOP, **options):
+    def open_one(url, *, dark=False, locale="en-US", viewport=DESKTOP, refused=False, **options):
         context = browser.new_context(
             color_scheme="dark" if dark else "light", locale=locale, viewport=viewport, **options
         )
         contexts.append(context)
         context.set_default_timeout(10_000)
-        guard.watch(context)
+        guard.watch(context, refused)
         page = context.new_page()
         page.goto(url)
         return page

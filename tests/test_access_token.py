@@ -56,8 +56,8 @@ class Platform(StubPlatform):
         self.until = 0.0
         self.dead = set()
         self.stuck = False
-        self.on(STABLE, self._stable)
-        self.on(CLASSIC, self._classic)
+        self.on(STABLE, self.stable)
+        self.on(CLASSIC, self.classic)
         self.on(CHECK, self._check)
 
     def kill(self, *, stuck=False):
@@ -75,7 +75,7 @@ class Platform(StubPlatform):
         self.value = f"57_token-number-{self.number}-" + "x" * 120
         self.until = self.clock() + 7200
 
-    def _stable(self, sock, request):
+    def stable(self, sock, request):
         if request.json["force_refresh"]:
             self.dead.add(self.value)
             if not self.stuck:
@@ -84,7 +84,7 @@ class Platform(StubPlatform):
             self._new()
         return self._granted(sock, request)
 
-    def _classic(self, sock, request):
+    def classic(self, sock, request):
         self._new()
         return self._granted(sock, request)
 
@@ -273,7 +273,7 @@ def test_waiting_for_another_process_is_bounded(platform, make, store, clock):
 
 
 def test_waiting_for_another_thread_is_bounded(platform, make, monkeypatch):
-    monkeypatch.setattr(access_token, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(access_token, "WAIT_SECONDS", 0.2)
     monkeypatch.setattr(token_sources, "FETCH_TIMEOUT", Timeouts(read=1, host=1, call=1))
     platform.on(STABLE, hang())
     token = make()
@@ -333,9 +333,9 @@ def test_a_lease_that_was_lost_ends_a_renewal_before_its_next_step(platform, mak
     def slow(sock, request):
         clock.now += 60
         assert store.lease("other", clock(), 5)
-        return platform._stable(sock, request)
+        return platform.stable(sock, request)
 
-    platform.on(STABLE, slow, platform._stable)
+    platform.on(STABLE, slow, platform.stable)
     clock.while_waiting = lambda: None
     assert token.replace(stale) != stale
     # The interrupted renewal asked nothing more; the one after the other's lease did it all.
@@ -453,7 +453,7 @@ def test_callers_go_on_with_the_old_token_while_renewals_fail(platform, make, cl
     assert row.value == first
     assert 6 <= row.failures <= 10
     assert "502" in row.reason
-    platform.on(STABLE, platform._stable)
+    platform.on(STABLE, platform.stable)
     clock.now = row.retry_at
     assert token.keep_fresh() == 30
     assert token.get() == platform.value != first
@@ -501,7 +501,7 @@ def test_the_watcher_tries_again_by_itself(platform, make, clock):
     clock.now += 7100
     assert token.keep_fresh() == pytest.approx(1, abs=0.01)
     clock.now += 200  # it is over now
-    platform.on(STABLE, platform._stable)
+    platform.on(STABLE, platform.stable)
     token.keep_fresh()
     assert token.row().value == platform.value != first
 
@@ -519,7 +519,7 @@ def test_the_watcher_does_not_wait_for_others(platform, make, store, clock):
 
     def meanwhile(sock, request):
         looks.append(token.keep_fresh())
-        return platform._stable(sock, request)
+        return platform.stable(sock, request)
 
     platform.on(STABLE, meanwhile)
     refresh(token)
@@ -565,7 +565,7 @@ def test_a_clock_that_was_set_back_does_not_stretch_a_pause(platform, make, cloc
     platform.on(STABLE, reply(status=502))
     with pytest.raises(TokenUnavailableError):
         token.get()
-    platform.on(STABLE, platform._stable)
+    platform.on(STABLE, platform.stable)
     clock.now -= 86400
     assert token.get() == platform.value
 
@@ -679,7 +679,7 @@ def test_a_forced_renewal_that_was_cut_off_counts(platform, make, clock):
     token = make()
     stale = token.get()
     platform.kill(stuck=True)
-    platform.on(STABLE, platform._stable, raw(b""))
+    platform.on(STABLE, platform.stable, raw(b""))
     with pytest.raises(TokenUnavailableError):
         token.replace(stale)
     assert token.row().forced_count == 1
@@ -826,7 +826,7 @@ def test_an_operator_need_not_wait_for_the_pause(platform, make, clock):
         with pytest.raises(TokenUnavailableError):
             refresh(token)
     assert platform.fetches == 3
-    platform.on(STABLE, platform._stable)
+    platform.on(STABLE, platform.stable)
     assert refresh(token) == platform.value
     assert token.get() == platform.value
 
@@ -866,7 +866,7 @@ def test_a_failure_says_what_to_do(platform, make, code, errmsg, words):
 def test_each_fetch_is_counted_by_its_result(platform, make, clock):
     results = []
     token = make(on_fetch=results.append)
-    platform.on(STABLE, {"errcode": 40125, "errmsg": "x"}, raw(b""), platform._stable)
+    platform.on(STABLE, {"errcode": 40125, "errmsg": "x"}, raw(b""), platform.stable)
     for _ in range(2):
         with pytest.raises(TokenUnavailableError):
             token.get()
@@ -991,9 +991,9 @@ def test_no_secret_in_any_record_or_error(platform, make, central, clock):
             leaks.show(token)
             for fault in [*faults, None]:
                 for path in (STABLE, CLASSIC, "/hub/token"):
-                    good = {STABLE: platform._stable, CLASSIC: platform._classic}.get(path, platform._classic)
+                    good = {STABLE: platform.stable, CLASSIC: platform.classic}.get(path, platform.classic)
                     platform.on(path, fault or good)
-                platform.on("/hub/token/refresh", fault or platform._classic)
+                platform.on("/hub/token/refresh", fault or platform.classic)
                 for ask in (
                     token.get,
                     lambda token=token: refresh(token),

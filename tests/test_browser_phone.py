@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import requests
 
-from sandbox import running_sandbox
+from sandbox import THROWAWAY, running_sandbox
 from tests.browser import (
     DESKTOP,
     NARROW,
@@ -22,6 +22,7 @@ from tests.browser import (
     tab_to,
 )
 from tests.conftest import ROOT, eventually
+from tests.serving import serving
 
 pytestmark = ONE_BROWSER
 
@@ -725,6 +726,59 @@ def test_in_chinese(phone, open_page):
     words = page.locator("#pushes > li").last.inner_text()
     assert "第 1 次投递" in words
     assert "格式正确的文本回复" in words
+
+
+@pytest.mark.parametrize(
+    ("locale", "no_callback", "no_path"),
+    [
+        ("zh-CN", "没有回调地址：请用 --callback URL 启动沙箱", "path：调用的完整路径，例如 /cgi-bin/token"),
+        (
+            "en-US",
+            "no callback: start the sandbox with --callback URL",
+            "path: the exact path of a call, like /cgi-bin/token",
+        ),
+    ],
+)
+def test_a_refused_action_in_the_language_of_the_page(open_page, locale, no_callback, no_path):
+    with running_sandbox() as sandbox:
+        page = open_page(sandbox.url, locale=locale, refused=True)
+        page.locator("#live.on").wait_for()
+        page.locator("#text").fill("x")
+        page.locator("#text").press("Enter")
+        page.get_by_role("alert").get_by_text(no_callback, exact=True).wait_for()
+        page.locator("#free-fault").click()
+        page.locator("#ask-path").fill("nowhere")
+        page.locator("#asker-done").click()
+        page.get_by_role("alert").get_by_text(no_path, exact=True).wait_for()
+
+
+@pytest.mark.parametrize(
+    ("locale", "why"),
+    [
+        ("en-US", "MediaId is unknown or older than three days: 40007 invalid media_id"),
+        ("zh-CN", "MediaId 不存在或已超过三天：40007 invalid media_id"),
+    ],
+)
+def test_a_reply_that_names_an_unknown_media_id(open_page, locale, why):
+    """The bot's own log cannot tell such an id from permanent material: the sandbox knows each id that it gave."""
+    answer = (
+        "<xml><ToUserName>oSandbox-FirstFan00000000001</ToUserName>"
+        f"<FromUserName>{THROWAWAY.original_id}</FromUserName><CreateTime>1760000000</CreateTime>"
+        "<MsgType>image</MsgType><Image><MediaId>nobodys</MediaId></Image></xml>"
+    ).encode()
+
+    def bot(environ, start_response):
+        start_response("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer]
+
+    with running_sandbox() as sandbox, serving(bot) as url:
+        sandbox.callback = f"{url}/wechat"
+        page = open_page(sandbox.url, locale=locale)
+        page.locator("#mode").select_option("plain")
+        page.locator("#text").fill("x")
+        page.locator("#text").press("Enter")
+        wait_for(page, "system", 1)
+        page.locator("#pushes > li").first.get_by_text(why).first.wait_for()
 
 
 def test_other_languages_are_english(phone, open_page):

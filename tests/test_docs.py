@@ -31,7 +31,8 @@ from wechat.codes import CODES
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 READMES = [ENGLISH, CHINESE]
-OURS = ["architecture", "comparison", "deploy", "handlers", "operations", "token-server"]
+REFERENCES = [ROOT / "docs" / "reference.md", ROOT / "docs" / "reference.zh-CN.md"]
+OURS = ["architecture", "comparison", "deploy", "handlers", "operations", "reference", "token-server"]
 RUN = [*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in OURS)]
 PAIRS = [
     (path.with_name(path.name.replace(".zh-CN", "")), path)
@@ -41,7 +42,8 @@ TEXTS = {".md", ".py", ".html", ".js", ".yml", ".yaml"}
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
-both = pytest.mark.parametrize("readme", READMES, ids=["en", "zh"])
+both_readmes = pytest.mark.parametrize("readme", READMES, ids=["en", "zh"])
+both_references = pytest.mark.parametrize("reference", REFERENCES, ids=["en", "zh"])
 
 
 def read(path):
@@ -111,14 +113,14 @@ def default_of(name):
         value = ",".join(value)
     if isinstance(value, bool):
         value = int(value)
-    return tuple(f"`{value:g}`" if isinstance(value, float) else f"`{value}`" for _ in READMES)
+    return tuple(f"`{value:g}`" if isinstance(value, float) else f"`{value}`" for _ in REFERENCES)
 
 
-@both
-def test_every_setting_is_documented_with_its_default(readme):
-    documented = {code(row[0]): row[1] for row in table(readme, "setting", "设置")}
+@both_references
+def test_every_setting_is_documented_with_its_default(reference):
+    documented = {code(row[0]): row[1] for row in table(reference, "setting", "设置")}
     assert set(documented) == set(map(str.upper, Settings.model_fields))
-    language = READMES.index(readme)
+    language = REFERENCES.index(reference)
     assert documented == {name: default_of(name)[language] for name in documented}
 
 
@@ -155,11 +157,11 @@ def commands(group, prefix="flask"):
             yield f"{prefix} {name}", command
 
 
-@both
-def test_every_command_is_documented_with_its_options(readme):
+@both_references
+def test_every_command_is_documented_with_its_options(reference):
     ours = click.Group(commands={each.name: each for each in COMMANDS})
     there = dict(commands(ours))
-    rows = [code(row[0]) for row in table(readme, "command", "命令") if row[0].startswith("`flask")]
+    rows = [code(row[0]) for row in table(reference, "command", "命令") if row[0].startswith("`flask")]
     documented = {re.sub(r" [\[A-Z-].*", "", row): row for row in rows}
     assert set(documented) == set(there)
     for name, command in there.items():
@@ -180,7 +182,9 @@ def test_commands_and_options_explain_themselves_in_chinese_too():
 
 def test_the_application_has_these_commands(app):
     assert {name for name, _ in commands(app.cli)} >= {
-        re.sub(r" [\[A-Z-].*", "", code(row[0])) for row in table(ENGLISH, "command") if "flask" in row[0]
+        re.sub(r" [\[A-Z-].*", "", code(row[0]))
+        for row in table(REFERENCES[0], "command")
+        if "flask" in row[0]
     }
 
 
@@ -188,9 +192,9 @@ def make_targets():
     return set(" ".join(re.findall(r"^\.PHONY:(.*)$", read(ROOT / "Makefile"), re.M)).split())
 
 
-@both
-def test_every_make_target_is_documented(readme):
-    rows = [code(row[0]) for row in table(readme, "command", "命令") if row[0].startswith("`make")]
+@both_references
+def test_every_make_target_is_documented(reference):
+    rows = [code(row[0]) for row in table(reference, "command", "命令") if row[0].startswith("`make")]
     assert {row.split()[1] for row in rows} == make_targets()
 
 
@@ -542,7 +546,7 @@ def masked(text):
 
 
 @pytest.mark.xdist_group("docs")
-@both
+@both_readmes
 def test_make_run_shows_what_the_readme_shows(readme, project):
     (shown,) = [block for language, block, _ in blocks(readme) if language == "text"]
     said = masked(project.said).splitlines()
@@ -561,10 +565,11 @@ def test_every_command_shown_runs(path, project):
 
 
 @pytest.mark.xdist_group("docs")
-def test_the_sandbox_command_of_the_readme_runs(project):
+def test_the_sandbox_command_of_the_reference_runs(project):
     port = free_port()
-    (command,) = re.findall(r"`(\.venv/bin/python -m sandbox [^`]+)`", read(ENGLISH))
-    assert command in read(CHINESE)
+    english, chinese = map(read, REFERENCES)
+    (command,) = re.findall(r"`(\.venv/bin/python -m sandbox [^`]+)`", english)
+    assert command in chinese
     process = subprocess.Popen(
         command.replace("8002", str(port)).split(),
         cwd=project.folder,

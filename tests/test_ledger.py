@@ -721,14 +721,14 @@ class TestProcesses:
 class TestCost:
     """What keeps the ledger quick when it is large: the indexes are used, and pushes touch few of them."""
 
-    def plan(self, database, sql):
+    def plan(self, database, sql, values=None):
         prefix = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
 
         def explain(connection):
             if not database.is_sqlite:  # or a small table is read through
                 connection.exec_driver_sql("SET enable_seqscan = off")
                 connection.exec_driver_sql("SET enable_bitmapscan = off")
-            return "\n".join(str(tuple(row)) for row in connection.exec_driver_sql(prefix + sql))
+            return "\n".join(str(tuple(row)) for row in connection.exec_driver_sql(prefix + sql, values))
 
         try:
             return database.run(explain)
@@ -758,12 +758,30 @@ class TestCost:
         assert "TEMP B-TREE" not in plan
         assert "Sort" not in plan
 
-    def test_a_claim_uses_its_index(self, ledger, database, monkeypatch):
-        statement = storage.queue._LANES["media"].claim_due.compile(
-            dialect=database._engine.dialect, compile_kwargs={"literal_binds": False}
+    @pytest.mark.parametrize(("lane", "index"), [("media", "downloads_due"), ("send", "sends_due")])
+    def test_a_claim_uses_its_index(self, database, monkeypatch, lane, index):
+        prepared, statements = database.prepared, []
+
+        def prepare(statement):
+            statements.append(statement)
+            return prepared(statement)
+
+        monkeypatch.setattr(database, "prepared", prepare)
+        Queue(database, APPID)
+        dialect = database.run(lambda connection: connection.dialect)
+        (claim,) = [
+            compiled
+            for compiled in (statement.compile(dialect=dialect) for statement in statements)
+            if f"{lane}_due <= " in compiled.string
+        ]
+        assert f"{lane}_state = 'pending'" in claim.string
+        assert ("FOR UPDATE SKIP LOCKED" in claim.string) is not database.is_sqlite
+        values = claim.construct_params(
+            {"of_appid": APPID, "now": T0, "at_most": 1, "until": T0, "new_claim": 1}
         )
-        assert "media_state = 'pending'" in str(statement)
-        assert ("FOR UPDATE SKIP LOCKED" in str(statement)) is not database.is_sqlite
+        if claim.positiontup is not None:
+            values = tuple(values[name] for name in claim.positiontup)
+        assert index in self.plan(database, claim.string, values)
 
 
 def test_pushes_wait_for_postgresql_and_are_kept(postgresql):

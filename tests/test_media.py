@@ -74,8 +74,8 @@ def client(platform, tokens):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(media, "_DOWNLOAD_TIMEOUT", Timeouts(connect=0.3, read=0.3, host=0.8, call=0.8))
-    monkeypatch.setattr(media, "_UPLOAD_TIMEOUT", Timeouts(connect=0.3, read=0.3, host=0.8, call=0.8))
+    monkeypatch.setattr(media, "DOWNLOAD_TIMEOUT", Timeouts(connect=0.3, read=0.3, host=0.8, call=0.8))
+    monkeypatch.setattr(media, "UPLOAD_TIMEOUT", Timeouts(connect=0.3, read=0.3, host=0.8, call=0.8))
 
 
 def fetch(client, media_id="MEDIA_ID", max_bytes=30 * MB):

@@ -76,7 +76,12 @@ def test_media_in_ranges_as_players_ask(sandbox):
 
 def test_media_that_are_gone(sandbox):
     url = stored(sandbox, "image", PHOTO)
-    assert requests.get(f"{url}x", timeout=10).status_code == 404
+    gone = requests.get(f"{url}x", timeout=10)
+    assert gone.status_code == 404
+    assert gone.json() == {
+        "error": "no such media, or older than three days",
+        "error_zh": "素材不存在或已超过三天",
+    }
     sandbox.state.advance(3 * 24 * 3600)
     assert requests.get(url, timeout=10).status_code == 404
     url = stored(sandbox, "image", PHOTO)

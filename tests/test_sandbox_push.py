@@ -576,7 +576,7 @@ def articles(count, said=None, item=None):
         ("image", "<Image>{image}</Image>", {}, "must hold elements"),
         ("image", "<Image>x<MediaId>{image}</MediaId></Image>", {}, "must hold elements"),
         ("image", "<MediaId>{image}</MediaId>", {}, "Image is missing"),
-        ("image", "<Image><MediaId>unknown</MediaId></Image>", {}, "unknown or older"),
+        ("image", "<Image><MediaId>unknown</MediaId></Image>", {}, "40007 invalid media_id"),
         ("image", "<Image><MediaId>{voice}</MediaId></Image>", {}, "is a voice, not a image"),
         ("voice", "<Voice><MediaId>{image}</MediaId></Voice>", {}, "is a image, not a voice"),
         ("music", "<Music><Title>song</Title><ThumbMediaId/></Music>", {}, "ThumbMediaId is empty"),

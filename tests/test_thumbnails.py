@@ -180,7 +180,10 @@ class TestPictures:
         assert str(caught.value)
 
     def test_a_picture_for_too_much_memory(self, monkeypatch):
-        monkeypatch.setattr(decoder, "_small", lambda image: (_ for _ in ()).throw(MemoryError))
+        def too_large(*_, **__):
+            raise MemoryError
+
+        monkeypatch.setattr(Image.Image, "thumbnail", too_large)
         with pytest.raises(decoder.UndecodableError, match="memory"):
             decoder.thumbnail(PHOTO)
 

@@ -129,7 +129,7 @@ RETRIED = {
 
 @pytest.mark.parametrize("case", RETRIED)
 def test_retried_with_its_reason_visible_until_it_works(make_rig, monkeypatch, case):
-    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.01)  # within one call; what is tested are the worker's own
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)  # within one call; what is tested are the worker's own
     rig = make_rig()
     entry = rig.push()
     rig.fault(**RETRIED[case])

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 #: A lease outlives any request of a source (10 s; a host's last connect may overrun by its 3 s), and is taken anew
 #: before each.
 FETCH_LEASE_SECONDS = 15.0
+#: How long a caller waits for another thread's renewal, and then for another process's.
+WAIT_SECONDS = 20.0
 
 _MARGIN_SECONDS = 10.0  # what is left of a life must be enough for the call it is taken for
 _FETCHES_APART = 60.0  # whatever life a token is said to have
@@ -33,7 +35,6 @@ _SHORT_LIFE = 600.0
 _CLOCK_ERROR = 60.0
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
-_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 30.0
 _CHECKS = 5  # of one token, at once
@@ -252,9 +253,9 @@ class AccessToken:
             return value
 
         holder = secrets.token_hex(8)  # of this very call: a forked process never shares it
-        if self._lock.acquire(timeout=_WAIT_SECONDS):
+        if self._lock.acquire(timeout=WAIT_SECONDS):
             try:
-                for _ in range(int(_WAIT_SECONDS / _POLL_SECONDS)):
+                for _ in range(int(WAIT_SECONDS / _POLL_SECONDS)):
                     value = look()
                     if value is not None:
                         return value
@@ -269,7 +270,7 @@ class AccessToken:
             finally:
                 self._lock.release()
         raise TokenUnavailableError(
-            f"another thread or process has been fetching the token for {_WAIT_SECONDS:.0f} s: try again / "
+            f"another thread or process has been fetching the token for {WAIT_SECONDS:.0f} s: try again / "
             f"其他进程正在获取 token，请稍后重试"
         )
 

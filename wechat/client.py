@@ -31,10 +31,12 @@ from wechat.transport import Answer, Body, Deadline, Transport, place, shown_hos
 
 Result = TypeVar("Result")
 
+#: Seconds before a call is made again that a busy platform could not answer; the next pause is twice as long.
+FIRST_PAUSE = 1.0
+
 _JSON_BYTES = 1024 * 1024
 _SYSTEM_BUSY = -1
 _BUSY_ANSWERS = 3
-_FIRST_PAUSE = 1.0
 _SWITCH_BACK_SECONDS = 60.0
 
 
@@ -181,7 +183,7 @@ class ApiClient:
         timeout: Timeouts,
     ) -> Result:
         give_up = self._clock() + timeout.call
-        pause = _FIRST_PAUSE
+        pause = FIRST_PAUSE
         busy = 0
         while True:
             failure: ApiError | TransportError

@@ -31,9 +31,11 @@ from wechat.formats import CONTENT_TYPES, HEAD_BYTES, extension
 from wechat.messages import MediaKind
 from wechat.transport import CHUNK_BYTES, Answer
 
+#: What one upload, and one download, may take.
+UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
+DOWNLOAD_TIMEOUT = Timeouts(host=600.0, call=600.0)
+
 _UPLOAD_PATH = "/cgi-bin/media/upload"
-_UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
-_DOWNLOAD_TIMEOUT = Timeouts(host=600.0, call=600.0)
 _SMALL_JSON_BYTES = 64 * 1024
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -99,7 +101,7 @@ def upload(
             params={"type": kind},
             body=_Multipart(source, start, size, f"{kind}.{found}", CONTENT_TYPES[found], progress),
             repeatable=True,  # a second copy on the platform does no harm
-            timeout=_UPLOAD_TIMEOUT,
+            timeout=UPLOAD_TIMEOUT,
         )
 
 
@@ -131,7 +133,7 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
         read=_file_or_url,
         params={"media_id": media_id},
         repeatable=True,
-        timeout=_DOWNLOAD_TIMEOUT,
+        timeout=DOWNLOAD_TIMEOUT,
     )
     answer = opened if isinstance(opened, Answer) else _follow(client, opened)
     try:
@@ -187,7 +189,7 @@ def _begins_like_text(head: bytes, content_type: str) -> bool:
 def _follow(client: ApiClient, url: str) -> Answer:
     """The video behind a video_url. Every redirect is checked as the first address was."""
     for _ in range(1 + _MAX_REDIRECTS):
-        answer = client.get_url(url, path="video_url", timeout=_DOWNLOAD_TIMEOUT)
+        answer = client.get_url(url, path="video_url", timeout=DOWNLOAD_TIMEOUT)
         if answer.status not in _REDIRECTS:
             return _video(answer)
         answer.close()

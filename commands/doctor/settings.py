@@ -36,8 +36,8 @@ def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]
         elif name.startswith("WECHAT_"):
             yield Outcome(
                 False,
-                f"there is no setting {name}: README.md lists them all",
-                f"没有 {name} 这个设置，全部设置见 README.zh-CN.md",
+                f"there is no setting {name}: docs/reference.md lists them all",
+                f"没有 {name} 这个设置，全部设置见 docs/reference.zh-CN.md",
             )
 
 

@@ -80,7 +80,7 @@ async function ask(method, path, body) {
       headers: json ? { "Content-Type": "application/json" } : {},
     });
     const said = await answer.json();
-    complain(answer.ok ? "" : said.error);
+    complain(answer.ok ? "" : chinese ? said.error_zh : said.error);
     return answer.ok;
   } catch {
     complain(t("The sandbox does not answer. Is it still running?"));
