@@ -51,6 +51,11 @@ class Batches(Generic[Item, Result]):
             return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 
+    @property
+    def waiting(self) -> int:
+        """How many items no batch has taken yet."""
+        return len(self._waiting)
+
     def _called(self, mine: _Waiting[Item, Result], wait: float) -> bool:
         """True: to lead. False: another has led."""
         if not mine.call.acquire(timeout=wait):

@@ -55,9 +55,9 @@ def queue(desk, pool, items, wait=WAIT):
     """Those, in this order, behind one that leads."""
     futures = []
     for item in items:
-        count = len(desk.batched._waiting)
+        count = desk.batched.waiting
         futures.append(pool.submit(desk.batched, item, wait))
-        eventually(lambda count=count: len(desk.batched._waiting) > count)
+        eventually(lambda count=count: desk.batched.waiting > count)
     return futures
 
 
