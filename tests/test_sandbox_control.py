@@ -385,7 +385,7 @@ def test_who_listens_late_is_told_what_there_is(sandbox):
 def _control_errors():
     """Each place in the sandbox's source that makes a ControlError: where, and the words given to it."""
     for path in sorted((ROOT / "sandbox").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ControlError":
                 yield pytest.param(node.args, id=f"{path.name}:{node.lineno}")
 
@@ -395,6 +395,18 @@ def test_every_control_error_has_its_words_in_chinese(words):
     english, chinese = words
     assert not re.search(r"[\u4e00-\u9fff]", ast.unparse(english))
     assert re.search(r"[\u4e00-\u9fff]", ast.unparse(chinese))
+
+
+def test_no_error_is_written_beside_them():
+    """`Words.as_error` alone makes the JSON of a refusal, so that none is in English only."""
+    places = [
+        path.name
+        for path in sorted((ROOT / "sandbox").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.keyword) and node.arg == "error")
+        or (isinstance(node, ast.Dict) and "error" in [getattr(key, "value", None) for key in node.keys])
+    ]
+    assert places == ["errors.py"]
 
 
 # Pushing: wrong use
