@@ -17,14 +17,33 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from trying import ACCOUNT, FAN, PHOTO, ROOT, Failed, Table, debian, fetched, lacking, limit, until, wheels
+from trying import (
+    ACCOUNT,
+    FAN,
+    PHOTO,
+    ROOT,
+    Failed,
+    SlowPlatform,
+    Table,
+    debian,
+    fetched,
+    lacking,
+    limit,
+    pushed,
+    replies,
+    until,
+    wheels,
+)
 
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 900
 NEEDED = {"podman": "podman", "crun": "crun", "mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
 SUITE = "forky"  # the Debian with the Containerfile's Python
 IMAGE = "tushangwanglai"
+SHORT_STOP = 10  # seconds that docker and podman give when nobody says more
 PORT, SANDBOX = 8460, "http://127.0.0.1:8461"
+SAY = f"{SANDBOX}/sandbox/fans/{FAN}/messages"
 SETTINGS = ACCOUNT | {"WECHAT_API_BASE": SANDBOX, "PORT": str(PORT), "WEB_CONCURRENCY": "2"}
 FIX = """\
 FROM base
@@ -104,9 +123,7 @@ def has_said(said: str, *texts: str) -> None:
 def echo() -> str:
     photo = f"file=@{PHOTO}"
     began = time.monotonic()
-    answer = json.loads(
-        fetched(f"{SANDBOX}/sandbox/fans/{FAN}/messages", "-F", "type=image", "-F", photo) or "{}"
-    )
+    answer = json.loads(fetched(SAY, "-F", "type=image", "-F", photo) or "{}")
     if [one["verdict"] for one in answer.get("attempts", [])] != ["reply"]:
         raise Failed(f"no reply: {answer}")
     return f"the picture back after {(time.monotonic() - began) * 1000:.0f} ms"
@@ -156,12 +173,10 @@ def echoes(podman: Podman) -> str:
         took = podman.answers("bot")
         podman.run("healthcheck", "run", "bot")
         echoed = echo()
-        began = time.monotonic()
-        podman.run("stop", "--time=45", "bot")
-        stop = time.monotonic() - began
+        stop = stopped(podman, "--time=45", status=0)
         podman.run("healthcheck", "run", "bot", exits=125)  # it is down
-        if (code := podman.run("inspect", "--format={{.State.ExitCode}}", "bot").strip()) != "0" or stop > 5:
-            raise Failed(f"stopped after {stop:.1f} s with {code}")
+        if stop > 5:
+            raise Failed(f"stopped after {stop:.1f} s")
     return f"answers after {took:.1f} s, healthy, {echoed}; stop {stop:.1f} s"
 
 
@@ -191,6 +206,67 @@ def workers(podman: Podman) -> str:
         podman.answers("web")
         echo()
     return f"{echoed}, stored by the worker; after kill -9 the same container goes on"
+
+
+def push_in_hand(podman: Podman, wechat: SlowPlatform, seconds: float) -> Any:
+    """A picture that takes so long, until the bot has begun with it. Returns what the sandbox says of the push."""
+    asked, wechat.seconds = wechat.asked, seconds
+    push = pushed(SAY, "-F", "type=image", "-F", f"file=@{PHOTO}")
+    until(lambda: wechat.asked > asked, 10, lambda: podman.run("logs", "bot"))
+    return push
+
+
+def stopped(podman: Podman, *options: str, status: int) -> float:
+    """Seconds. Raises Failed when it ended with another status."""
+    began = time.monotonic()
+    podman.run("stop", *options, "bot")
+    took = time.monotonic() - began
+    if (code := podman.run("inspect", "--format={{.State.ExitCode}}", "bot").strip()) != str(status):
+        raise Failed(f"stopped after {took:.1f} s with {code}\n{podman.run('logs', 'bot')[-2000:]}")
+    return took
+
+
+def short_stop(podman: Podman) -> str:
+    with (
+        SlowPlatform(SANDBOX) as wechat,
+        podman.running("bot", "--volume=stop-data:/app/data", settings={"WECHAT_API_BASE": wechat.url}),
+    ):
+        podman.answers("bot")
+        pushes = [push_in_hand(podman, wechat, seconds) for seconds in (SHORT_STOP / 2, SHORT_STOP * 6)]
+        before = [replies(push) for push in pushes]
+        stop = stopped(podman, f"--time={SHORT_STOP}", status=137)
+        wechat.seconds = 0
+        began = time.monotonic()
+        podman.run("start", "bot")
+        podman.answers("bot")
+        resend = f"{SANDBOX}/sandbox/pushes/{{}}/resend"
+        if (again := [replies(pushed(resend.format(push["msg_id"]))) for push in pushes]) != before:
+            raise Failed(f"{before} before, {again} after")
+        stored = f'wechat_media{{state="stored"}} {len(pushes)}.0'
+        metrics = f"http://127.0.0.1:{PORT}/metrics"
+        until(lambda: stored in fetched(metrics), 40, lambda: podman.run("logs", "bot")[-2000:])
+        done = time.monotonic() - began
+        if wechat.asked != len(pushes) + 1:
+            raise Failed(f"pictures fetched {wechat.asked} times")
+    return (
+        f"stop {stop:.1f} s, status 137: the picture that took {SHORT_STOP / 2:.0f} s is stored, that of "
+        f"{SHORT_STOP * 6} s {done:.0f} s after the next start; repeated pushes get the same answers"
+    )
+
+
+def patient_stop(podman: Podman) -> str:
+    volume, seconds = "--volume=patient-data:/app/data", SHORT_STOP * 1.5
+    with (
+        SlowPlatform(SANDBOX) as wechat,
+        podman.running("bot", volume, "--stop-timeout=45", settings={"WECHAT_API_BASE": wechat.url}),
+    ):
+        podman.answers("bot")
+        push_in_hand(podman, wechat, seconds)
+        stop = stopped(podman, status=0)
+    status = json.loads(podman.bot("--rm", volume, command=("flask", "ledger", "status")).splitlines()[-1])
+    if status["stored"] != 1 or wechat.asked != 1:
+        raise Failed(f"{status}, fetched {wechat.asked} times")
+    return f"stop {stop:.1f} s, status 0: the picture that took {seconds:.0f} s is stored"
 
 
 def closed_mount(podman: Podman) -> str:
@@ -249,6 +325,8 @@ STEPS: list[tuple[str, Callable[[Podman], str]]] = [
     ("runs with SQLite in a named volume", echoes),
     ("volumes", volumes),
     ("web and worker, kill -9", workers),
+    (f"docker's stop: SIGKILL after {SHORT_STOP} s", short_stop),
+    ("--stop-timeout 45", patient_stop),
     ("a mount that belongs to root", closed_mount),
     ("read-only", read_only),
     ("PORT below 1024", low_port),
