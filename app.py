@@ -7,11 +7,12 @@ settings the application has its commands alone, so that `flask doctor` and `--h
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from flask import Flask, Request
 from flask.sessions import NullSession, SessionInterface
 from pydantic import SecretStr
-from werkzeug.exceptions import InternalServerError, MethodNotAllowed, NotFound
+from werkzeug.exceptions import InternalServerError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import commands
@@ -23,8 +24,11 @@ from storage.sign_ins import Attempts
 from web import callback, gallery, ops, token_server
 
 
-def create_app(settings: Settings | None = None) -> Flask:
-    """The application for `settings`, by default the server's or the environment's. Raises `SettingsError`."""
+def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
+    """The application for `settings`, one account's or several accounts', by default the server's or the environment's.
+
+    Raises `SettingsError`.
+    """
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
@@ -35,68 +39,84 @@ def create_app(settings: Settings | None = None) -> Flask:
             os.environ.setdefault(name, value)
         environ = settings_of_commands(os.environ) if on_command_line else os.environ
         try:
-            settings = config.of_this_server or Settings.from_env(environ)
+            settings = config.of_this_server or Settings.of_accounts(environ)
         except SettingsError as error:
             if not on_command_line:
                 raise
             commands.use_without_settings(app, error)
             return app
-    logs.configure(settings.log_format, settings.log_level)
+    of_each = [settings] if isinstance(settings, Settings) else settings
+    common = of_each[0]
+    logs.configure(common.log_format, common.log_level)
     app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own
-    built = parts.build(settings)
-    app.extensions["parts"] = built
-    app.register_blueprint(
-        callback.callback(
-            built.receiver,
-            built.answers,
-            built.refusals,
-            max_push_bytes=settings.max_push_bytes,
-            token=settings.wechat_token.get_secret_value(),
-        )
-    )
-    app.register_blueprint(
-        ops.ops(
-            built.database,
-            built.ledger,
-            built.queue,
-            built.files,
-            built.tokens,
-            built.token,
-            key=_secret(settings.metrics_key),
-        )
-    )
-    app.register_error_handler(MethodNotAllowed, callback.wrong_method)
-    app.register_error_handler(NotFound, callback.not_found)
+    built = parts.build(*of_each)
+    app.extensions["accounts"] = built
+    _add_callbacks(app, built)
+    watched = {
+        name: ops.Watched(one.settings.callback_path, one.ledger, one.queue, one.tokens, one.token)
+        for name, one in built.of.items()
+    }
+    app.register_blueprint(ops.ops(watched, built.database, built.files, key=_secret(common.metrics_key)))
     app.register_error_handler(InternalServerError, ops.fault)
     app.register_error_handler(UnicodeDecodeError, lambda error: ("", 400))  # a query that is not UTF-8
-    if settings.token_server_key is not None:
-        key = settings.token_server_key.get_secret_value()
-        app.register_blueprint(
-            token_server.token_server(
-                built.token,
-                Attempts(built.database, "token key"),
-                key=key,
-                appid=settings.wechat_appid,
-            )
-        )
-    if settings.admin_password is not None:
+    _add_token_server(app, built)
+    if common.admin_password is not None:
+        entries = [
+            gallery.AccountEntries(name, one.settings.wechat_appid, one.ledger, one.queue, one.purge_rows)
+            for name, one in built.of.items()
+        ]
         app.register_blueprint(
             gallery.gallery(
+                entries,
                 built.database,
-                built.ledger,
-                built.queue,
-                built.purge_rows,
                 built.rows,
                 built.files,
                 built.thumbnails,
-                password=settings.admin_password.get_secret_value(),
-                zone=settings.zone,
+                password=common.admin_password.get_secret_value(),
+                zone=common.zone,
             )
         )
-    if hops := settings.proxy_hops:
+    if hops := common.proxy_hops:
         proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=hops)
         app.wsgi_app = proxied  # type: ignore[method-assign]
     return app
+
+
+def _add_callbacks(app: Flask, accounts: parts.Accounts) -> None:
+    """One for each account that has a WECHAT_TOKEN. The only one answers at /wechat too."""
+    with_callback = [one for one in accounts.of.values() if one.receiver is not None]
+    accounts_by_path: dict[str, str] = {}
+    for one in with_callback:
+        settings = one.settings
+        assert one.receiver is not None
+        assert settings.wechat_token is not None
+        paths = dict.fromkeys(
+            [settings.callback_path or "", *(["/wechat"] if len(with_callback) == 1 else [])]
+        )
+        app.register_blueprint(
+            callback.callback(
+                one.receiver,
+                one.answers,
+                one.refusals,
+                paths=list(paths),
+                account=settings.account,
+                max_push_bytes=settings.max_push_bytes,
+                token=settings.wechat_token.get_secret_value(),
+            )
+        )
+        accounts_by_path |= dict.fromkeys(paths, settings.account)
+    callback.tell_of_wrong_requests(app, accounts_by_path)
+
+
+def _add_token_server(app: Flask, accounts: parts.Accounts) -> None:
+    """For all accounts that have a key: one of their own, or the common one."""
+    served = {}
+    for one in accounts.of.values():
+        keys = (one.settings.own_token_server_key, one.settings.token_server_key)
+        if given := tuple(key.get_secret_value() for key in keys if key is not None):
+            served[one.settings.wechat_appid] = token_server.Served(one.token, given)
+    if served:
+        app.register_blueprint(token_server.token_server(served, Attempts(accounts.database, "token key")))
 
 
 def _secret(setting: SecretStr | None) -> str | None:

@@ -195,7 +195,7 @@ def _urls(value: Any) -> Any:
 
 def _public_url(value: str) -> str:
     url = _url(value)
-    if urlsplit(url).path.endswith("/wechat"):
+    if re.search(r"/wechat(/[a-z0-9-]+)?$", urlsplit(url).path):
         raise _WrongValue(
             "must not end in /wechat: that is added to it", "不要以 /wechat 结尾：程序会自动加上"
         )
@@ -307,15 +307,23 @@ AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
 
 
 class Settings(BaseModel):
-    """One field per setting, with the setting's name in lower case. docs/reference.md says what each one does."""
+    """The settings of one account: one field per setting, with the setting's name in lower case. docs/reference.md says
+    what each one does. What does not belong to an account is the same in the settings of all accounts of a process.
+    """
 
     model_config = ConfigDict(
         frozen=True, alias_generator=str.upper, hide_input_in_errors=True, validate_default=True
     )
 
+    account: str = ""
+    """The name in ACCOUNTS; empty where that is not set."""
+    own_token_server_key: Annotated[SecretStr, _at_least(16)] | None = None
+    """TOKEN_SERVER_KEY with the account's name in front. `token_server_key` is the one for all accounts."""
+
+    accounts: str | None = None
     wechat_appid: Annotated[str, AfterValidator(_appid)]
     wechat_appsecret: SecretStr | None = None
-    wechat_token: CallbackToken
+    wechat_token: CallbackToken | None = None
     wechat_aes_key: AesKey | None = None
     wechat_accept_plaintext: bool = False
     wechat_token_previous: CallbackToken | None = None
@@ -351,6 +359,13 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     @property
+    def callback_path(self) -> str | None:
+        """Where the platform calls; None for an account without WECHAT_TOKEN, which has no callback."""
+        if self.wechat_token is None:
+            return None
+        return f"/wechat/{self.account}" if self.account else "/wechat"
+
+    @property
     def zone(self) -> ZoneInfo | None:
         """The zone that TZ names. None for the machine's own zone, and for a TZ that gives rules instead of a name."""
         try:
@@ -362,32 +377,122 @@ class Settings(BaseModel):
     def unchecked(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
         """The texts of the settings in `environ` and `folder`/.env. `environ` wins; empty counts as unset."""
         found = {**_filled(dotenv_values(folder / ".env", encoding="utf-8-sig")), **_filled(environ)}
-        return {name: found[name] for name in map(str.upper, cls.model_fields) if name in found}
+        return {name: found[name] for name in known_names(found) if name in found}
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> Settings:
-        """The checked settings. Raises `SettingsError`, which lists all faults by setting name, without values."""
+        """The checked settings of the account, the first one where ACCOUNTS names several. Raises `SettingsError`."""
+        return cls.of_accounts(environ, folder)[0]
+
+    @classmethod
+    def of_accounts(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> tuple[Settings, ...]:
+        """The checked settings of each account, in the order of ACCOUNTS; without ACCOUNTS there is one.
+
+        Raises `SettingsError`, which lists all faults of all accounts by setting name, without values.
+        """
         values = cls.unchecked(environ, folder)
-        faults = list(_missing(values))
-        try:
-            settings = cls.model_validate(values)
-        except ValidationError as error:
-            faults += [_fault(detail) for detail in error.errors(include_url=False, include_input=False)]
+        names = accounts(values)
+        found, faults, appids = [], list(_wrong_names(names)), set[str]()
+        for account in names or [""]:
+            own, common = of_account(values, account)
+            wrong = [*_missing(common | own, account)]
+            try:
+                settings = cls.model_validate(common | own | {"ACCOUNT": account})
+            except ValidationError as error:
+                wrong += [_fault(detail) for detail in error.errors(include_url=False, include_input=False)]
+            else:
+                found.append(settings)
+                if settings.wechat_appid in appids:
+                    wrong.append(Fault("WECHAT_APPID", "is that of another account too", "与另一个账号重复"))
+                appids.add(settings.wechat_appid)
+            faults += [
+                fault._replace(name=name_of(fault.name, account, given_for_all=fault.name in common))
+                for fault in wrong
+            ]
         if faults:
-            raise SettingsError(faults)
-        return settings
+            raise SettingsError(list(dict.fromkeys(faults)))  # what holds for all is wrong once
+        return tuple(found)
 
 
-of_this_server: Settings | None = None
-"""Those that gunicorn's master found good. A process that it starts while .env is being edited has them too."""
+NAMES = tuple(
+    name.upper() for name in Settings.model_fields if name not in ("account", "own_token_server_key")
+)
+OF_AN_ACCOUNT = frozenset(
+    name
+    for name in NAMES
+    if name.startswith("WECHAT_")
+    or name
+    in (
+        "ECHO_VIA",
+        "REPLY_SECONDS",
+        "LATE_REPLY",
+        "RETENTION_DAYS",
+        "PURGE_ON_UNSUBSCRIBE",
+        "TOKEN_SERVER_KEY",
+    )
+)
+"""Those that may have an account's name in front (SHOP_WECHAT_APPID). What has none in front holds for all accounts."""
+
+
+def known_names(values: Mapping[str, str]) -> list[str]:
+    """The names of all settings, with those of the accounts that `values` names."""
+    prefixes = [_prefix(account) for account in accounts(values)]
+    return [*NAMES, *(prefix + name for prefix in prefixes for name in sorted(OF_AN_ACCOUNT))]
+
+
+def accounts(values: Mapping[str, str]) -> list[str]:
+    """The names in ACCOUNTS; empty where that is not set."""
+    return [name.strip() for name in values.get("ACCOUNTS", "").split(",") if name.strip()]
+
+
+def of_account(values: Mapping[str, str], account: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The texts that are the account's own, and those that hold for all, both by names without one in front."""
+    common = {name: text for name, text in values.items() if name in NAMES}
+    if not account:
+        return {}, common
+    prefix = _prefix(account)
+    own = {name: values[prefix + name] for name in OF_AN_ACCOUNT if prefix + name in values}
+    if key := own.pop("TOKEN_SERVER_KEY", None):
+        own["OWN_TOKEN_SERVER_KEY"] = key
+    return own, {name: text for name, text in common.items() if name not in own}
+
+
+def name_of(setting: str, account: str, *, given_for_all: bool) -> str:
+    """The name under which a setting of that account is to be corrected."""
+    name = setting.removeprefix("OWN_")
+    return _prefix(account) + name if account and name in OF_AN_ACCOUNT and not given_for_all else name
+
+
+def _prefix(account: str) -> str:
+    return account.upper().replace("-", "_") + "_"
+
+
+def _wrong_names(names: Sequence[str]) -> Iterator[Fault]:
+    if wrong := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9-]*", name)]:
+        yield Fault(
+            "ACCOUNTS",
+            f"names have lower-case letters, digits and hyphens, and begin with a letter: not {wrong[0]!r:.40}",
+            f"名称只含小写字母、数字和连字符，以字母开头，{wrong[0]!r:.40} 不行",
+        )
+    if len(set(names)) < len(names):
+        yield Fault("ACCOUNTS", "names an account twice", "有重复的名称")
+
+
+of_this_server: tuple[Settings, ...] | None = None
+"""Of each account, as gunicorn's master found them good. A process that it starts while .env is edited has them too."""
 
 
 def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
     """The environment for a command: `environ`, and the settings of a `make run` that runs without an account."""
     path = folder / SANDBOX_SETTINGS
-    if "WECHAT_APPID" in Settings.unchecked(environ, folder) or not _locked(path):
+    if names_an_account(Settings.unchecked(environ, folder)) or not _locked(path):
         return environ
     return _filled(dotenv_values(path, encoding="utf-8")) | _filled(environ)
+
+
+def names_an_account(values: Mapping[str, str]) -> bool:
+    """Whether there is an account, so that `make run` needs none of its own."""
+    return "WECHAT_APPID" in values or "ACCOUNTS" in values
 
 
 def _locked(path: Path) -> bool:
@@ -407,8 +512,10 @@ def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
     return {name: value for name, value in found.items() if OF_LIBRARIES.fullmatch(name)}
 
 
-def _missing(values: Mapping[str, str]) -> Iterator[Fault]:
-    """Settings that are missing because another one needs them."""
+def _missing(values: Mapping[str, str], account: str) -> Iterator[Fault]:
+    """Settings that are missing because another one needs them, or because there is one account."""
+    if not account and "WECHAT_TOKEN" not in values:
+        yield Fault("WECHAT_TOKEN", *_WORDS["missing"])
     source = values.get("WECHAT_TOKEN_SOURCE", "stable")
     if source in ("stable", "classic") and "WECHAT_APPSECRET" not in values:
         yield Fault(

@@ -52,15 +52,14 @@ def pre_fork(master: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     embedded = _settings.worker == "embedded"
-    worker.parts = worker.wsgi.extensions["parts"]
-    worker.when_stopping = worker.parts.ask_to_stop
-    worker.parts.worker.start(EMBEDDED_THREADS if embedded else 0)
-    worker.parts.deferred.start(orphans=embedded)
+    worker.accounts = worker.wsgi.extensions["accounts"]
+    worker.when_stopping = worker.accounts.ask_to_stop
+    worker.accounts.start(EMBEDDED_THREADS if embedded else 0, orphans=embedded)
 
 
 def worker_exit(master: Any, worker: Any) -> None:
-    if hasattr(worker, "parts"):
-        worker.parts.stop()
+    if hasattr(worker, "accounts"):
+        worker.accounts.stop()
         cores.end_process()
 
 

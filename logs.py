@@ -12,11 +12,15 @@ import logging
 import logging.config
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 # No line of ours says these, and each answered push has a line:
 # https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+ACCOUNT: ContextVar[str] = ContextVar("account", default="")
+"""The account that this thread works for, by its name in ACCOUNTS. Where there are several, each line shows it."""
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -39,6 +43,8 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in vars(record).items() if name not in _OWN}
+        if account := ACCOUNT.get():
+            fields = {"account": account} | fields
         trouble = self.formatException(record.exc_info) if record.exc_info else ""
         if self._as_json:
             line = {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cores
-from answers.answer import Answers
+from answers.answer import Answers, check_handlers
 from answers.copies import StoredCopies
-from answers.late import DeferredReplies
+from answers.late import ORPHANS_SECONDS, DeferredReplies
+from answers.steps import rarer
 from config import Settings, token_reason
 from storage.database import Database
 from storage.deferred import DeferredWork
@@ -34,14 +35,14 @@ from wechat.token_sources import CentralTokenSource, ClassicTokenSource, StableT
 from worker.chores import Chores
 from worker.downloads import Downloads
 from worker.jobs import Failures
-from worker.loop import Worker
+from worker.loop import AccountWork, Worker
 from worker.sends import Sends
 from worker.thumbnails import Decoder, ThumbnailMaker
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything one process works with."""
+    """What one process works with for one account. Database, files, thumbnails and worker are those of all accounts."""
 
     settings: Settings
     database: Database
@@ -49,80 +50,120 @@ class Parts:
     queue: Queue
     purge_rows: PurgeRows
     files: FileStore
-    rows: GalleryRows
     thumbnails: Thumbnails
     tokens: SqlTokenStore
     token: AccessToken
     client: ApiClient
-    receiver: Receiver
+    receiver: Receiver | None
     refusals: Refusals
-    worker: Worker
     deferred: DeferredReplies
     answers: Answers
     memories: Memories
 
+
+@dataclass(frozen=True)
+class Accounts:
+    """Everything one process works with. `of` has the parts of each account by its name in ACCOUNTS, which is empty
+    where that is not set."""
+
+    of: Mapping[str, Parts]
+    database: Database
+    files: FileStore
+    thumbnails: Thumbnails
+    rows: GalleryRows
+    worker: Worker
+
+    def start(self, threads: int, *, orphans: bool) -> None:
+        """Begins what runs beside the requests: `threads` jobs of each account at once, and with `orphans` deferred
+        work whose process is gone."""
+        self.worker.start(threads)
+        for parts in self.of.values():
+            parts.deferred.start(orphans=orphans)
+
     def ask_to_stop(self) -> None:
         """From now on nothing more is claimed; returns at once."""
         self.worker.ask_to_stop()
-        self.deferred.ask_to_stop()
+        for parts in self.of.values():
+            parts.deferred.ask_to_stop()
 
     def stop(self) -> None:
         """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""
         self.ask_to_stop()
-        self.deferred.stop()
+        for parts in self.of.values():
+            parts.deferred.stop()
         self.worker.stop()
         # The last one to close a SQLite file takes its log in. The collector would not.
         self.database.close()
 
 
 def build(
-    settings: Settings,
-    *,
+    *accounts: Settings,
     clock: Callable[[], float] = time.time,
     jitter: Callable[[], float] = random.random,
-) -> Parts:
-    """All parts of one process. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's."""
-    if not settings.pin_cores:
+) -> Accounts:
+    """All parts of one process with these accounts. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's.
+
+    Raises `handlers.HandlerError` when a table of handlers cannot be.
+    """
+    check_handlers([settings.account for settings in accounts])
+    common = accounts[0]
+    if not common.pin_cores:
         cores.never_pin()
-    database = Database(settings.database_url.get_secret_value(), sync=settings.ledger_sync)
-    ledger = Ledger(database, settings.wechat_appid)
-    queue = Queue(database, settings.wechat_appid)
-    purge_rows = PurgeRows(database, settings.wechat_appid)
-    files = open_store(settings.media_store)
-    rows = GalleryRows(database, settings.wechat_appid)
-    thumbnails = Thumbnails(settings.media_store)
+    database = Database(common.database_url.get_secret_value(), sync=common.ledger_sync)
+    files, thumbnails = open_store(common.media_store), Thumbnails(common.media_store)
+    decoder = Decoder()
+    of, works = {}, []
+    for settings in accounts:
+        parts, work = _of_account(
+            settings, database, files, thumbnails, decoder, clock, jitter, accounts=len(accounts)
+        )
+        of[settings.account] = parts
+        works.append(work)
+    worker = Worker(works, lease_seconds=common.lease_seconds, clock=clock, jitter=jitter)
+    rows = GalleryRows(database, *(settings.wechat_appid for settings in accounts))
+    return Accounts(of, database, files, thumbnails, rows, worker)
+
+
+def _of_account(
+    settings: Settings,
+    database: Database,
+    files: FileStore,
+    thumbnails: Thumbnails,
+    decoder: Decoder,
+    clock: Callable[[], float],
+    jitter: Callable[[], float],
+    *,
+    accounts: int,
+) -> tuple[Parts, AccountWork]:
+    appid = settings.wechat_appid
+    ledger = Ledger(database, appid)
+    queue = Queue(database, appid)
+    purge_rows = PurgeRows(database, appid)
     plain = ApiClient(settings.wechat_api_base)
-    tokens = SqlTokenStore(database, settings.wechat_appid)
+    tokens = SqlTokenStore(database, appid)
     token = AccessToken(
         tokens, token_source(settings, plain), on_fetch=tokens.count_fetch, explained=token_reason
     )
     client = plain.with_token(token)
     copies = StoredCopies(client, files)
-    memories = Memories(database, ledger, settings.wechat_appid)
-    works = DeferredWork(database, ledger, settings.wechat_appid)
+    memories = Memories(database, ledger, appid)
+    works = DeferredWork(database, ledger, appid)
     failures = Failures(queue, clock, jitter)
     chores = Chores(
+        settings.account,
         purge_rows,
         files,
         token,
         thumbnails,
-        ThumbnailMaker(queue, files, thumbnails, Decoder()),
+        ThumbnailMaker(queue, files, thumbnails, decoder),
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,
         clock=clock,
-        jitter=jitter,
     )
-    worker = Worker(
-        queue,
-        Downloads(
-            queue, ledger, client, files, failures, max_media_bytes=settings.max_media_bytes, clock=clock
-        ),
-        Sends(queue, client, works, copies, failures, clock=clock),
-        failures,
-        chores,
-        lease_seconds=settings.lease_seconds,
-        clock=clock,
+    downloads = Downloads(
+        queue, ledger, client, files, failures, max_media_bytes=settings.max_media_bytes, clock=clock
     )
+    sends = Sends(queue, client, works, copies, failures, clock=clock)
     deferred = DeferredReplies(
         works,
         copies,
@@ -131,26 +172,27 @@ def build(
         reply_seconds=settings.reply_seconds,
         late_reply=settings.late_reply,
         lease_seconds=settings.lease_seconds,
+        account=settings.account,
+        orphans_seconds=rarer(ORPHANS_SECONDS, accounts),
     )
-    return Parts(
+    parts = Parts(
         settings,
         database,
         ledger,
         queue,
         purge_rows,
         files,
-        rows,
         thumbnails,
         tokens,
         token,
         client,
         _receiver(settings),
-        Refusals(database, settings.wechat_appid),
-        worker,
+        Refusals(database, appid),
         deferred,
         Answers(ledger, memories, deferred, echo_via=settings.echo_via),
         memories,
     )
+    return parts, AccountWork(queue, downloads, sends, failures, chores)
 
 
 def token_source(settings: Settings, client: ApiClient) -> TokenSource:
@@ -165,10 +207,13 @@ def token_source(settings: Settings, client: ApiClient) -> TokenSource:
     if source == "classic" and secret is not None:
         return ClassicTokenSource(client, settings.wechat_appid, secret.get_secret_value())
     assert key is not None, "Settings.from_env() sees to it"
-    return CentralTokenSource(source, key.get_secret_value())
+    return CentralTokenSource(source, settings.wechat_appid, key.get_secret_value())
 
 
-def _receiver(settings: Settings) -> Receiver:
+def _receiver(settings: Settings) -> Receiver | None:
+    """None for an account without WECHAT_TOKEN: it has no callback."""
+    if settings.wechat_token is None:
+        return None
     aes_key, token_previous, aes_key_previous = (
         secret.get_secret_value() if secret is not None else None
         for secret in (

@@ -17,7 +17,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -26,7 +26,7 @@ import requests
 from dotenv import dotenv_values
 
 import parts
-from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError
+from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, names_an_account
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -128,8 +128,8 @@ def main() -> int:
     try:
         environ = dict(os.environ)
         values = Settings.unchecked(environ)
-        if "WECHAT_APPID" in values:
-            _run_bot(processes, environ, Settings.from_env(environ))
+        if names_an_account(values):
+            _run_bot(processes, environ, Settings.of_accounts(environ))
             processes.wait(environ)
         _run_with_sandbox(processes, environ, values)
     except KeyboardInterrupt:
@@ -148,15 +148,17 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:
+def _run_bot(processes: Processes, environ: dict[str, str], accounts: Sequence[Settings]) -> None:
+    settings = accounts[0]
     _claim_port(settings.port, "PORT")
     _start_bot(processes, environ, settings)
     address = settings.public_url or "https://YOUR-HOST"
     gallery = (
         f"{address}/gallery" if settings.admin_password else "set ADMIN_PASSWORD to have it (设置后启用)"
     )
-    print(f"The callback (URL, 服务器地址): {address}/wechat")
-    print(f"   on this machine (本机): http://127.0.0.1:{settings.port}/wechat")
+    for path in filter(None, (one.callback_path for one in accounts)):
+        print(f"The callback (URL, 服务器地址): {address}{path}")
+        print(f"   on this machine (本机): http://127.0.0.1:{settings.port}{path}")
     print(f"   the gallery (图库): {gallery}")
     print("   if something is wrong (检查): .venv/bin/flask doctor", flush=True)
 
@@ -201,7 +203,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
             f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n",
             flush=True,
         )
-        if parts.build(settings).ledger.status(time.time()).stored:
+        if parts.build(settings).of[""].ledger.status(time.time()).stored:
             print("The photo went through at the first start; what came in since then is in the gallery.")
         else:
             _echo_one_photo(sandbox, settings, processes)
@@ -272,7 +274,7 @@ def _echo_one_photo(sandbox: str, settings: Settings, processes: Processes) -> N
             f"   attempt {number}: {attempt['verdict']}{why} after {attempt['seconds'] * 1000:.0f} ms",
             flush=True,
         )
-    ledger = parts.build(settings).ledger
+    ledger = parts.build(settings).of[""].ledger
 
     def stored() -> Entry | None:
         found = ledger.find_by_msg_id(int(push["msg_id"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import handlers
@@ -22,6 +23,11 @@ from wechat.messages import Message
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
 log = logging.getLogger(__name__)
+
+
+def check_handlers(accounts: Collection[str]) -> None:
+    """Raises `handlers.HandlerError` when a table of handlers cannot be. `accounts` are the names in ACCOUNTS."""
+    handlers.check(accounts)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,6 @@ class Answers:
         *,
         echo_via: EchoVia,
     ) -> None:
-        """Raises `handlers.HandlerError` when the HANDLERS table cannot be."""
-        handlers.check()
         self._ledger, self._memories, self._late, self._echo_via = ledger, memories, late, echo_via
 
     def answer(self, message: Message, now: float, arrived: float) -> Recorded:

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 import cores
 import handlers
+import logs
 from answers.account import FanAccount
 from answers.copies import StoredCopies
 from answers.failures import (
@@ -92,11 +93,14 @@ class DeferredReplies:
         reply_seconds: float,
         late_reply: Literal["customer_service", "redelivery"],
         lease_seconds: float,
+        account: str = "",
+        orphans_seconds: float = ORPHANS_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._works, self._copies, self._client = works, copies, client
-        self._echo_via, self._clock = echo_via, clock
+        self._echo_via, self._account, self._clock = echo_via, account, clock
         self._reply_seconds, self._late_reply, self._lease = reply_seconds, late_reply, lease_seconds
+        self._orphans_seconds = orphans_seconds
         self._waiting = threading.BoundedSemaphore(WAITING_AT_ONCE[late_reply])
         self._running: dict[int, tuple[Work, Future[None]]] = {}
         self._lock = threading.Lock()
@@ -176,7 +180,7 @@ class DeferredReplies:
     def _decide(self, ledger_id: int, otherwise: Literal["later", "owed"]) -> Recorded:
         text = None
         if otherwise == "owed":
-            message = parse_message(self._works.push(ledger_id))
+            message = parse_message(self._works.push(ledger_id), self._account)
             text = render_reply(TextReply(STILL_WORKING), message, int(self._clock()))
         recorded = self._works.answer(ledger_id, otherwise, text)
         assert recorded is not None, "with `otherwise` it is always decided"
@@ -191,6 +195,7 @@ class DeferredReplies:
         threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
 
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
+        logs.ACCOUNT.set(self._account)
         cores.unpin_thread()  # work may take all that the machine has
         try:
             result, memory, code, reason = None, None, None, None
@@ -257,6 +262,8 @@ class DeferredReplies:
             self._works.give_back(work)
 
     def _keep_leases(self) -> None:
+        logs.ACCOUNT.set(self._account)
+
         def step() -> float:
             held = [work for work, _ in list(self._running.values())]
             renew(held, lambda work: self._works.extend(work, self._clock(), self._lease))
@@ -265,10 +272,12 @@ class DeferredReplies:
         repeat(self._stop, step, "a lease cannot be renewed", fault_seconds=self._lease / 3)
 
     def _keep_adopting(self) -> None:
+        logs.ACCOUNT.set(self._account)
+
         def step() -> float:
             if self._asked_at is None:
                 self.adopt()
-            return ORPHANS_SECONDS
+            return self._orphans_seconds
 
         repeat(self._stop, step, "deferred work cannot be looked after", fault_seconds=ORPHANS_SECONDS)
 
@@ -284,7 +293,7 @@ class DeferredReplies:
         return len(adopted)
 
     def _run_again(self, work: Work) -> None:
-        message, reason = parse_message(work.xml), "the work ended its process three times"
+        message, reason = parse_message(work.xml, self._account), "the work ended its process three times"
         if work.attempt <= ATTEMPTS:
             try:
                 outcome = handlers.dispatch(message, partial(self._recall, message.from_user_name))

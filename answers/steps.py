@@ -29,6 +29,12 @@ class Claimed(Protocol):
 Held = TypeVar("Held", bound=Claimed)
 
 
+def rarer(seconds: float, accounts: int) -> float:
+    """How long to wait between looks for work where the account is one of several: many idle ones are to cost little,
+    and none is to wait long."""
+    return seconds * min(accounts, 5)
+
+
 def repeat(stop: threading.Event, step: Callable[[], float], otherwise: str, *, fault_seconds: float) -> None:
     """Does the step, and again as many seconds later as it returns, until `stop` is set. After a fault, which is logged
     as `otherwise`, it waits for `fault_seconds`."""

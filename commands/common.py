@@ -6,7 +6,7 @@ Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settin
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -14,23 +14,57 @@ import click
 from flask import current_app
 from tqdm import tqdm
 
+import logs
 from config import SettingsError, explained
 from logs import escaped, escaped_lines, json_line
 from storage.errors import DatabaseUnavailableError
 from wechat.errors import WeChatError
 
 if TYPE_CHECKING:
-    from parts import Parts
+    from parts import Accounts, Parts
 
 LEDGER_ID = click.IntRange(1, 2**63 - 1)
 
 
-def app_parts() -> Parts:
-    """The application's parts. With faulty settings it has none, and the command ends with exit code 2."""
+of_account = click.option(
+    "--account",
+    metavar="NAME",
+    expose_value=False,
+    callback=lambda context, _, name: context.meta.__setitem__(_ACCOUNT, name),
+    help="Which one of ACCOUNTS, where there are several (哪个账号).",
+)
+"""The option of a command that asks for `app_parts`."""
+_ACCOUNT = "account"
+
+
+def app_accounts() -> Accounts:
+    """The application's accounts. With faulty settings it has none, and the command ends with exit code 2."""
     error = current_app.extensions.get("settings_error")
     if error is not None:
         fail_without_settings(cast(SettingsError, error))
-    return cast("Parts", current_app.extensions["parts"])
+    return cast("Accounts", current_app.extensions["accounts"])
+
+
+def app_parts() -> Parts:
+    """The parts of the account that --account names. Ends the command as `app_accounts` does."""
+    accounts = app_accounts().of
+    name = chosen_account(list(accounts))
+    logs.ACCOUNT.set(name)
+    return accounts[name]
+
+
+def chosen_account(names: Sequence[str]) -> str:
+    """The account that --account names, or the only one. Raises click.UsageError, which lists them."""
+    name = click.get_current_context().meta.get(_ACCOUNT)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None:
+        raise click.UsageError(f"say which account: --account NAME, which is one of {', '.join(names)}")
+    if name not in names or not name:
+        raise click.UsageError(
+            f"there is no account {name!r}: the setting ACCOUNTS has {', '.join(names) or 'none'}"
+        )
+    return cast(str, name)
 
 
 def fail(error: Exception | str, status: int = 1) -> NoReturn:

@@ -11,10 +11,10 @@ import threading
 import click
 
 import cores
-from commands.common import app_parts, fail
+from commands.common import app_accounts, fail
 from storage import writable
 
-WORKER_THREADS = 16  # downloads at once
+WORKER_THREADS = 16  # downloads of one account at once
 
 
 @click.command()
@@ -24,16 +24,16 @@ def worker() -> None:
     One process uses one core; to use more, start more of them (要用更多 CPU 核心就多启动几个).
     """
     cores.raise_file_limit()
-    parts = app_parts()
+    accounts = app_accounts()
+    common = next(iter(accounts.of.values())).settings
     try:
-        writable.check(parts.settings.database_url.get_secret_value(), parts.settings.media_store)
+        writable.check(common.database_url.get_secret_value(), common.media_store)
     except writable.NotWritableError as error:
         fail(error, status=2)
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    parts.worker.start(WORKER_THREADS)
-    parts.deferred.start(orphans=True)
+    accounts.start(WORKER_THREADS, orphans=True)
     asked.wait()
-    parts.stop()
+    accounts.stop()
     cores.end_process()

@@ -207,7 +207,7 @@ class _Application:
             )
         )
         self.app.config["PROPAGATE_EXCEPTIONS"] = True
-        self.app.extensions["parts"].database.prepare()
+        self.app.extensions["accounts"].of[""].database.prepare()
         self._rows = sqlite3.connect(database, isolation_level=None, timeout=10, check_same_thread=False)
         weakref.finalize(self, self._rows.close)
 

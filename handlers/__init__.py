@@ -2,14 +2,16 @@
 
 A handler is a function from one message to a reply, to None for no reply (`success`), to `Deferred(work)` for a reply
 that takes time, or to `Remember(reply, memory)`. It is pure: no database, no HTTP, no clock, no Flask. To add a
-behaviour of your own, write `handlers/own.py` with a table HANDLERS of its own: git leaves that file alone.
+behaviour of your own, write `handlers/own.py` with a table HANDLERS of its own: git leaves that file alone. Where one
+account of several is to differ, a table ACCOUNT_HANDLERS says in what: {"shop": {TextMessage: answer}}.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from handlers.calls import Handler, HandlerError, Outcome, Recall, call, takes_memory
 from handlers.deferred import Account, Deferred
@@ -30,6 +32,7 @@ from wechat.messages import (
 )
 
 __all__ = [
+    "ACCOUNT_HANDLERS",
     "HANDLERS",
     "STOCK_HANDLERS",
     "Account",
@@ -56,23 +59,37 @@ STOCK_HANDLERS: Mapping[type[Message], Handler | Router] = {
 }
 
 
-def _own_handlers() -> Mapping[type[Message], Handler | Router]:
+Table: TypeAlias = Mapping[type[Message], Handler | Router]
+
+
+def _own(table: str) -> Any:
     """The table of handlers/own.py, where somebody wrote one."""
     if importlib.util.find_spec("handlers.own") is None:
         return {}
-    own: Mapping[type[Message], Handler | Router] = importlib.import_module("handlers.own").HANDLERS
-    return own
+    module = importlib.import_module("handlers.own")
+    if not hasattr(module, "HANDLERS") and not hasattr(module, "ACCOUNT_HANDLERS"):
+        raise HandlerError("handlers/own.py has no table HANDLERS: write HANDLERS = {TextMessage: answer}")
+    return getattr(module, table, {})
 
 
-HANDLERS: Mapping[type[Message], Handler | Router] = {**STOCK_HANDLERS, **_own_handlers()}
+HANDLERS: Table = {**STOCK_HANDLERS, **_own("HANDLERS")}
+ACCOUNT_HANDLERS: Mapping[str, Table] = _own("ACCOUNT_HANDLERS")
 
 
-def check() -> None:
-    """Looks the whole table through, for the start. Raises HandlerError."""
-    for kind, handler in HANDLERS.items():
+def check(accounts: Collection[str] = ()) -> None:
+    """Looks all tables through, for the start. Raises HandlerError, also for an account that is not in `accounts`."""
+    for account, table in ACCOUNT_HANDLERS.items():
+        if account not in accounts:
+            raise HandlerError(f"ACCOUNT_HANDLERS has {account!r:.80}: write a name of the setting ACCOUNTS")
+        _check(table, f"ACCOUNT_HANDLERS[{account!r}]")
+    _check(HANDLERS, "HANDLERS")
+
+
+def _check(table: Table, name: str) -> None:
+    for kind, handler in table.items():
         if not (isinstance(kind, type) and issubclass(kind, Message)):
             raise HandlerError(
-                f"HANDLERS has {kind!r:.80} for a kind of message: write TextMessage, for example"
+                f"{name} has {kind!r:.80} for a kind of message: write TextMessage, for example"
             )
         if not isinstance(handler, Router):
             takes_memory(handler)
@@ -83,7 +100,8 @@ def dispatch(message: Message, recall: Recall = dict) -> Outcome:
 
     `recall` looks the fan's memory up. Raises HandlerError, and what the handler raises.
     """
-    handler = HANDLERS.get(type(message))
+    kind = type(message)
+    handler = ACCOUNT_HANDLERS.get(message.account, {}).get(kind) or HANDLERS.get(kind)
     if handler is None:
         return None
     return handler.answer(message, recall) if isinstance(handler, Router) else call(handler, message, recall)

@@ -22,14 +22,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="A stand-in for the WeChat platform, on 127.0.0.1 only. Its account is WECHAT_APPID, "
-        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, else a throw-away one. "
-        "在本机模拟微信平台；账号取自上述环境变量，没有则用一个一次性账号。",
+        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, else a throw-away one; with ACCOUNTS "
+        "there are several, as for the bot. "
+        "在本机模拟微信平台；账号取自上述环境变量，没有则用一个一次性账号；设置 ACCOUNTS 则有多个。",
     )
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one (0 表示任选一个空闲端口)")
     parser.add_argument(
         "--callback",
         required=True,
-        help="the bot's address (机器人的地址), like http://127.0.0.1:8000/wechat",
+        help="the bot's address (机器人的地址), like http://127.0.0.1:8000/wechat; each of ACCOUNTS has its name "
+        "behind it (多个账号时各自在后面加上名称)",
     )
     parser.add_argument(
         "--data",
@@ -42,7 +44,7 @@ def main() -> int:
     if address.scheme not in ("http", "https") or not address.hostname:
         parser.error("--callback must be an http:// or https:// address")
     try:
-        account = Account.from_env(os.environ)
+        first, *others = Account.all_from_env(os.environ)
     except ValueError as error:
         parser.error(str(error))
 
@@ -51,7 +53,7 @@ def main() -> int:
         signal.signal(number, lambda *_: ended.set())
     log_to(sys.stderr)
     options = {"callback": arguments.callback, "port": arguments.port, "data": arguments.data}
-    with running_sandbox(account=account, **options) as sandbox:
+    with running_sandbox(account=first, others=others, **options) as sandbox:
         print(f"sandbox on {sandbox.url}", flush=True)
         ended.wait()
     return 0

@@ -1,4 +1,4 @@
-"""The account that the sandbox plays: who it is and which secrets it shares with the bot.
+"""The accounts that the sandbox plays: who they are and which secrets they share with the bot.
 
 Knows the settings' names and their formats. It must not know what the secrets are used for.
 The throw-away account is public on purpose: its secrets work only with a sandbox on this machine.
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """An Official Account as its console shows it. `aes_key` is None for a 接口测试号, which has none."""
+    """An Official Account as its console shows it. `aes_key` is None for a 接口测试号, which has none; `token` is empty
+    for one without a callback, such as a mini program; `name` is empty where there is one account."""
 
     appid: str
     appsecret: str = field(repr=False)
     token: str = field(repr=False)
     aes_key: str | None = field(repr=False)
     original_id: str
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.aes_key is not None and not re.fullmatch(r"[0-9A-Za-z]{43}", self.aes_key):
@@ -34,18 +36,39 @@ class Account:
 
         Raises ValueError, naming the setting, when the account is incomplete.
         """
-        appid = environ.get("WECHAT_APPID")
-        if not appid:
+        if not environ.get("WECHAT_APPID"):
             return THROWAWAY
-        missing = [name for name in ("WECHAT_APPSECRET", "WECHAT_TOKEN") if not environ.get(name)]
-        if missing:
-            raise ValueError(f"WECHAT_APPID is set, so set {' and '.join(missing)} too")
+        return cls._of(environ, ("WECHAT_APPSECRET", "WECHAT_TOKEN"))
+
+    @classmethod
+    def all_from_env(cls, environ: Mapping[str, str]) -> list[Account]:
+        """The accounts that `ACCOUNTS` names, else the one of `from_env`. Raises ValueError as that does."""
+        names = [name.strip() for name in environ.get("ACCOUNTS", "").split(",") if name.strip()]
+        if not names:
+            return [cls.from_env(environ)]
+        found = []
+        for name in names:
+            prefix = name.upper().replace("-", "_") + "_"
+            own = {key.removeprefix(prefix): text for key, text in environ.items() if key.startswith(prefix)}
+            values = {**environ, **{key: text for key, text in own.items() if text}}
+            try:
+                found.append(cls._of(values, ("WECHAT_APPID", "WECHAT_APPSECRET"), name))
+            except ValueError as error:
+                raise ValueError(f"account {name}: {error}") from None
+        return found
+
+    @classmethod
+    def _of(cls, environ: Mapping[str, str], needed: tuple[str, ...], name: str = "") -> Account:
+        if missing := [each for each in needed if not environ.get(each)]:
+            raise ValueError(f"set {' and '.join(missing)} too")
+        appid = environ["WECHAT_APPID"]
         return cls(
             appid=appid,
             appsecret=environ["WECHAT_APPSECRET"],
-            token=environ["WECHAT_TOKEN"],
+            token=environ.get("WECHAT_TOKEN", ""),
             aes_key=environ.get("WECHAT_AES_KEY") or None,
             original_id="gh_" + hashlib.sha256(appid.encode()).hexdigest()[:12],
+            name=name,
         )
 
 

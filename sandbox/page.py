@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, render_template, send_file
 
+from .account import Account
 from .errors import Words
 from .feed import Feed
 from .media import SHOWN_TYPES
@@ -23,8 +24,10 @@ _PAGE_POLICY = (
 _MEDIA_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 
 
-def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
-    """The page for one state; `modes` that its account can do, the usual one last."""
+def create_page(
+    state: State, feed: Feed, modes: Sequence[str], accounts: Sequence[Account] = ()
+) -> Blueprint:
+    """The page for one state; `modes` that its account can do, the usual one last; `accounts` to switch to."""
     page = Blueprint("page", __name__, static_folder="static", static_url_path="/sandbox/static")
 
     @page.get("/")
@@ -34,6 +37,7 @@ def create_page(state: State, feed: Feed, modes: Sequence[str]) -> Blueprint:
         html = render_template(
             "phone.html",
             account=state.account,
+            accounts=accounts if len(accounts) > 1 else (),
             modes=modes,
             callback=state.callback
             and f"{callback.scheme}://{callback.netloc.rpartition('@')[2]}{callback.path}",

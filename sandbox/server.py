@@ -8,18 +8,19 @@ signatures are in it.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Request, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -35,6 +36,9 @@ from .page import create_page
 from .sender import Sender
 from .state import State
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
 log = logging.getLogger("sandbox")
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -45,10 +49,11 @@ _OTHER_SITE = Words("the sandbox does not answer to other sites' pages", "沙箱
 
 
 class Sandbox:
-    """A running sandbox. `callback` may be set later, once the bot's address is known."""
+    """A running sandbox. `callback` may be set later, once the bot's address is known; with several accounts each has
+    its name behind it. `state` and `account` are the first one's."""
 
-    def __init__(self, state: State, url: str) -> None:
-        self.state = state
+    def __init__(self, states: Sequence[State], url: str) -> None:
+        self.states, self.state = states, states[0]
         self.url = url
 
     @property
@@ -61,13 +66,21 @@ class Sandbox:
 
     @callback.setter
     def callback(self, url: str | None) -> None:
-        self.state.callback = url
+        for state in self.states:
+            state.callback = _callback_of(state.account, url)
+
+
+def _callback_of(account: Account, url: str | None) -> str | None:
+    if url is None or not account.token:
+        return None
+    return f"{url}/{account.name}" if account.name else url
 
 
 @contextlib.contextmanager
 def running_sandbox(
     *,
     account: Account = THROWAWAY,
+    others: Sequence[Account] = (),
     callback: str | None = None,
     port: int = 0,
     data: Path | None = None,
@@ -75,41 +88,77 @@ def running_sandbox(
 ) -> Iterator[Sandbox]:
     """A sandbox on 127.0.0.1 in threads of this process; `port` 0 takes a free one.
 
-    `data` is a folder in which the chats, pushes, calls, media and the menu outlive this run; None keeps
-    nothing. On leaving, waits (a fault's delay, the pause before a repeat) and pages' feeds end at once.
+    `others` are further accounts: each has fans, media, tokens and faults of its own, and the control routes and the
+    page take `?appid=`, by default the first one's. `data` is a folder in which the chats, pushes, calls, media and
+    the menu outlive this run; None keeps nothing. On leaving, waits (a fault's delay, the pause before a repeat) and
+    pages' feeds end at once.
     """
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         if data is None:
             temporary = tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True)
-            state = State(account, Path(stack.enter_context(temporary)), clock)
+            folder = Path(stack.enter_context(temporary))
         else:
-            data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (data / "media").mkdir(exist_ok=True)
-            state = State(account, data / "media", clock)
-            history = History(data, state.snapshot)
-            state.restore(history.read())
-            history.rewrite()
-            state.listen(history.hear)
-        state.callback = callback
-        feed = Feed(state)
-        server = make_server(
-            "127.0.0.1", port, create_app(state, feed, stop), threaded=True, request_handler=_Handler
-        )
-        state.base_url = f"http://127.0.0.1:{server.port}"
+            folder = data
+        states = [_state(account, folder, data is not None, clock)]
+        states += [_state(one, folder / one.appid, data is not None, clock) for one in others]
+        feeds = [Feed(state) for state in states]
+        accounts = [state.account for state in states]
+        apps = [create_app(state, feed, stop, accounts) for state, feed in zip(states, feeds, strict=True)]
+        app = apps[0] if len(apps) == 1 else _ByAccount(states, apps)
+        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Handler)
+        sandbox = Sandbox(states, f"http://127.0.0.1:{server.port}")
+        sandbox.callback = callback
+        for state in states:
+            state.base_url = sandbox.url
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="sandbox")
         thread.start()
         try:
-            yield Sandbox(state, state.base_url)
+            yield sandbox
         finally:
             stop.set()
-            feed.close()
+            for feed in feeds:
+                feed.close()
             server.shutdown()
             thread.join()
 
 
-def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
-    """The platform's API, the control routes and the page for one state."""
+def _state(account: Account, folder: Path, keeps: bool, clock: Callable[[], float]) -> State:
+    """The account's state, with what `folder` has of an earlier run where it `keeps` that."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "media").mkdir(exist_ok=True)
+    state = State(account, folder / "media", clock)
+    if keeps:
+        history = History(folder, state.snapshot)
+        state.restore(history.read())
+        history.rewrite()
+        state.listen(history.hear)
+    return state
+
+
+class _ByAccount:
+    """Gives each request to the application of its account: by `appid`, or by the access_token. Who names neither, or
+    none of these, is answered by the first one."""
+
+    def __init__(self, states: Sequence[State], apps: Sequence[Flask]) -> None:
+        self._states, self._apps = states, apps
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = Request(environ)
+        appid, token = request.args.get("appid"), request.args.get("access_token", "")
+        if appid is None and request.path in ("/cgi-bin/stable_token", "/cgi-bin/clear_quota"):
+            body = request.get_data()
+            environ["wsgi.input"] = io.BytesIO(body)
+            with contextlib.suppress(ValueError, AttributeError, RecursionError):
+                appid = json.loads(body).get("appid")
+        known = [state.account.appid == appid or state.knows_token(token) for state in self._states]
+        if _is_own(request.path) and appid is not None and True not in known:
+            return Response("no such appid", 404)(environ, start_response)
+        return self._apps[known.index(True) if True in known else 0](environ, start_response)
+
+
+def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequence[Account] = ()) -> Flask:
+    """The platform's API, the control routes and the page for one state. `accounts` are all that there are."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
@@ -117,7 +166,7 @@ def create_app(state: State, feed: Feed, stop: threading.Event) -> Flask:
     app.register_blueprint(create_api(state))
     sender = Sender(state, stop)
     app.register_blueprint(create_control(state, sender))
-    app.register_blueprint(create_page(state, feed, sender.modes))
+    app.register_blueprint(create_page(state, feed, sender.modes, accounts))
 
     @app.before_request
     def guard() -> tuple[Response, int] | None:

@@ -152,6 +152,11 @@ class State:
         self._clearings: Counter[str] = Counter()
         self._menu: list[dict[str, Any]] | None = None
 
+    def knows_token(self, value: str) -> bool:
+        """Whether this account gave it out lately; it may be dead."""
+        with self._lock:
+            return self._tokens.knows(value)
+
     def reset(self) -> None:
         """Forgets all but the account, the callback and the listeners."""
         with self._lock:

@@ -112,6 +112,10 @@ class Tokens:
         expired = token.killed or now >= token.expires_at
         raise PlatformError(42001 if expired and not stuck else 40001)
 
+    def knows(self, value: str) -> bool:
+        """Whether it is one of these, dead or alive."""
+        return value in self.values()
+
     def values(self) -> list[str]:
         """All tokens that are known, dead ones too."""
         return self._classic.values() + self._stable.values()

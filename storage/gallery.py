@@ -19,6 +19,7 @@ from sqlalchemy import (
     asc,
     desc,
     func,
+    or_,
     select,
     true,
     tuple_,
@@ -51,7 +52,7 @@ _OPENID_LENGTH = 28
 class Filter:
     """Which entries a page shows; None lets all through. `since` <= received_at < `until`, unix seconds.
 
-    `fan` is an OpenID or a part of one. Events are no entries. A state is one of media only.
+    `fan` is an OpenID or a part of one. Events are no entries. A state is one of media only. `appid` is one account's.
     """
 
     kind: MediaKind | Literal["text"] | None = None
@@ -59,6 +60,7 @@ class Filter:
     fan: str | None = None
     since: float | None = None
     until: float | None = None
+    appid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Shown:
     """One entry of a page. The media columns are None for a message without a file."""
 
     id: int
+    appid: str
     sender: str
     msg_type: str
     create_time: int
@@ -95,11 +98,11 @@ class Page:
 
 
 class GalleryRows:
-    """The pages of one account. Every method raises DatabaseUnavailableError when the database is away."""
+    """The pages of these accounts. Every method raises DatabaseUnavailableError when the database is away."""
 
-    def __init__(self, database: Database, appid: str) -> None:
+    def __init__(self, database: Database, *appids: str) -> None:
         self._database = database
-        self._appid = appid
+        self._appids = appids
 
     def page(
         self, which: Filter, *, before: Place | None = None, after: Place | None = None, limit: int
@@ -150,6 +153,7 @@ class GalleryRows:
     ) -> tuple[list[Any], Place | None]:
         ids = messages.c.id
         conditions = [*self._conditions(which), state, messages.c.event.is_(None)]
+        conditions.append(or_(*(messages.c.appid == appid for appid in self._of(which))))
         if which.kind == "text":
             conditions.append(messages.c.msg_type == "text")
         elif which.kind is not None:
@@ -212,9 +216,12 @@ class GalleryRows:
     def _rows(self, statement: Select[Any]) -> list[Any]:
         return self._database.run(lambda connection: list(connection.execute(statement).mappings()))
 
+    def _of(self, which: Filter) -> Sequence[str]:
+        return [which.appid] if which.appid is not None else self._appids
+
     def _conditions(self, which: Filter) -> list[ColumnElement[bool]]:
         columns = messages.c
-        conditions: list[ColumnElement[bool]] = [columns.appid == self._appid]
+        conditions: list[ColumnElement[bool]] = []
         if which.fan is not None and len(which.fan) == _OPENID_LENGTH:
             conditions.append(columns.sender == which.fan)
         elif which.fan is not None:
@@ -228,9 +235,15 @@ class GalleryRows:
     def _streams(
         self, which: Filter, before: Place | None, after: Place | None
     ) -> Iterator[Select[int, float]]:
-        """For each state and kind its own: each reads its index and ends with the page."""
+        """For each account, state and kind its own: each reads its index and ends with the page."""
+        for appid in self._of(which):
+            yield from self._streams_of(appid, which, before, after)
+
+    def _streams_of(
+        self, appid: str, which: Filter, before: Place | None, after: Place | None
+    ) -> Iterator[Select[int, float]]:
         columns = messages.c
-        conditions = self._conditions(which)
+        conditions = [columns.appid == appid, *self._conditions(which)]
         if before is not None:
             conditions.append(tuple_(columns.received_at, columns.id) < before)
         if after is not None:

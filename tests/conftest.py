@@ -19,7 +19,7 @@ import requests
 
 import handlers
 import logs
-from config import Settings
+from config import NAMES, Settings
 from sandbox import THROWAWAY, running_sandbox
 from storage.database import Database
 
@@ -38,7 +38,7 @@ FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
-    for name in map(str.upper, Settings.model_fields):
+    for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -197,7 +197,7 @@ class Bot:
 
 def clean_environ():
     """For a process of a test: no settings from outside; and it need not compile our modules at each start."""
-    settings = set(map(str.upper, Settings.model_fields))
+    settings = set(NAMES)
     return {
         name: value
         for name, value in os.environ.items()

@@ -42,7 +42,7 @@ def phone(page, sandbox):
 
 def gallery(page, sandbox, bot):
     """Some fans have sent pictures, a voice and a video; one picture could not be had."""
-    ledger = parts.build(bot.settings).ledger
+    ledger = parts.build(bot.settings).of[""].ledger
     fault = {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid media_id"}
     for number, (kind, data) in enumerate(SENT):
         faults = [] if data else [fault]

@@ -882,7 +882,7 @@ def test_each_fetch_is_counted_by_its_result(platform, make, clock):
 def central(platform, clock, store):
     """A process that takes its token from a central server, and that server's present answer."""
     platform.on("/hub/token", {"access_token": "one", "expires_in": 7200})
-    source = CentralTokenSource(platform.url + "/hub/", KEY, sleep=clock.sleep)
+    source = CentralTokenSource(platform.url + "/hub/", "wx1", KEY, sleep=clock.sleep)
     return AccessToken(
         store, source, clock=clock, random=lambda: 0.0, sleep=clock.sleep, explained=token_reason
     )

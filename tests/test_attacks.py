@@ -96,8 +96,10 @@ def post(app, push):
 
 
 def rows(app):
-    return app.extensions["parts"].database.run(
-        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM messages").scalar()
+    return (
+        app.extensions["accounts"]
+        .of[""]
+        .database.run(lambda connection: connection.exec_driver_sql("SELECT count(*) FROM messages").scalar())
     )
 
 
@@ -204,7 +206,7 @@ def test_the_plain_part_beside_an_envelope_is_never_read(safe_app):
     path, body = pushing.safe(pushing.text(number, "true"), compat=True)
     response = post(safe_app, (path, body.replace(b"true", b"lies").replace(str(number).encode(), b"1")))
     assert response.status_code == 200
-    (entry,) = safe_app.extensions["parts"].ledger.find_by_msg_id(number)
+    (entry,) = safe_app.extensions["accounts"].of[""].ledger.find_by_msg_id(number)
     assert b"true" in entry.xml
 
 
@@ -312,7 +314,7 @@ def test_a_fault_of_ours_is_no_refusal(make_app, monkeypatch, caplog):
     def broken(*arguments):
         raise ZeroDivisionError("a fault of this test")
 
-    monkeypatch.setattr(app.extensions["parts"].answers, "answer", broken)
+    monkeypatch.setattr(app.extensions["accounts"].of[""].answers, "answer", broken)
     caplog.clear()
     response = post(app, pushing.plain(pushing.text(next(NUMBERS))))
     assert (response.status_code, response.data) == (500, b"")
@@ -554,7 +556,7 @@ def test_header_injection(make_app):
 
 
 def run_worker(app):
-    worker = app.extensions["parts"].worker
+    worker = app.extensions["accounts"].worker
     while worker.run_once():
         pass
 
@@ -571,7 +573,7 @@ def test_path_tricks(make_app, platform, tmp_path, trick):
     number = next(NUMBERS)
     assert post(app, pushing.plain(pushing.image(number, fan=trick, media_id=trick))).status_code == 200
     run_worker(app)
-    (entry,) = app.extensions["parts"].ledger.find_by_msg_id(number)
+    (entry,) = app.extensions["accounts"].of[""].ledger.find_by_msg_id(number)
     assert re.fullmatch(rf"{THROWAWAY.appid}/\d{{4}}/\d\d/\d\d/{entry.id}\.jpg", entry.media_key)
     media = tmp_path / "media"
     found = [path.relative_to(media).as_posix() for path in media.rglob("*") if path.is_file()]
@@ -582,7 +584,7 @@ def test_path_tricks(make_app, platform, tmp_path, trick):
     "trick", [*PATHS, "..", "a", "a.jpg/..", "\0.jpg", "wx/2026/01/01/1.jpg/../../../../../../x.jpg"]
 )
 def test_a_store_takes_no_other_names(make_app, tmp_path, trick):
-    files = make_app().extensions["parts"].files
+    files = make_app().extensions["accounts"].of[""].files
     for use in (files.open, files.size, files.delete):
         with pytest.raises(ValueError, match="not a key"):
             use(trick)
@@ -622,7 +624,7 @@ def test_ssrf_through_a_video_url(make_app, platform, address):
     with StubPlatform() as inside:
         inside.on("/", reply(b"secret"))
         platform.on("/cgi-bin/media/get", {"video_url": address.format(port=inside.port)})
-        client = make_app().extensions["parts"].client
+        client = make_app().extensions["accounts"].of[""].client
         with (
             pytest.raises((UnsafeMediaUrlError, TransportError)),
             open_media(client, "v", max_bytes=1000) as chunks,
@@ -635,7 +637,7 @@ def test_a_redirect_of_a_video_leads_inside_neither(make_app, platform):
     with StubPlatform() as inside:
         platform.on("/cgi-bin/media/get", {"video_url": f"{platform.url}/video"})
         platform.on("/video", reply(b"", status=302, headers={"Location": inside.url}))
-        client = make_app().extensions["parts"].client
+        client = make_app().extensions["accounts"].of[""].client
         with pytest.raises(UnsafeMediaUrlError), open_media(client, "v", max_bytes=1000) as chunks:
             list(chunks)
         assert inside.connections == 0
@@ -656,7 +658,7 @@ def test_a_download_that_unpacks_to_a_gigabyte(make_app, platform, tmp_path):
         reply(bomb, content_type="image/jpeg", headers={"Content-Encoding": "gzip"}),
     )
     before = psutil.Process().memory_info().rss
-    client = make_app().extensions["parts"].client
+    client = make_app().extensions["accounts"].of[""].client
     with pytest.raises(MediaTooLargeError), open_media(client, "v", max_bytes=30 << 20) as chunks:
         any(not chunk for chunk in chunks)  # reads them, keeps none
     assert psutil.Process().memory_info().rss - before < 40 << 20
@@ -720,7 +722,7 @@ def test_html_in_every_field_that_the_gallery_shows(make_app, platform):
     run_worker(app)
     client = app.test_client()
     assert client.post("/gallery/sign-in", data={"password": PASSWORD}).status_code == 303
-    (entry,) = app.extensions["parts"].ledger.find_by_msg_id(number)
+    (entry,) = app.extensions["accounts"].of[""].ledger.find_by_msg_id(number)
     assert SCRIPT in entry.media_reason
     for path in ("", f"/{entry.id}", "?fan=" + "%22%3E%3Cscript%3E", "?state=failed"):
         page = client.get(f"/gallery{path}")
@@ -749,7 +751,7 @@ def test_no_secret_in_logs_exceptions_repr_and_metrics(make_app, platform, tmp_p
     secrets += [secret.encode().hex() for secret in secrets]
     with Leaks(*secrets) as leaks:
         app = make_app(**AES, WECHAT_AES_KEY_PREVIOUS=secrets[3])
-        everything = app.extensions["parts"]
+        everything = app.extensions["accounts"].of[""]
         for thing in (everything, everything.settings, *vars(everything).values()):
             leaks.show(thing)
         platform.on(
@@ -770,7 +772,7 @@ def test_no_secret_in_logs_exceptions_repr_and_metrics(make_app, platform, tmp_p
             ("POST", f"/gallery/sign-in?password={PASSWORD}"),
         ):
             client.open(path, method=method, headers={"Authorization": f"Bearer {SERVER_KEY}"})
-        everything.worker.run_once()
+        app.extensions["accounts"].worker.run_once()
         entry = everything.ledger.get(1)
         assert entry.media_attempts == 1
         leaks.show(entry.media_reason)

@@ -37,7 +37,7 @@ class Place:
 
     def __init__(self, sandbox, bot):
         self.sandbox, self.bot = sandbox, bot
-        self.parts = parts.build(bot.settings)
+        self.parts = parts.build(bot.settings).of[""]
         self.fans = 0
 
     def send(self, kind="image", data=None, until=("stored",)):

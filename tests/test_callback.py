@@ -51,7 +51,7 @@ def post(app, push, **kwargs):
 
 
 def rows(app):
-    ledger = app.extensions["parts"].ledger
+    ledger = app.extensions["accounts"].of[""].ledger
     found = []
     while (entry := ledger.get(len(found) + 1)) is not None:
         found.append(entry)
@@ -300,7 +300,7 @@ def test_a_text_that_is_cut_is_told_once_with_the_ledger_id(plain_app, monkeypat
 
 
 def refusals(reason):
-    return REGISTRY.get_sample_value("wechat_refusals_total", {"reason": reason}) or 0.0
+    return REGISTRY.get_sample_value("wechat_refusals_total", {"account": "", "reason": reason}) or 0.0
 
 
 def check_refused(app, caplog, response, status, reason):

@@ -174,7 +174,7 @@ def test_ledger_status_and_retry(sandbox, bot):
 @pytest.fixture
 def three(bot):
     """A stored picture, a failed one, and a text, in the ledger of a bot that does not run."""
-    built = parts.build(bot.settings)
+    built = parts.build(bot.settings).of[""]
     ledger, queue = built.ledger, built.queue
     now = time.time()
     for xml in (pushing.image(1), pushing.image(2, fan="oAnother-fan"), pushing.text(3, "hello\x1b[2J")):
@@ -312,7 +312,7 @@ def test_commands_reach_what_the_bot_wrote(sandbox, bot):
     bot.web()
     push = send(sandbox)
     entry = stored(bot, push)
-    assert parts.build(bot.settings).ledger.get(entry.id).sender == FAN
+    assert parts.build(bot.settings).of[""].ledger.get(entry.id).sender == FAN
     assert requests.get(f"{bot.url}/readyz", timeout=5).json()["checks"] == {
         "database": "ok",
         "media": "ok",

@@ -291,7 +291,7 @@ def test_a_message_that_work_may_not_send_ends_the_work_with_its_reason(make_slo
     push = slow.push("several nothing.jpg")
     assert verdicts(push) == ["silent"]
     assert calls(slow.sandbox, path) == {"48001": 1}
-    (entry,) = parts.build(slow.bot.settings).ledger.find_by_msg_id(push["msg_id"])
+    (entry,) = parts.build(slow.bot.settings).of[""].ledger.find_by_msg_id(push["msg_id"])
     assert (entry.send_state, entry.send_code) == ("failed", 48001)
 
 
@@ -302,7 +302,7 @@ def test_a_late_reply_that_may_not_be_sent_ends_with_its_reason(make_slow, code)
     path = "/cgi-bin/message/custom/send"
     control(slow.sandbox, "faults", [{"path": path, "times": None, "errcode": code, "errmsg": "no"}])
     push = slow.push("slow 0.4 late")
-    ledger = parts.build(slow.bot.settings).ledger
+    ledger = parts.build(slow.bot.settings).of[""].ledger
 
     def failed():
         (entry,) = ledger.find_by_msg_id(push["msg_id"])

@@ -169,8 +169,8 @@ def test_a_healthy_bot_in_each_mode_and_nothing_left_behind(sandbox, make_bot, e
     bot = make_bot(sandbox, **environ)
     bot.web()
     assert modes in all_well(examined(bot))["callback"]
-    assert parts.build(bot.settings).ledger.get(1) is None
-    assert parts.build(bot.settings).tokens.load() == EMPTY
+    assert parts.build(bot.settings).of[""].ledger.get(1) is None
+    assert parts.build(bot.settings).of[""].tokens.load() == EMPTY
     assert not [path for path in (bot.folder / "media").rglob("*") if path.is_file()]
     assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
     assert calls(sandbox, "/cgi-bin/callback/check") == {"ok": 1}
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_database(bot, tmp_path):
 
 def test_a_schema_from_the_future(bot, tmp_path):
     url = f"sqlite:///{tmp_path}/bot.db"
-    parts.build(Bot(bot.folder, bot.environ | {"DATABASE_URL": url}).settings).database.prepare()
+    parts.build(Bot(bot.folder, bot.environ | {"DATABASE_URL": url}).settings).of[""].database.prepare()
     all_well(examined(bot, DATABASE_URL=url))
     with contextlib.closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -288,7 +288,7 @@ def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
 def waiting(bot, tmp_path, seconds, number=1):
     """Settings whose ledger has pictures that came in so many seconds ago."""
     changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
-    built = parts.build(Bot(bot.folder, bot.environ | changed).settings)
+    built = parts.build(Bot(bot.folder, bot.environ | changed).settings).of[""]
     for each in range(number):
         built.ledger.record(parse_message(pushing.image(each).encode()), None, time.time() - seconds)
     return changed, built.queue
@@ -355,7 +355,7 @@ def test_a_wrong_secret(bot):
 
 def test_stable_token_refused_and_classic_tried_without_harm(sandbox, bot, tmp_path):
     changed = {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db"}
-    token = parts.build(Bot(bot.folder, bot.environ | changed).settings).token
+    token = parts.build(Bot(bot.folder, bot.environ | changed).settings).of[""].token
     shared, row = token.get(), token.row()
     fault(sandbox, "/cgi-bin/stable_token", errcode=48001)
     hint = the_only_one("token", examined(bot, **changed), ["platform"])

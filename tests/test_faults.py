@@ -212,7 +212,7 @@ def make_loaded(platform, make_bot):
 
     def make(**environ):
         bot = make_bot(platform, WECHAT_ACCEPT_PLAINTEXT="1", LEASE_SECONDS="2", **environ)
-        return bot, parts.build(bot.settings)
+        return bot, parts.build(bot.settings).of[""]
 
     return make
 
@@ -315,7 +315,7 @@ class World:
             },
         )
         self.bot.app = "tests.slow_app:create_app()"
-        self.everything = parts.build(self.bot.settings)
+        self.everything = parts.build(self.bot.settings).of[""]
         sandbox.callback = f"{self.bot.url}/wechat"
         (folder / "runs").touch()
         self.bot.web()
@@ -1162,7 +1162,7 @@ def test_a_slow_handler_whose_process_is_killed(make_bot, sandbox, late, full, c
     eventually(lambda: all(map(had, names)), 60, "all answers")
     done.set()
     quick.join()
-    ledger = parts.build(bot.settings).ledger
+    ledger = parts.build(bot.settings).of[""].ledger
     eventually(lambda: ledger.status(time.time()).replies_pending == 0, what="the end of all work")
     assert [had(name) for name in names] == [1] * fans
     begun = len(runs.read_text().splitlines())

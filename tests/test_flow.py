@@ -41,7 +41,7 @@ def control(sandbox, path, body, method="PUT"):
 
 
 def ledger(bot):
-    return parts.build(bot.settings).ledger
+    return parts.build(bot.settings).of[""].ledger
 
 
 def entries(bot, push):
@@ -220,7 +220,7 @@ def test_no_secret_in_what_the_processes_print(sandbox, make_bot):
     control(sandbox, "faults", [{"path": "/cgi-bin/media/get", "times": 2, "disconnect": True}])
     stored(bot, send(sandbox))
     requests.post(f"{bot.url}/wechat?signature=wrong&timestamp=1&nonce=2", data="x", timeout=5)
-    token = parts.build(bot.settings).token.get()
+    token = parts.build(bot.settings).of[""].token.get()
     account = sandbox.account
     for secret in (token, account.appsecret, account.token, account.aes_key):
         assert secret not in bot.logs()

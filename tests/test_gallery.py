@@ -59,7 +59,7 @@ class Rig:
         self.settings = settings
         self.app = create_app(settings)
         self.app.test_client_class = Browser
-        self.parts = self.app.extensions["parts"]
+        self.parts = self.app.extensions["accounts"].of[""]
         self.client = self.app.test_client()
         self.number = 0
 
@@ -1127,7 +1127,7 @@ class TestFiles:
         def away(*_, **__):
             raise DatabaseUnavailableError("PostgreSQL: secret details")
 
-        monkeypatch.setattr(rig.parts.rows, "page", away)
+        monkeypatch.setattr(rig.app.extensions["accounts"].rows, "page", away)
         page = rig.page("", 503)
         assert "secret details" not in page
 
@@ -1155,7 +1155,7 @@ class TestThumbnails:
 
     def test_the_real_worker_makes_them(self, rig):
         ledger_id = rig.stored()
-        worker = rig.parts.worker
+        worker = rig.app.extensions["accounts"].worker
         worker.start(1)
         try:
             eventually(

@@ -16,9 +16,9 @@ ALLOWED = {
     "config": {"wechat"},
     "cores": set(),
     "logs": set(),
-    "answers": {"config", "cores", "wechat", "storage", "handlers"},
-    "worker": {"answers", "cores", "wechat", "storage"},
-    "web": {"config", "cores", "wechat", "storage", "answers"},
+    "answers": {"config", "cores", "logs", "wechat", "storage", "handlers"},
+    "worker": {"answers", "cores", "logs", "wechat", "storage"},
+    "web": {"config", "cores", "logs", "wechat", "storage", "answers"},
     "parts": {"wechat", "storage", "worker", "answers", "config", "cores"},
     "commands": {
         "answers",

@@ -31,7 +31,7 @@ import os, sys
 from concurrent.futures import ThreadPoolExecutor
 import parts
 from config import Settings
-everything = parts.build(Settings.from_env(os.environ))
+everything = parts.build(Settings.from_env(os.environ)).of[""]
 everything.token.get()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -88,7 +88,7 @@ def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(
     sqlite_unless_full, sandbox, bot, counted
 ):
     control(sandbox, "faults", [{"path": "/cgi-bin/stable_token", "times": 1, "delay": 60}])
-    everything = parts.build(bot.settings)
+    everything = parts.build(bot.settings).of[""]
     holder = bot.start("flask", "token", "show")
     store = SqlTokenStore(everything.database, bot.settings.wechat_appid)
     eventually(lambda: not store.lease("somebody else", time.time(), 0), what="the lease")
@@ -110,7 +110,7 @@ def test_a_holder_killed_in_the_middle_of_a_fetch_is_followed_within_the_lease(
 
 def test_ten_minutes_without_the_platform_around_a_renewal(sandbox, bot, counted):
     now = time.time()
-    everything = parts.build(bot.settings)
+    everything = parts.build(bot.settings).of[""]
     plain = ApiClient([sandbox.url], sleep=lambda seconds: None)
     account = sandbox.account
     token = AccessToken(
@@ -205,7 +205,7 @@ def test_killed_workers_lose_nothing_on_postgresql_and_s3(
 
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
-    everything = parts.build(bot.settings)
+    everything = parts.build(bot.settings).of[""]
     started = time.monotonic()
     try:
         pushed = push_many(sandbox, count)

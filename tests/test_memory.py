@@ -104,7 +104,7 @@ def test_purges_take_the_memory_along(purge_rows, memories):
 def bot(tmp_path, monkeypatch):
     monkeypatch.setattr(handlers, "HANDLERS", {TextMessage: count})
     given = ACCOUNT | {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db", "MEDIA_STORE": f"{tmp_path}/media"}
-    return parts.build(Settings.from_env(given, tmp_path))
+    return parts.build(Settings.from_env(given, tmp_path)).of[""]
 
 
 def answer(bot, message):
@@ -191,5 +191,5 @@ def test_every_counter_is_right_although_processes_are_killed(sandbox, make_bot,
     for thread in threads:
         thread.join()
     assert len(replies) == messages
-    remembered = parts.build(bot.settings).memories
+    remembered = parts.build(bot.settings).of[""].memories
     assert {json.loads(remembered.read(fan).json)["count"] for fan in who} == {messages // fans}

@@ -171,7 +171,7 @@ def bots(tmp_path_factory):
             made.append(create_app(Settings.from_env(environ, folder)))
         yield made
         for app in made:
-            app.extensions["parts"].database.close()
+            app.extensions["accounts"].of[""].database.close()
 
 
 @pytest.fixture(autouse=True)

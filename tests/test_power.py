@@ -249,7 +249,7 @@ class Lives:
         web = self.bot.web()
         self._load(5)
         self.fans.end()
-        everything = parts.build(self._settings(self.left))
+        everything = parts.build(self._settings(self.left)).of[""]
         eventually(lambda: everything.ledger.status(time.time()).pending == 0, 60, "all downloads")
         repeated = random.sample(kept := self._kept(), min(len(kept), 20))
         self._look_at_repeats(repeated)
@@ -306,7 +306,7 @@ class Lives:
         copy: to open a database changes it."""
         copy = self.folder / "copy"
         shutil.copytree(self.left, copy)
-        everything = parts.build(self._settings(copy))
+        everything = parts.build(self._settings(copy)).of[""]
         stored = set()
         for picture in list(self.fans.sent.values()):
             entries = everything.ledger.find_by_msg_id(picture.msg_id)

@@ -174,7 +174,7 @@ def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_unsubscribing_purges_a_fan_only_when_asked_to(make_rig, wanted):  # noqa: F811
     rig = make_rig(PURGE_ON_UNSUBSCRIBE="1" if wanted else "0")
-    worker = rig.parts.worker
+    worker = rig.app.extensions["accounts"].worker
     entry = rig.push()
     while rig.worker.run_once():
         pass
@@ -185,13 +185,13 @@ def test_unsubscribing_purges_a_fan_only_when_asked_to(make_rig, wanted):  # noq
     ):
         path, body = pushing.plain(xml)
         assert client.post(path, data=body).status_code == 200, fan
-    worker.chores.tidy_once()
+    worker.tidy_once()
     assert (rig.entry(entry) is None) == wanted
     assert (rig.stored_files() == []) == wanted
     assert len(rig.parts.purge_rows.unsubscribed()) == (0 if wanted else 1)
     assert rig.parts.ledger.find_by_msg_id(77), "others' messages stay"
     again = rig.push()
-    worker.chores.tidy_once()
+    worker.tidy_once()
     assert rig.entry(again) is not None, "who comes back is a new fan"
 
 
@@ -200,10 +200,10 @@ def test_retention_is_kept_by_the_workers_own_look(make_rig):  # noqa: F811
     entry = rig.push()
     while rig.worker.run_once():
         pass
-    rig.worker.chores.tidy_once()
+    rig.worker.tidy_once()
     assert rig.entry(entry) is not None
     rig.now += 31 * 86400
-    rig.worker.chores.tidy_once()
+    rig.worker.tidy_once()
     assert rig.entry(entry) is None
     assert rig.stored_files() == []
 

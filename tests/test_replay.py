@@ -35,7 +35,7 @@ def push(app, xml):
     path, body = pushing.safe(xml)
     assert app.test_client().post(path, data=body).status_code == 200
     ids = range(1, 100)
-    ledger = app.extensions["parts"].ledger
+    ledger = app.extensions["accounts"].of[""].ledger
     return max(each for each in ids if ledger.get(each) is not None)
 
 
@@ -52,11 +52,11 @@ def today(monkeypatch, kind, handler):
 def test_an_answer_that_is_still_the_same(make_app, tmp_path):
     app = make_app()
     ledger_id = push(app, pushing.image(1))
-    before = app.extensions["parts"].ledger.get(ledger_id)
+    before = app.extensions["accounts"].of[""].ledger.get(ledger_id)
     done = replay(app, ledger_id)
     assert done.exit_code == 0
     assert done.output == before.reply.decode() + "\n"
-    assert app.extensions["parts"].ledger.get(ledger_id) == before
+    assert app.extensions["accounts"].of[""].ledger.get(ledger_id) == before
     with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
 
@@ -64,7 +64,7 @@ def test_an_answer_that_is_still_the_same(make_app, tmp_path):
 def test_an_answer_that_has_changed_stands_below_the_recorded_one(make_app, monkeypatch):
     app = make_app()
     ledger_id = push(app, pushing.text(1, "what are you?"))
-    recorded = app.extensions["parts"].ledger.get(ledger_id).reply.decode()
+    recorded = app.extensions["accounts"].of[""].ledger.get(ledger_id).reply.decode()
     today(monkeypatch, TextMessage, lambda message: TextReply(f"You asked: {message.content}"))
     lines = replay(app, ledger_id).output
     assert lines.startswith(f"Recorded then:\n{recorded}\nToday:\n<xml>")

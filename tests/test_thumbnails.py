@@ -28,7 +28,7 @@ from tests.databases import APPID
 from tests.test_ledger import OTHER_FAN, T0, image, message
 from wechat.formats import extension
 from worker import decoder
-from worker.chores import Chores
+from worker.chores import Chores, keep_making_thumbnails
 from worker.thumbnails import CLAIM_SECONDS, COMMAND, Decoder, NoThumbnailError, ThumbnailMaker
 
 PATH = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -546,6 +546,7 @@ class TestWorker:
 
         def start(maker):
             chores = Chores(
+                "",
                 purge_rows,
                 DiskStore(tmp_path / "media"),
                 None,
@@ -554,10 +555,9 @@ class TestWorker:
                 retention_days=0,
                 purge_on_unsubscribe=False,
                 clock=time.time,
-                jitter=random.random,
             )
             stop = threading.Event()
-            thread = threading.Thread(target=chores.keep_making_thumbnails, args=(stop, lambda: False))
+            thread = threading.Thread(target=keep_making_thumbnails, args=([chores], stop, lambda: False))
             thread.start()
             running.append((stop, thread))
             return stop

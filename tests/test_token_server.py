@@ -40,7 +40,7 @@ def central(make_app):
 
 
 def refused_keys():
-    return REGISTRY.get_sample_value("wechat_refusals_total", {"reason": "key"}) or 0.0
+    return REGISTRY.get_sample_value("wechat_refusals_total", {"account": "", "reason": "key"}) or 0.0
 
 
 def test_the_key_holders_get_the_token_and_its_true_life(sandbox, central, caplog):
@@ -218,7 +218,7 @@ def test_a_platform_that_refuses_is_503_with_the_reason(sandbox, central):
 def test_a_client_of_the_central_server_never_fetches_itself(sandbox, make_app):
     with serving(make_app(TOKEN_SERVER_KEY=KEY)) as url:
         environ = {"WECHAT_TOKEN_SOURCE": url, "WECHAT_TOKEN_SOURCE_KEY": KEY, "WECHAT_APPSECRET": ""}
-        branch = make_app("branch", **environ).extensions["parts"]
+        branch = make_app("branch", **environ).extensions["accounts"].of[""]
         first = branch.token.get()
         assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 1}
         control(sandbox, "token/expire", {}, "POST")
@@ -307,7 +307,7 @@ def test_eight_cold_processes_make_one_classic_fetch(sandbox, make_bot):  # a st
 def test_processes_renew_by_themselves_and_once(sandbox, make_bot):
     control(sandbox, "rules", {"token_life": 400})
     bot = make_bot(sandbox, TOKEN_SERVER_KEY=KEY, WEB_CONCURRENCY="3")
-    kept = parts.build(bot.settings)
+    kept = parts.build(bot.settings).of[""]
     first = kept.token.get()
     row = kept.tokens.load()
     assert 395 <= row.expires_at - row.fetched_at <= 400

@@ -28,7 +28,7 @@ class Rig:
     def __init__(self, sandbox, settings):
         self.sandbox, self.settings = sandbox, settings
         self.app = create_app(settings)
-        self.parts = self.app.extensions["parts"]
+        self.parts = self.app.extensions["accounts"].of[""]
         self.now = time.time()
         self.worker = parts.build(settings, clock=lambda: self.now, jitter=lambda: 0.5).worker
 
@@ -338,7 +338,7 @@ def test_a_failed_download_fails_its_send(make_rig):
 def test_started_threads_work_and_stop_gives_work_back(make_rig):
     rig = make_rig()
     entry = rig.push()
-    worker = rig.parts.worker
+    worker = rig.app.extensions["accounts"].worker
     worker.start(2)
     try:
         eventually(lambda: rig.entry(entry).media_state == "stored", what="the download")
@@ -353,7 +353,7 @@ def test_a_long_download_keeps_its_claim(make_rig):
     rig = make_rig(LEASE_SECONDS="1")
     entry = rig.push()
     rig.fault(delay=3, times=1)
-    worker = rig.parts.worker
+    worker = rig.app.extensions["accounts"].worker
     worker.start(1)
     try:
         eventually(lambda: rig.entry(entry).media_state == "stored", what="the download")

@@ -1,4 +1,4 @@
-"""GET and POST /wechat: what the platform calls. Converts a request, calls, converts the answer back.
+"""GET and POST /wechat, or /wechat/NAME: what the platform calls. Converts a request, calls, converts the answer back.
 
 The view opens the push, parses it, asks `answers` and seals the reply. Does not know cryptography, XML, SQL, or what
 the bot says. A refusal is told to our log in one line and to the caller by its status alone.
@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -21,6 +21,7 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
 )
 
+import logs
 from answers.answer import Answers
 from answers.late import HeldError
 from config import explained
@@ -42,14 +43,29 @@ def callback(
     answers: Answers,
     refusals: Refusals,
     *,
+    paths: Sequence[str],
+    account: str,
     max_push_bytes: int,
     token: str,
     clock: Callable[[], float] = time.time,
 ) -> Blueprint:
-    """The two views. `token` is the callback Token, by which `flask doctor` is known; `clock` gives unix seconds."""
-    blueprint = Blueprint("callback", __name__)
+    """The two views of one account, at each of `paths`; `account` is its name in ACCOUNTS, empty without.
 
-    @blueprint.get("/wechat", provide_automatic_options=False, strict_slashes=False)
+    `token` is the callback Token, by which `flask doctor` is known; `clock` gives unix seconds.
+    """
+    blueprint = Blueprint(f"callback {account}".strip(), __name__)
+    counts = metrics.Counts(account)
+
+    if account:
+
+        @blueprint.before_request
+        def lines_of_this_account() -> None:
+            logs.ACCOUNT.set(account)
+
+        @blueprint.teardown_request
+        def lines_of_none(error: BaseException | None) -> None:
+            logs.ACCOUNT.set("")
+
     def verify() -> Response:
         response = Response(receiver.verify_url(request.args, clock()), mimetype="text/plain")
         if is_doctor():
@@ -60,16 +76,15 @@ def callback(
             response.headers[doctor_mark.HEADER] = f"{proxies:d}"
         return response
 
-    @blueprint.post("/wechat", provide_automatic_options=False, strict_slashes=False)
     def receive() -> Response:
         arrived = time.monotonic()
         now = clock()
         push = receiver.open(request.args, body(max_push_bytes), now)
-        message = parse_message(push.xml)
-        metrics.deliveries("unknown" if isinstance(message, UnknownMessage) else message.msg_type).inc()
+        message = parse_message(push.xml, account)
+        counts.deliveries("unknown" if isinstance(message, UnknownMessage) else message.msg_type).inc()
         recorded = answers.answer(message, now, arrived)
         if recorded.repeated:
-            metrics.DUPLICATES.inc()
+            counts.duplicates.inc()
         if recorded.reply is None:
             response = Response(b"success", mimetype="text/plain")
         else:
@@ -77,9 +92,9 @@ def callback(
                 push.seal(recorded.reply, int(clock())), content_type="application/xml; charset=utf-8"
             )
         seconds = time.monotonic() - arrived
-        metrics.REPLY_SECONDS.observe(seconds)
+        counts.reply_seconds.observe(seconds)
         if seconds > DEADLINE_SECONDS:
-            metrics.DEADLINE_MISSES.inc()
+            counts.deadline_misses.inc()
         log.info(
             "answered",
             extra={
@@ -91,6 +106,12 @@ def callback(
         )
         return response
 
+    for path in paths:
+        for method, view in (("GET", verify), ("POST", receive)):
+            blueprint.add_url_rule(
+                path, methods=[method], view_func=view, provide_automatic_options=False, strict_slashes=False
+            )
+
     def is_doctor() -> bool:
         return doctor_mark.is_marked(request.headers.get(doctor_mark.HEADER, ""), token, clock())
 
@@ -101,11 +122,11 @@ def callback(
         # A doctor with another Token leaves no mark that counts, but is not the console either.
         if doctor_mark.HEADER not in request.headers and _looks_like_the_platform():
             refusals.count(refusal.reason, clock())
-        return refuse(refusal.status, refusal.reason, explained(refusal))
+        return refuse(counts, refusal.status, refusal.reason, explained(refusal))
 
     @blueprint.errorhandler(UnreadablePushError)
     def not_understood(error: UnreadablePushError) -> Response:
-        metrics.REFUSALS.labels(error.reason).inc()
+        counts.refusals(error.reason).inc()
         log.warning(
             "a push was not understood; it was answered success: %s", error, extra={"reason": error.reason}
         )
@@ -113,7 +134,9 @@ def callback(
 
     @blueprint.errorhandler(UnicodeDecodeError)
     def undecodable(error: UnicodeDecodeError) -> Response:
-        return refuse(403, "signature", "the query is not UTF-8")  # werkzeug raises on the first look at it
+        return refuse(
+            counts, 403, "signature", "the query is not UTF-8"
+        )  # werkzeug raises on the first look at it
 
     @blueprint.errorhandler(DatabaseUnavailableError)
     def unavailable(error: DatabaseUnavailableError) -> Response:
@@ -129,11 +152,11 @@ def callback(
 
     @blueprint.errorhandler(RequestEntityTooLarge)
     def too_large(error: RequestEntityTooLarge) -> Response:
-        return refuse(413, "size", f"the body is over MAX_PUSH_BYTES={max_push_bytes}")
+        return refuse(counts, 413, "size", f"the body is over MAX_PUSH_BYTES={max_push_bytes}")
 
     @blueprint.errorhandler(BadRequest)
     def unreadable(error: BadRequest) -> Response:
-        return refuse(400, "xml", "the body could not be read")
+        return refuse(counts, 400, "xml", "the body could not be read")
 
     return blueprint
 
@@ -161,25 +184,31 @@ def _looks_like_the_platform() -> bool:
     return bool(re.fullmatch(r"[0-9a-f]{40}", signature)) and {"timestamp", "nonce"} <= request.args.keys()
 
 
-def wrong_method(error: MethodNotAllowed) -> Response:
-    """405, for the application: routing fails before a blueprint is chosen."""
-    if request.path.rstrip("/") != "/wechat":
-        return Response(status=405, headers={"Allow": ", ".join(error.valid_methods or ())})
-    return refuse(405, "method", "the platform calls with GET and POST only")
+def tell_of_wrong_requests(app: Flask, accounts: Mapping[str, str]) -> None:
+    """404 and 405 for the application: routing fails before a blueprint is chosen. `accounts`: their names by path."""
+    places = " or ".join(accounts) or "nowhere: no account has a WECHAT_TOKEN"
+
+    @app.errorhandler(MethodNotAllowed)
+    def wrong_method(error: MethodNotAllowed) -> Response:
+        account = accounts.get(request.path.rstrip("/"))
+        if account is None:
+            return Response(status=405, headers={"Allow": ", ".join(error.valid_methods or ())})
+        return refuse(metrics.Counts(account), 405, "method", "the platform calls with GET and POST only")
+
+    @app.errorhandler(NotFound)
+    def not_found(error: NotFound) -> Response:
+        # Who sends a signature is perhaps the platform, with a wrong URL in the console.
+        if re.search(r"(^|&)(signature|echostr)=", request.environ.get("QUERY_STRING", "")):
+            log.warning(
+                "the callback is at %s: mend the URL in the console (请检查服务器配置中的 URL)",
+                places,
+                extra={"path": request.path[:100]},
+            )
+        return Response(status=404)
 
 
-def not_found(error: NotFound) -> Response:
-    """404, for the application. Who sends a signature is perhaps the platform, with a wrong URL in the console."""
-    if re.search(r"(^|&)(signature|echostr)=", request.environ.get("QUERY_STRING", "")):
-        log.warning(
-            "the callback is at /wechat: mend the URL in the console (请检查服务器配置中的 URL)",
-            extra={"path": request.path[:100]},
-        )
-    return Response(status=404)
-
-
-def refuse(status: int, reason: str, why: str) -> Response:
+def refuse(counts: metrics.Counts, status: int, reason: str, why: str) -> Response:
     # One label for all that strangers could try on an envelope: our count of bad paddings would help them to open it.
-    metrics.REFUSALS.labels("envelope" if reason == "appid" else reason).inc()
+    counts.refusals("envelope" if reason == "appid" else reason).inc()
     log.warning("refused: %s", why, extra={"reason": reason, "status": status})
     return Response(status=status)

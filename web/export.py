@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from storage.files import FileStore
@@ -41,16 +41,21 @@ class _Unsent(io.RawIOBase):
 
 
 def exported(
-    entries: Callable[[], Iterable[Shown]], files: FileStore, when: Callable[[float], str]
+    entries: Callable[[], Iterable[Shown]],
+    files: FileStore,
+    when: Callable[[float], str],
+    accounts: Mapping[str, str],
 ) -> Iterator[bytes]:
-    """The ZIP in pieces. `entries` is called twice; a file that was deleted by then is left out."""
+    """The ZIP in pieces. `entries` is called twice; a file that was deleted by then is left out. `accounts` are the
+    names by AppID where there are several: then the table has a column more."""
     unsent = _Unsent()
     with zipfile.ZipFile(unsent, "w") as archive:
         with archive.open("messages.csv", "w", force_zip64=True) as table:
             table.write("\ufeff".encode())  # Excel reads a file without this mark in another encoding
-            table.write(_line(COLUMNS))
+            table.write(_line(("account", *COLUMNS) if accounts else COLUMNS))
             for entry in entries():
-                table.write(_line(_row(entry, when)))
+                name = [accounts[entry.appid]] if accounts else []
+                table.write(_line([*name, *_row(entry, when)]))
                 if piece := unsent.take():
                     yield piece
         for entry in entries():

@@ -15,7 +15,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -79,11 +79,20 @@ class _Session:
     until: float
 
 
+@dataclass(frozen=True)
+class AccountEntries:
+    """One account's entries. `name` is empty where there is one account."""
+
+    name: str
+    appid: str
+    ledger: Ledger
+    queue: Queue
+    purge_rows: PurgeRows
+
+
 def gallery(
+    accounts: Sequence[AccountEntries],
     database: Database,
-    ledger: Ledger,
-    queue: Queue,
-    purge_rows: PurgeRows,
     rows: GalleryRows,
     files: FileStore,
     thumbnails: Thumbnails,
@@ -97,6 +106,7 @@ def gallery(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
     sessions = Sessions(database)
+    names = {account.appid: account.name for account in accounts if account.name}
 
     @cache
     def key() -> bytes:
@@ -182,6 +192,7 @@ def gallery(
             t=lambda en, chinese: chinese if zh else en,
             zh=zh,
             lang="zh-CN" if zh else "en",
+            names=names,
             when=lambda seconds: _when(seconds, zone),
             zone=_zone_now(clock(), zone),
             signed_in=g.get("gallery") is not None,
@@ -190,7 +201,7 @@ def gallery(
 
     @blueprint.get("")
     def index() -> Any:
-        asked = _asked(request.args, zone)
+        asked = _asked(request.args, zone, names)
         total, whole = rows.count(asked.which, COUNTED)
         pages = math.ceil(total / PAGE_ENTRIES)
         if number := request.args.get("page", type=int):
@@ -223,13 +234,13 @@ def gallery(
             pages=pages,
             kinds=(*KINDS, "text"),
             states=STATES,
-            failed=ledger.status(clock()).failed,
+            failed=sum(account.ledger.status(clock()).failed for account in asked_for(asked)),
         )
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>")
     def entry(ledger_id: int) -> str:
-        found = find(ledger_id)
-        asked = _asked(request.args, zone)
+        _, found = find(ledger_id)
+        asked = _asked(request.args, zone, names)
         place = found.received_at, found.id
         next_one = rows.page(asked.which, before=place, limit=1).entries
         one_before = rows.page(asked.which, after=place, limit=1).entries
@@ -239,6 +250,7 @@ def gallery(
             text=_text(found.xml) if found.media_kind is None else None,
             extension=(found.media_key or "").rpartition(".")[2],
             problems=_problems(found, clock()),
+            account=names.get(found.appid),
             can_retry=found.media_state == "failed" or found.send_state in ("failed", "unknown"),
             asked=asked,
             newer=one_before and one_before[0].id,
@@ -247,51 +259,59 @@ def gallery(
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/retry")
     def retry(ledger_id: int) -> Response:
-        find(ledger_id)
-        if queue.retry([ledger_id], clock()):
+        account, _ = find(ledger_id)
+        if account.queue.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
         return cast(
             Response,
-            redirect(_url("gallery.entry", ledger_id=ledger_id, **_asked(request.args, zone).words), 303),
+            redirect(
+                _url("gallery.entry", ledger_id=ledger_id, **_asked(request.args, zone, names).words), 303
+            ),
         )
 
     @blueprint.post("/retry")
     def retry_all() -> Response:
-        if count := queue.retry(None, clock()):
+        asked = _asked(request.args, zone, names)
+        if count := sum(account.queue.retry(None, clock()) for account in asked_for(asked)):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
-        return cast(Response, redirect(url_for("gallery.index", state="pending"), 303))
+        account = {name: word for name, word in asked.words.items() if name == "account"}
+        return cast(Response, redirect(_url("gallery.index", state="pending", **account), 303))
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")
     def delete(ledger_id: int) -> Response:
-        find(ledger_id)
-        if purge_rows.delete(ledger_id, clock()):
+        account, _ = find(ledger_id)
+        if account.purge_rows.delete(ledger_id, clock()):
             log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
-            delete_files(purge_rows, files, thumbnails, now=clock())
-        return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone).words), 303))
+            delete_files(account.purge_rows, files, thumbnails, now=clock())
+        return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone, names).words), 303))
 
     @blueprint.get("/export")
     def export() -> Response:
         """All entries of the filter, as a ZIP that is made while it is sent."""
-        asked = _asked(request.args, zone)
-        chunks = exported(lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone))
+        asked = _asked(request.args, zone, names)
+        chunks = exported(lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone), names)
         response = Response(chunks, content_type="application/zip")
         name = f"gallery-{_when(clock(), zone)[:10]}.zip"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    def find(ledger_id: int) -> Entry:
-        found = ledger.get(ledger_id)
-        if found is None or found.event is not None:
-            abort(404)
-        return found
+    def find(ledger_id: int) -> tuple[AccountEntries, Entry]:
+        found = ((account, account.ledger.get(ledger_id)) for account in accounts)
+        for account, entry in found:
+            if entry is not None and entry.event is None:
+                return account, entry
+        return abort(404)
+
+    def asked_for(asked: _Asked) -> list[AccountEntries]:
+        return [account for account in accounts if asked.which.appid in (None, account.appid)]
 
     # -- files -------------------------------------------------------------------------------------------------
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/file")
     def file(ledger_id: int) -> Response:
         """The original, also in ranges. A format that browsers do not show is a download."""
-        found = find(ledger_id)
+        _, found = find(ledger_id)
         size = None if found.media_key is None else files.size(found.media_key)
         if found.media_key is None or size is None:
             abort(404)
@@ -312,14 +332,14 @@ def gallery(
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/thumbnail")
     def thumbnail(ledger_id: int) -> Response:
         """The thumbnail, or an icon in its place. If its file is missing, a worker makes it again."""
-        found = find(ledger_id)
+        account, found = find(ledger_id)
         if found.media_key is not None and found.thumbnail_state == "made":
             try:
                 response = _stream(thumbnails.open(found.media_key), "image/jpeg")
                 _tag(response, found)
                 return cast(Response, response.make_conditional(request))
             except FileNotFoundError:
-                queue.miss_thumbnail(ledger_id, clock())
+                account.queue.miss_thumbnail(ledger_id, clock())
         response = blueprint.send_static_file(f"{found.media_kind}.svg")
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -395,11 +415,17 @@ def _url(endpoint: str, **values: Any) -> str:
     return url_for(endpoint, **values)
 
 
-def _asked(given: Mapping[str, str], zone: ZoneInfo | None) -> _Asked:
-    """Reads the parameters. Aborts with 400 if one is invalid."""
+def _asked(given: Mapping[str, str], zone: ZoneInfo | None, names: Mapping[str, str]) -> _Asked:
+    """Reads the parameters; `names` are the accounts' by AppID. Aborts with 400 if one is invalid."""
     words = {
-        name: given[name].strip() for name in ("kind", "state", "fan", "day") if given.get(name, "").strip()
+        name: given[name].strip()
+        for name in ("account", "kind", "state", "fan", "day")
+        if given.get(name, "").strip()
     }
+    account = words.get("account")
+    appid = next((appid for appid, name in names.items() if name == account), None)
+    if account and appid is None:
+        abort(400)
     kind, state, fan, day = (words.get(name) for name in ("kind", "state", "fan", "day"))
     if kind not in (None, *KINDS, "text") or state not in (None, *STATES) or "\0" in (fan or ""):
         abort(400)
@@ -411,7 +437,7 @@ def _asked(given: Mapping[str, str], zone: ZoneInfo | None) -> _Asked:
             )
         except (ValueError, OverflowError, OSError):
             abort(400)
-    which = Filter(cast(Any, kind), cast(Any, state), fan, since, until)
+    which = Filter(cast(Any, kind), cast(Any, state), fan, since, until, appid)
     return _Asked(which, _place(given.get("before")), _place(given.get("after")), words)
 
 

@@ -6,24 +6,59 @@ at each scrape. Under gunicorn all processes count into one folder (PROMETHEUS_M
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, partial
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-_DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["type"])
-deliveries = cache(_DELIVERIES.labels)
-DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger")
-REFUSALS = Counter("wechat_refusals", "Requests to the callback that were refused", ["reason"])
+_DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["account", "type"])
+_DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger", ["account"])
+REASONS = ("signature", "timestamp", "envelope", "doctype", "xml", "method", "size", "key")
+_REFUSALS = Counter("wechat_refusals", "Requests to the callback that were refused", ["account", "reason"])
 FAULTS = Counter(
     "wechat_faults", "Requests that a fault of ours ended: answered 500, its traceback is in the log"
 )
-DEADLINE_MISSES = Counter("wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds")
-REPLY_SECONDS = Histogram(
+_DEADLINE_MISSES = Counter(
+    "wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds", ["account"]
+)
+_REPLY_SECONDS = Histogram(
     "wechat_reply_seconds",
     "Seconds from a push's arrival to its answer",
+    ["account"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 4.5, 5, 10),
 )
 
-# Each counter exists from the start with 0: Prometheus's rate() misses the first increment of a new one.
-for reason in ("signature", "timestamp", "envelope", "doctype", "xml", "method", "size", "key"):
-    REFUSALS.labels(reason)
+
+class Counts:
+    """The counters of one account, by its name in ACCOUNTS; '' for the only account, and for what is of none."""
+
+    def __init__(self, account: str = "") -> None:
+        self.deliveries = cache(partial(_DELIVERIES.labels, account))
+        self.duplicates = _DUPLICATES.labels(account)
+        self.deadline_misses = _DEADLINE_MISSES.labels(account)
+        self.reply_seconds = _REPLY_SECONDS.labels(account)
+        self.refusals = partial(_REFUSALS.labels, account)
+        # Each counter exists from the start with 0: Prometheus's rate() misses the first increment of a new one.
+        for reason in REASONS:
+            self.refusals(reason)
+
+
+class WithoutEmptyAccounts(Collector):
+    """What a registry collects; the label `account` is only there where a process has several accounts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample._replace(
+                    labels={name: text for name, text in sample.labels.items() if name != "account"}
+                )
+                if sample.labels.get("account") == ""
+                else sample
+                for sample in metric.samples
+            ]
+            yield metric

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hmac
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -29,15 +30,19 @@ from wechat.access_token import AccessToken
 from wechat.addresses import is_public
 
 
+@dataclass(frozen=True)
+class Watched:
+    """One account, as its figures are read. `callback` is its path, None without a callback."""
+
+    callback: str | None
+    ledger: Ledger
+    queue: Queue
+    tokens: SqlTokenStore
+    token: AccessToken
+
+
 def ops(
-    database: Database,
-    ledger: Ledger,
-    queue: Queue,
-    files: FileStore,
-    tokens: SqlTokenStore,
-    token: AccessToken,
-    *,
-    key: str | None = None,
+    accounts: Mapping[str, Watched], database: Database, files: FileStore, *, key: str | None = None
 ) -> Blueprint:
     """The four views. /readyz and /metrics ask for `key` (METRICS_KEY); without a key they answer near callers only."""
     blueprint = Blueprint("ops", __name__)
@@ -55,9 +60,10 @@ def ops(
 
     @blueprint.get("/")
     def what_this_is() -> Response:
+        places = ", ".join(one.callback for one in accounts.values() if one.callback) or "nothing"
         return Response(
-            "图尚往来: a WeChat Official Account server is running here. What WeChat calls is /wechat.\n"
-            "微信公众号服务器正在运行，微信平台访问的地址是 /wechat。\n",
+            f"图尚往来: a WeChat Official Account server is running here. What WeChat calls is {places}.\n"
+            f"微信公众号服务器正在运行，微信平台访问的地址是 {places}。\n",
             content_type="text/plain; charset=utf-8",
         )
 
@@ -67,27 +73,33 @@ def ops(
 
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        checks = {"database": _database(database), "media": _media(files)}
+        checks: dict[str, object] = {"database": _database(database), "media": _media(files)}
         # The token is in the same database: do not wait for it twice.
         away = checks["database"] != "ok"
-        checks["token"] = "not known: it is in the database" if away else _token(token)
+        checks["token"] = of_each(
+            lambda one: "not known: it is in the database" if away else _token(one.token)
+        )
         ready = checks["database"] == checks["media"] == "ok"
-        seconds = None if away else _last_claim_seconds(queue)
+        seconds = of_each(lambda one: None if away else _last_claim_seconds(one.queue))
         return jsonify(ready=ready, checks=checks, last_claim_seconds=seconds), 200 if ready else 503
+
+    def of_each(look: Callable[[Watched], object]) -> object:
+        """By the accounts' names, where they have any."""
+        found = {name: look(one) for name, one in accounts.items()}
+        return found.get("", found)
 
     @blueprint.get("/metrics")
     def scrape() -> Response:
         registry = CollectorRegistry()
-        registry.register(_DatabaseFigures(ledger, queue, tokens))
+        registry.register(_DatabaseFigures(accounts))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             os.makedirs(folder, mode=0o700, exist_ok=True)  # the temporary directory may have been cleaned
             counters = CollectorRegistry()
             MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
         else:
             counters = REGISTRY
-        return Response(
-            generate_latest(counters) + generate_latest(registry), content_type=CONTENT_TYPE_LATEST
-        )
+        registry.register(metrics.WithoutEmptyAccounts(counters))
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return blueprint
 
@@ -147,38 +159,53 @@ def _last_claim_seconds(queue: Queue) -> float | None:
 
 
 class _DatabaseFigures(Collector):
-    def __init__(self, ledger: Ledger, queue: Queue, tokens: SqlTokenStore) -> None:
-        self._ledger, self._queue, self._tokens = ledger, queue, tokens
+    def __init__(self, accounts: Mapping[str, Watched]) -> None:
+        self._accounts = accounts
 
     def collect(self) -> Iterable[Metric]:
-        now = time.time()
-        try:
-            status, row, fetched = self._ledger.status(now), self._tokens.load(), self._tokens.fetches()
-        except DatabaseUnavailableError:
-            return
-        media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
-        for state in ("pending", "stored", "failed"):
-            media.add_metric([state], getattr(status, state))
-        yield media
+        """One metric for all accounts: Prometheus takes each name once."""
+        families: dict[str, Metric] = {}
+        for name, watched in self._accounts.items():
+            try:
+                found = list(_figures(watched))
+            except DatabaseUnavailableError:
+                return
+            for metric in found:
+                for sample in metric.samples:
+                    sample.labels.update({"account": name} if name else {})
+                if metric.name in families:
+                    families[metric.name].samples += metric.samples
+                else:
+                    families[metric.name] = metric
+        yield from families.values()
+
+
+def _figures(watched: Watched) -> Iterator[Metric]:
+    now = time.time()
+    status, row, fetched = watched.ledger.status(now), watched.tokens.load(), watched.tokens.fetches()
+    media = GaugeMetricFamily("wechat_media", "Pictures, voices and videos by state", labels=["state"])
+    for state in ("pending", "stored", "failed"):
+        media.add_metric([state], getattr(status, state))
+    yield media
+    yield GaugeMetricFamily(
+        "wechat_queue_depth", "Downloads and sends not done yet", status.pending + status.replies_pending
+    )
+    yield GaugeMetricFamily(
+        "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
+    )
+    if (seconds := _last_claim_seconds(watched.queue)) is not None:
         yield GaugeMetricFamily(
-            "wechat_queue_depth", "Downloads and sends not done yet", status.pending + status.replies_pending
+            "wechat_last_claim_seconds",
+            "Seconds since a worker last asked the database for work with success",
+            seconds,
         )
+    if row.value is not None:
         yield GaugeMetricFamily(
-            "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
+            "wechat_token_age_seconds", "Seconds since the access_token was fetched", now - row.fetched_at
         )
-        if (seconds := _last_claim_seconds(self._queue)) is not None:
-            yield GaugeMetricFamily(
-                "wechat_last_claim_seconds",
-                "Seconds since a worker last asked the database for work with success",
-                seconds,
-            )
-        if row.value is not None:
-            yield GaugeMetricFamily(
-                "wechat_token_age_seconds", "Seconds since the access_token was fetched", now - row.fetched_at
-            )
-        fetches = CounterMetricFamily(
-            "wechat_token_fetches", "Fetches of the access_token by any process", labels=["result"]
-        )
-        for result, count in fetched.items():
-            fetches.add_metric([result], count)
-        yield fetches
+    fetches = CounterMetricFamily(
+        "wechat_token_fetches", "Fetches of the access_token by any process", labels=["result"]
+    )
+    for result, count in fetched.items():
+        fetches.add_metric([result], count)
+    yield fetches

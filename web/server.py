@@ -94,10 +94,11 @@ def settings() -> Settings:
 
     All processes that the master starts from now on have them.
     """
-    found = Settings.from_env(os.environ)
+    accounts = Settings.of_accounts(os.environ)
+    found = accounts[0]  # what is read here is the same in all
     writable.check(found.database_url.get_secret_value(), found.media_store)
     check_port(found.port)
-    config.of_this_server = found
+    config.of_this_server = accounts
     return found
 
 

@@ -1,4 +1,4 @@
-"""The central token server (中控服务器): gives the account's access_token to clients with TOKEN_SERVER_KEY.
+"""The central token server (中控服务器): gives an account's access_token to clients with TOKEN_SERVER_KEY.
 
 Knows our own routes (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`, `/cgi-bin/stable_token`), for
 SDKs whose API host can be set. Such an SDK asks again after its token was refused, and cannot say which token it was.
@@ -13,7 +13,8 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
@@ -30,25 +31,34 @@ log = logging.getLogger(__name__)
 TOO_MANY = "too many wrong keys from this address: the client's key must be TOKEN_SERVER_KEY"
 
 
+@dataclass(frozen=True)
+class Served:
+    """One account's token, and the keys that open it: its own, and the one for all accounts."""
+
+    token: AccessToken
+    keys: tuple[str, ...] = field(repr=False)
+
+
 def token_server(
-    token: AccessToken, attempts: Attempts, *, key: str, appid: str, clock: Callable[[], float] = time.time
+    accounts: Mapping[str, Served], attempts: Attempts, *, clock: Callable[[], float] = time.time
 ) -> Blueprint:
+    """All routes. `accounts` are those that have a key, by AppID."""
     blueprint = Blueprint("token_server", __name__)
+    counts = metrics.Counts()
 
     @blueprint.get("/token")
     def hand_out() -> tuple[Response, int]:
-        if not holds_key():
-            return no_key()
-        return own_face(token.get)
+        return own_face(AccessToken.get)
 
     @blueprint.post("/token/refresh")
     def refresh() -> tuple[Response, int]:
-        if not holds_key():
-            return no_key()
+        return own_face(report)
+
+    def report(token: AccessToken) -> str:
         stale = (_json_body() or {}).get("access_token")
         if not isinstance(stale, str) or not stale:
-            return jsonify(error='say which token failed: {"access_token": "..."}'), 400
-        return own_face(lambda: token.replace(stale, reported=True))
+            raise _NoTokenGivenError
+        return token.replace(stale, reported=True)
 
     @blueprint.get("/cgi-bin/token")
     def platform_token() -> tuple[Response, int]:
@@ -66,32 +76,48 @@ def token_server(
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    def own_face(get: Callable[[], str]) -> tuple[Response, int]:
+    def own_face(get: Callable[[AccessToken], str]) -> tuple[Response, int]:
+        authorization = request.authorization
+        given = authorization.token if authorization is not None and authorization.type == "bearer" else None
+        opened = [appid for appid, served in accounts.items() if _opens(served, given)]
+        if not opened:
+            if wait := refuse():
+                return too_many(wait, error=TOO_MANY)
+            return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
+        appid = request.args.get("appid")
+        if appid is None and len(accounts) > 1:
+            return jsonify(error="say which account: ?appid=APPID"), 400
+        if appid is not None and appid not in opened:
+            return jsonify(error="there is no such account, or this key is another account's"), 403
+        served = accounts[appid or opened[0]]
         try:
-            return jsonify(handed_out(get)), 200
+            return jsonify(handed_out(served.token, get)), 200
+        except _NoTokenGivenError:
+            return jsonify(error='say which token failed: {"access_token": "..."}'), 400
         except TokenUnavailableError as error:
             return jsonify(error=error.reason), 503
         except DatabaseUnavailableError as error:
             return jsonify(error=str(error)), 503
 
-    def platform_face(asked_appid: object, secret: object) -> tuple[Response, int]:
-        if asked_appid != appid:
+    def platform_face(appid: object, secret: object) -> tuple[Response, int]:
+        served = accounts.get(appid) if isinstance(appid, str) else None
+        if served is None:
             return jsonify(errcode=40013, errmsg="invalid appid"), 200
-        if not _same(secret, key):
+        if not _opens(served, secret):
             if wait := refuse():
                 return too_many(wait, errcode=40125, errmsg=TOO_MANY)
             return jsonify(
                 errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
             ), 200
         try:
-            return jsonify(handed_out(token.get_checked)), 200
+            return jsonify(handed_out(served.token, AccessToken.get_checked)), 200
         except TokenUnavailableError as error:
             return jsonify(errcode=error.code or -1, errmsg=error.reason), 200
         except DatabaseUnavailableError as error:
             return jsonify(errcode=-1, errmsg=str(error)), 200
 
-    def handed_out(get: Callable[[], str]) -> dict[str, Any]:
-        value = get()
+    def handed_out(token: AccessToken, get: Callable[[AccessToken], str]) -> dict[str, Any]:
+        value = get(token)
         row = token.row()  # as new as `value` or newer
         expires_in = max(int(row.expires_at - clock()), 0)
         log.info(
@@ -100,24 +126,13 @@ def token_server(
         )
         return {"access_token": row.value or value, "expires_in": expires_in}
 
-    def holds_key() -> bool:
-        authorization = request.authorization
-        return (
-            authorization is not None and authorization.type == "bearer" and _same(authorization.token, key)
-        )
-
-    def no_key() -> tuple[Response, int]:
-        if wait := refuse():
-            return too_many(wait, error=TOO_MANY)
-        return jsonify(error="send TOKEN_SERVER_KEY as Authorization: Bearer KEY"), 401
-
     def refuse() -> int:
         """Count a wrong key. Returns after how many seconds this address may send another one; 0: at once.
 
         The right key always works, since clients may share an address with strangers. The limit does not protect
         the key, which is too long to guess. It protects the log and the database from many requests.
         """
-        metrics.REFUSALS.labels("key").inc()
+        counts.refusals("key").inc()
         try:
             wait = attempts.try_one(sender_address(), clock())
         except DatabaseUnavailableError:
@@ -144,5 +159,13 @@ def _json_body() -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _same(given: object, key: str) -> bool:
-    return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
+def _opens(served: Served, given: object) -> bool:
+    """Looks at all keys, whichever fits, so that the time tells nothing."""
+    if not isinstance(given, str):
+        return False
+    fits = [hmac.compare_digest(given.encode("utf-8", "replace"), key.encode()) for key in served.keys]
+    return any(fits)
+
+
+class _NoTokenGivenError(Exception):
+    """A report does not say which token failed."""

@@ -38,7 +38,7 @@ _MAX_DEPTH = 32  # the platform nests five deep
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
     """What every push has. `create_time` is in unix seconds, 0 where the push names no time; `raw` is the push as it
-    came, of which `parse_message` makes the same message again."""
+    came, of which `parse_message` makes the same message again; `account` the name that it was told."""
 
     to_user_name: str
     from_user_name: str
@@ -47,6 +47,7 @@ class Message:
     msg_id: int | None = None  # unsigned 64 bits
     msg_data_id: str | None = None
     idx: int | None = None
+    account: str = ""
     raw: bytes = field(default=b"", repr=False)
     #: Of all of its own elements, where there is no MsgId to tell it by.
     elements_hash: str = field(default="", repr=False)
@@ -281,8 +282,10 @@ class OtherEvent(Event):
     elements: Mapping[str, ElementValue] = field(default_factory=dict, hash=False)
 
 
-def parse_message(xml: bytes) -> Message:
+def parse_message(xml: bytes, account: str = "") -> Message:
     """The message or event in a push's XML, UTF-8. Only for pushes whose signature was checked.
+
+    `account`: what the caller calls the account that it was sent to, where it has several.
 
     White space around values and between elements and the elements' order do not matter. Of an element that
     repeats where one is meant, the first counts. What is no well-formed XML is read leniently. Raises DoctypeError,
@@ -301,6 +304,7 @@ def parse_message(xml: bytes) -> Message:
         from_user_name=sender,
         create_time=_time(elements.name("CreateTime")),
         msg_type=msg_type,
+        account=account,
         raw=xml,
     )
     if msg_type == "event":
@@ -313,6 +317,7 @@ class _Head(TypedDict, total=False):
     from_user_name: str
     create_time: int
     msg_type: str
+    account: str
     msg_id: int | None
     msg_data_id: str | None
     idx: int | None

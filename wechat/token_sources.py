@@ -119,13 +119,15 @@ class ClassicTokenSource(_Platform):
 
 class CentralTokenSource:
     """A central token server that does the fetching: no AppSecret here, and no call of ours to
-    the platform's token APIs."""
+    the platform's token APIs. It is told the AppID, since it may have several accounts."""
 
     force_is_limited = False
 
-    def __init__(self, base_url: str, key: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, base_url: str, appid: str, key: str, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._client = ApiClient([base_url], sleep=sleep)
-        self._headers = {"Authorization": f"Bearer {key}"}
+        self._appid, self._headers = appid, {"Authorization": f"Bearer {key}"}
 
     def fetch(self) -> Grant:
         return self._call("GET", "/token")
@@ -139,7 +141,13 @@ class CentralTokenSource:
     def _call(self, method: str, path: str, **kwargs: Any) -> Grant:
         try:
             answer = self._client.call(
-                method, path, headers=self._headers, repeatable=True, timeout=FETCH_TIMEOUT, **kwargs
+                method,
+                path,
+                params={"appid": self._appid},
+                headers=self._headers,
+                repeatable=True,
+                timeout=FETCH_TIMEOUT,
+                **kwargs,
             )
         except TransportError as error:
             failure = error
@@ -151,6 +159,10 @@ class CentralTokenSource:
 
 _CENTRAL_REASONS: dict[int | None, tuple[str, Cause | None]] = {
     401: ("the central token server refuses the key / 中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
+    403: (
+        "the central token server has no such AppID for this key / 中控服务器没有该 AppID，或密钥属于其他账号",
+        Cause.CENTRAL_KEY,
+    ),
     404: ("there is no central token server at that address / 该地址没有中控服务器", Cause.CENTRAL_SERVER),
     503: (
         "the central token server has no token itself: see its /readyz and log / "

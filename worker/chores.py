@@ -1,7 +1,8 @@
-"""What a process does beside its jobs: it keeps the access_token fresh, deletes what is over, and makes thumbnails.
+"""What a process does beside its jobs: it keeps the access_tokens fresh, deletes what is over, and makes thumbnails.
 
 Knows when each is due. Does not know how a token is fetched, what is deleted in which order, or how a picture is made
-small. Every process may do all of it: the database says who has which piece.
+small. Every process may do all of it: the database says who has which piece. A token is waited for in a thread of its
+account; the rest is done for one account after the other.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from answers.steps import repeat
+import logs
+from answers.steps import rarer, repeat, survived
 from storage import purge
 from storage.files import FileStore
 from storage.thumbnails import Thumbnails
@@ -27,10 +29,11 @@ THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to jobs in hand
 
 
 class Chores:
-    """One process's chores. Each `keep_...` runs until `stop` is set."""
+    """The chores of one account."""
 
     def __init__(
         self,
+        account: str,
         purge_rows: purge.PurgeRows,
         files: FileStore,
         token: AccessToken,
@@ -40,15 +43,16 @@ class Chores:
         retention_days: int,
         purge_on_unsubscribe: bool,
         clock: Callable[[], float],
-        jitter: Callable[[], float],
     ) -> None:
+        self.account, self.maker = account, maker
         self._purge_rows, self._files, self._token = purge_rows, files, token
-        self._thumbnails, self._maker = thumbnails, maker
+        self._thumbnails = thumbnails
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
-        self._clock, self._jitter = clock, jitter
+        self._clock = clock
 
     def keep_token_fresh(self, stop: threading.Event) -> None:
-        """Renews the access_token while the old one still serves."""
+        """Renews the access_token while the old one still serves, until `stop` is set."""
+        logs.ACCOUNT.set(self.account)
         repeat(
             stop,
             self._token.keep_fresh,
@@ -56,17 +60,8 @@ class Chores:
             fault_seconds=TOKEN_FAULT_SECONDS,
         )
 
-    def keep_tidy(self, stop: threading.Event) -> None:
-        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows."""
-
-        def step() -> float:
-            self.tidy_once()
-            return TIDY_SECONDS * (0.5 + self._jitter())
-
-        stop.wait(TIDY_SECONDS * self._jitter())  # not all processes at once
-        repeat(stop, step, "what is to be deleted has to wait", fault_seconds=TIDY_SECONDS)
-
     def tidy_once(self) -> None:
+        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows."""
         now = self._clock()
         kept = self._purge_rows, self._files, self._thumbnails
         if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
@@ -78,18 +73,37 @@ class Chores:
                 log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
         purge.delete_files(*kept, now=now)
 
-    def keep_making_thumbnails(self, stop: threading.Event, busy: Callable[[], bool]) -> None:
-        """One after the other, giving way to jobs in hand while `busy()`."""
 
-        def step() -> float:
+def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callable[[], float]) -> None:
+    """Deletes what is over, for all accounts, until `stop` is set."""
+
+    def step() -> float:
+        for chores in accounts:
+            logs.ACCOUNT.set(chores.account)
+            survived("what is to be deleted has to wait", chores.tidy_once)
+        return TIDY_SECONDS * (0.5 + jitter())
+
+    stop.wait(TIDY_SECONDS * jitter())  # not all processes at once
+    repeat(stop, step, "what is to be deleted has to wait", fault_seconds=TIDY_SECONDS)
+
+
+def keep_making_thumbnails(
+    accounts: Sequence[Chores], stop: threading.Event, busy: Callable[[], bool]
+) -> None:
+    """One for each account in turn, giving way to jobs in hand while `busy()`, until `stop` is set."""
+
+    def step() -> float:
+        made = False
+        for chores in accounts:
             give_way = time.monotonic() + THUMBNAIL_GIVES_WAY_SECONDS
             while busy() and time.monotonic() < give_way and not stop.wait(0.05):
                 pass
-            if stop.is_set() or self._maker.step():
-                return 0.0
-            return THUMBNAIL_IDLE_SECONDS
+            logs.ACCOUNT.set(chores.account)
+            made = stop.is_set() or chores.maker.step() or made
+        return 0.0 if made else rarer(THUMBNAIL_IDLE_SECONDS, len(accounts))
 
-        try:
-            repeat(stop, step, "thumbnails have to wait", fault_seconds=THUMBNAIL_FAULT_SECONDS)
-        finally:
-            self._maker.close()
+    try:
+        repeat(stop, step, "thumbnails have to wait", fault_seconds=THUMBNAIL_FAULT_SECONDS)
+    finally:
+        for chores in accounts:
+            chores.maker.close()

@@ -28,7 +28,9 @@ class Callback:
     """Two checks: the callback itself, and the proxies that its answers tell of."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        assert settings.wechat_token is not None, "an account without it has no callback"
+        self._settings, self._token = settings, settings.wechat_token.get_secret_value()
+        self._path = settings.callback_path or ""
         self._proxies = 0
 
     def check(self, now: int) -> Outcome:
@@ -38,20 +40,21 @@ class Callback:
         base = settings.public_url or here
         if (trouble := _unreachable_port(base)) is not None:
             return trouble
-        probes = _probes(settings, now)
+        at = base + self._path
+        probes = _probes(settings, self._token, now)
         trouble = self._trouble_at(base, probes)
         if trouble is None:
             modes = ", ".join(probe.name for probe in probes if probe.accepted)
             return Outcome(
                 True,
-                f"{base}/wechat answers signed requests ({modes}) and refuses others",
-                f"{base}/wechat 正确回复已签名的请求（{modes}），并拒绝其他请求",
+                f"{at} answers signed requests ({modes}) and refuses others",
+                f"{at} 正确回复已签名的请求（{modes}），并拒绝其他请求",
             )
         if base != here and self._trouble_at(here, probes) is None:
             return Outcome(
                 False,
-                f"{trouble.english} (the bot itself answers well on {here}/wechat: it is the tunnel or proxy)",
-                f"{trouble.chinese}（本机 {here}/wechat 正常，问题在内网穿透或反向代理）",
+                f"{trouble.english} (the bot itself answers well on {here}{self._path}: it is the tunnel or proxy)",
+                f"{trouble.chinese}（本机 {here}{self._path} 正常，问题在内网穿透或反向代理）",
             )
         return trouble
 
@@ -71,9 +74,10 @@ class Callback:
 
     def _trouble_at(self, base: str, probes: list[_Probe]) -> Outcome | None:
         """What is wrong with the first wrong answer; None when all are right."""
+        at = base + self._path
         for probe in probes:
             try:
-                page = _ask(f"{base}/wechat", probe)
+                page = _ask(at, probe)
             except requests.exceptions.SSLError:
                 return Outcome(
                     False,
@@ -83,8 +87,8 @@ class Callback:
             except requests.exceptions.ReadTimeout:
                 return Outcome(
                     False,
-                    f"{base}/wechat gives no answer within 5 s, and the platform waits no longer",
-                    f"{base}/wechat 在 5 秒内没有回复，平台不会再等",
+                    f"{at} gives no answer within 5 s, and the platform waits no longer",
+                    f"{at} 在 5 秒内没有回复，平台不会再等",
                 )
             except requests.exceptions.RequestException as error:
                 return Outcome(
@@ -95,7 +99,7 @@ class Callback:
                 )
             if page.proxies.isdecimal():
                 self._proxies = int(page.proxies)
-            trouble = _trouble_with(page, probe, base)
+            trouble = _trouble_with(page, probe, base, at)
             if trouble is not None:
                 return trouble
         return None
@@ -130,9 +134,8 @@ class _Page(NamedTuple):
     """How many proxies X-Forwarded-For named, as the bot tells the doctor; empty when something else answered."""
 
 
-def _probes(settings: Settings, now: int) -> list[_Probe]:
+def _probes(settings: Settings, token: str, now: int) -> list[_Probe]:
     """One for each mode that the settings accept, a plain push if they refuse it, and wrongly signed ones."""
-    token = settings.wechat_token.get_secret_value()
     timestamp, nonce = str(now), str(secrets.randbelow(10**9))
     signed = {"signature": sign(token, timestamp, nonce), "timestamp": timestamp, "nonce": nonce}
     wrong = {**signed, "signature": sign(secrets.token_hex(16), timestamp, nonce)}
@@ -209,7 +212,7 @@ def _ask(url: str, probe: _Probe) -> _Page:
     )
 
 
-def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
+def _trouble_with(page: _Page, probe: _Probe, base: str, at: str) -> Outcome | None:
     """What is wrong with this answer; the most specific cause first."""
     code = re.search(r"ERR_NGROK_\d+", f"{page.ngrok_error} {page.text}")
     if code is not None and code[0] == "ERR_NGROK_6024":
@@ -229,9 +232,9 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
     if page.status == 404:
         return Outcome(
             False,
-            f"{base}/wechat does not exist (404): PUBLIC_URL is the bot's address without /wechat, or another "
+            f"{at} does not exist (404): PUBLIC_URL is the bot's address without /wechat, or another "
             "program answers there",
-            f"{base}/wechat 不存在（404）：PUBLIC_URL 是机器人的地址，不含 /wechat；或该地址是其他程序",
+            f"{at} 不存在（404）：PUBLIC_URL 是机器人的地址，不含 /wechat；或该地址是其他程序",
         )
     if 300 <= page.status < 400:
         target = urlsplit(page.location)
@@ -260,10 +263,10 @@ def _trouble_with(page: _Page, probe: _Probe, base: str) -> Outcome | None:
         return None
     return Outcome(
         False,
-        f"{base}/wechat answers HTTP {page.status} to a {probe.name} request, where HTTP {probe.status} is right: "
+        f"{at} answers HTTP {page.status} to a {probe.name} request, where HTTP {probe.status} is right: "
         "the bot there runs with other settings (WECHAT_TOKEN, WECHAT_AES_KEY, WECHAT_APPID, WECHAT_ACCEPT_PLAINTEXT) "
         "or another clock; restart it after a change",
-        f"{base}/wechat 对 {probe.name} 请求返回 HTTP {page.status}，应为 {probe.status}："
+        f"{at} 对 {probe.name} 请求返回 HTTP {page.status}，应为 {probe.status}："
         "该处机器人的设置或时钟与这里不同，修改设置后请重启",
     )
 

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 
 import click
 
+from commands.common import chosen_account, of_account
 from commands.doctor.console import console_entry
 from commands.doctor.examination import examine
 from commands.doctor.findings import Finding
-from config import settings_of_commands
+from config import Settings, accounts, settings_of_commands
 
 _WORDS = {True: "OK", False: "FAIL", None: "-"}
 _COLOURS = {True: "green", False: "red", None: "yellow"}
@@ -28,6 +29,7 @@ _CHECK_COLUMNS = 16  # the mark and the check's name, in front of the text
 
 
 @click.command()
+@of_account
 @click.option("--json", "as_json", is_flag=True, help="One line for machines (供程序读取).")
 def doctor(as_json: bool) -> None:
     """Find what is wrong (检查问题), and say what to do about it.
@@ -36,9 +38,10 @@ def doctor(as_json: bool) -> None:
     """
     logging.disable()  # the findings say it; log lines would only come between them
     environ = settings_of_commands(os.environ)
+    account = chosen_account(accounts(Settings.unchecked(environ)) or [""])
     on_terminal = sys.stdout.isatty() and not as_json
     findings = []
-    for finding in examine(environ):
+    for finding in examine(environ, account=account):
         findings.append(finding)
         if on_terminal:
             _print_in_columns(finding, os.environ)
@@ -57,7 +60,7 @@ def doctor(as_json: bool) -> None:
         click.echo(f"\n{english}\n{chinese}" if on_terminal else f"{english} / {chinese}")
     elif on_terminal:
         click.echo("\nNothing is wrong.\n没有发现问题。")
-    if on_terminal and (entry := console_entry(environ)):
+    if on_terminal and (entry := console_entry(environ, account=account)):
         click.echo(f"\n{entry}")
     sys.exit(2 if "settings" in {finding.check for finding in wrong} else 1 if wrong else 0)
 

@@ -20,7 +20,7 @@ from commands.doctor.findings import Finding, Outcome, finding
 from commands.doctor.platform import Platform
 from commands.doctor.refusals import refused_lately
 from commands.doctor.settings import exposed_secrets, unknown_names
-from config import FOLDER, Settings, SettingsError
+from config import FOLDER, NAMES, Settings, SettingsError, name_of, of_account
 
 DEADLINE_SECONDS = 25.0
 """A check that has no result by then is a finding itself."""
@@ -37,11 +37,15 @@ _ACCOUNT = frozenset(
     }
 )
 _DATABASE = frozenset({"DATABASE_URL"})
-_EVERY_SETTING = frozenset(map(str.upper, Settings.model_fields))
+_EVERY_SETTING = frozenset(NAMES)
 
 
 def examine(
-    environ: Mapping[str, str], folder: Path = FOLDER, *, clock: Callable[[], float] = time.time
+    environ: Mapping[str, str],
+    folder: Path = FOLDER,
+    *,
+    account: str = "",
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[Finding]:
     """All findings in the order of the checks, each as soon as it is known; all within DEADLINE_SECONDS.
 
@@ -50,14 +54,19 @@ def examine(
     """
     faulty: frozenset[str] = frozenset()
     try:
-        settings = Settings.from_env(environ, folder)
+        of_each = {one.account: one for one in Settings.of_accounts(environ, folder)}
+        settings = of_each[account]
     except SettingsError as error:
-        faulty = frozenset(fault.name for fault in error.faults)
+        own, common = of_account(Settings.unchecked(environ, folder), account)
+        named = {fault.name for fault in error.faults}
+        faulty = frozenset(
+            name for name in NAMES if name_of(name, account, given_for_all=name in common) in named
+        )
         wrong = [
             Outcome(False, f"{name} {english}", f"{name} {chinese}")
             for name, english, chinese in error.faults
         ]
-        settings = _without(Settings.unchecked(environ, folder), faulty)
+        settings = _without(common | own | {"ACCOUNT": account}, faulty)
     else:
         wrong = []
     wrong += unknown_names(environ, folder)
@@ -66,6 +75,8 @@ def examine(
     else:
         english = "AES key: safe mode" if settings.wechat_aes_key else "no AES key: plaintext mode"
         chinese = "有 AES 密钥，安全模式" if settings.wechat_aes_key else "无 AES 密钥，明文模式"
+        if settings.wechat_token is None:
+            english, chinese = "no WECHAT_TOKEN: no callback", "未设置 WECHAT_TOKEN，没有回调"
         english = f"complete for {settings.wechat_appid} ({english})"
         chinese = f"{settings.wechat_appid} 的设置完整（{chinese}）"
         if settings.late_reply == "customer_service" or settings.echo_via == "upload":
@@ -81,9 +92,8 @@ class _Examination:
 
     def __init__(self, settings: Settings, faulty: frozenset[str], clock: Callable[[], float]) -> None:
         self._settings, self._faulty, self._clock = settings, faulty, clock
-        self._parts = parts.build(settings)
+        self._parts = parts.build(settings).of[settings.account]
         self._platform = Platform(self._parts, clock)
-        self._callback = Callback(settings)
         self._running: dict[str, Future[list[Outcome]]] = {}
 
     def findings(self) -> Iterator[Finding]:
@@ -92,10 +102,16 @@ class _Examination:
             ("database", lambda: [stores.check_database(self._parts)], _DATABASE),
             ("media", lambda: [stores.check_media(self._parts)], frozenset({"MEDIA_STORE"})),
             ("token", self._token, _ACCOUNT | _DATABASE),
-            ("platform", self._callback_url, _ACCOUNT | _DATABASE),
-            ("callback", lambda: [self._callback.check(int(self._clock()))], _EVERY_SETTING),
-            ("proxy", self._proxy, _EVERY_SETTING),
-            ("refused", self._refused, _EVERY_SETTING),
+        ]
+        if self._settings.wechat_token is not None:
+            callback = Callback(self._settings)
+            checks += [
+                ("platform", self._callback_url, _ACCOUNT | _DATABASE),
+                ("callback", lambda: [callback.check(int(self._clock()))], _EVERY_SETTING),
+                ("proxy", lambda: self._proxy(callback), _EVERY_SETTING),
+                ("refused", self._refused, _EVERY_SETTING),
+            ]
+        checks += [
             (
                 "clock",
                 lambda: [self._platform.check_clock()],
@@ -141,9 +157,9 @@ class _Examination:
         self._running["token"].result()
         return [self._platform.check_callback_url()]
 
-    def _proxy(self) -> list[Outcome]:
+    def _proxy(self, callback: Callback) -> list[Outcome]:
         self._running["callback"].result()
-        return self._callback.check_proxy()
+        return callback.check_proxy()
 
     def _refused(self) -> list[Outcome]:
         if not self._database_works() or not self._parts.database.is_prepared():
@@ -160,7 +176,8 @@ class _Examination:
             return [Outcome(True, "nothing was ever pending", "还没有过待处理的任务")]
         queue = stores.check_queue(self._parts, self._clock())
         embedded = self._settings.worker == "embedded"
-        if queue.ok is False and embedded and not self._running["callback"].result()[0].ok:
+        callback = self._running.get("callback")
+        if queue.ok is False and embedded and callback is not None and not callback.result()[0].ok:
             # Embedded workers stop with the bot: the callback's finding already says so.
             return [Outcome(None, "not checked: the bot does not answer", "未检查：机器人没有回复")]
         return [queue]

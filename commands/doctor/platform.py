@@ -129,7 +129,7 @@ class Platform:
                     f"未检查：该账号暂无此接口权限或额度（{error.code}）",
                 )
             if error.code == 40201:
-                url = f"{self._settings.public_url or 'https://YOUR-HOST'}/wechat"
+                url = f"{self._settings.public_url or 'https://YOUR-HOST'}{self._settings.callback_path}"
                 return Outcome(
                     False,
                     f"40201: the console holds no callback URL, or an invalid one: enter {url} and the Token there",

@@ -14,19 +14,18 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from commands.doctor.findings import Outcome
-from config import OF_LIBRARIES, Settings
-
-_KNOWN = [name.upper() for name in Settings.model_fields]
+from config import OF_LIBRARIES, Settings, known_names
 
 
 def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]:
     """An outcome for each unknown name in .env. In the environment only WECHAT_*: other names may belong to others."""
     in_file = [name for name in dotenv_values(folder / ".env") if not OF_LIBRARIES.fullmatch(name)]
     others = [name for name in environ if name.startswith("WECHAT_")]
+    known = known_names(Settings.unchecked(environ, folder))
     for name in dict.fromkeys([*in_file, *others]):
-        if name in _KNOWN:
+        if name in known:
             continue
-        meant = difflib.get_close_matches(name.upper(), _KNOWN, n=1, cutoff=0.75)
+        meant = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
         if meant:
             yield Outcome(
                 False,

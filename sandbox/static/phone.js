@@ -13,6 +13,7 @@ const language = chinese ? "zh-CN" : "en";
 const t = (text) => (chinese && window.ZH[text]) || text;
 
 const $ = (id) => document.getElementById(id);
+const ofAccount = (path) => ("several" in document.body.dataset ? `${path}?appid=${document.body.dataset.appid}` : path);
 const callbackPath = document.body.dataset.callbackPath || "/";
 const everyCall = (fault) =>
   ["/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/media/get", "/cgi-bin/media/upload", "/cgi-bin/message/custom/send"].map(
@@ -74,7 +75,7 @@ function complain(text) {
 async function ask(method, path, body) {
   const json = !(body instanceof FormData);
   try {
-    const answer = await fetch(path, {
+    const answer = await fetch(ofAccount(path), {
       method,
       body: json ? JSON.stringify(body) : body,
       headers: json ? { "Content-Type": "application/json" } : {},
@@ -471,7 +472,7 @@ function body(message) {
 // By what the bytes are, not by what they are called: all that is not known to be harmless is a download.
 function media(message) {
   const facts = message.media;
-  const address = `/sandbox/media/${encodeURIComponent(message.media_id)}`;
+  const address = ofAccount(`/sandbox/media/${encodeURIComponent(message.media_id)}`);
   if (!facts) return make("p", { class: "bubble" }, `[${t(message.type)}: ${t("no longer there")}]`);
   const link = (why) => {
     const length = facts.seconds === null ? bytes(facts.size) : lasted(facts.seconds);
@@ -781,7 +782,7 @@ function begin(state) {
 }
 
 function connect() {
-  const feed = new EventSource("/sandbox/events");
+  const feed = new EventSource(ofAccount("/sandbox/events"));
   const on = (name, handle) => feed.addEventListener(name, (event) => handle(JSON.parse(event.data)));
   on("state", (state) => {
     begin(state);

@@ -4,7 +4,7 @@
 window.ZH = {
   "WeChat sandbox": "微信沙箱", "Parts of this page": "页面各部分", Phone: "手机", Settings: "设置", Pushes: "推送详情", Calls: "API 调用",
   "Skip to the message": "跳到消息输入框",
-  Fans: "粉丝", "New fan": "新粉丝", "The account": "公众号", Chat: "聊天",
+  Fans: "粉丝", Accounts: "账号", "New fan": "新粉丝", "The account": "公众号", Chat: "聊天",
   Message: "消息", "Type, paste or drop": "输入、粘贴或拖入", Send: "发送", Cancel: "取消",
   "More to send": "更多", Pictures: "图片", Voice: "语音", Video: "视频", "Short video": "小视频", Location: "位置", Link: "链接",
   Scan: "扫码", "Menu link": "菜单链接", "Odd text": "异常文本", Follow: "关注", Unfollow: "取消关注",
