@@ -137,21 +137,23 @@ def _state(account: Account, folder: Path, keeps: bool, clock: Callable[[], floa
 
 
 class _ByAccount:
-    """Gives each request to the application of its account: by `appid`, or by the access_token. Who names neither, or
-    none of these, is answered by the first one."""
+    """Gives each request to the application of its account: by `appid`, by the access_token, or by a file's key. What
+    names none of them, or unknown ones, is answered by the first one."""
 
     def __init__(self, states: Sequence[State], apps: Sequence[Flask]) -> None:
         self._states, self._apps = states, apps
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
-        appid, token = request.args.get("appid"), request.args.get("access_token", "")
+        appid, token, key = (request.args.get(name) for name in ("appid", "access_token", "key"))
         if appid is None and request.path in ("/cgi-bin/stable_token", "/cgi-bin/clear_quota"):
             body = request.get_data()
             environ["wsgi.input"] = io.BytesIO(body)
             with contextlib.suppress(ValueError, AttributeError, RecursionError):
                 appid = json.loads(body).get("appid")
-        known = [state.account.appid == appid or state.knows_token(token) for state in self._states]
+        known = [
+            state.account.appid == appid or state.knows(token or "", key or "") for state in self._states
+        ]
         if _is_own(request.path) and appid is not None and True not in known:
             return Response("no such appid", 404)(environ, start_response)
         return self._apps[known.index(True) if True in known else 0](environ, start_response)

@@ -152,10 +152,10 @@ class State:
         self._clearings: Counter[str] = Counter()
         self._menu: list[dict[str, Any]] | None = None
 
-    def knows_token(self, value: str) -> bool:
-        """Whether this account gave it out lately; it may be dead."""
+    def knows(self, token: str, media_key: str) -> bool:
+        """Whether this account gave the token out lately (it may be dead), or has media of that key."""
         with self._lock:
-            return self._tokens.knows(value)
+            return self._tokens.knows(token) or self._media.find_key(media_key, self.now()) is not None
 
     def reset(self) -> None:
         """Forgets all but the account, the callback and the listeners."""

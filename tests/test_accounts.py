@@ -303,6 +303,7 @@ def test_equal_fans_and_msg_ids_of_two_accounts_do_not_mix(platform, bot):
         assert calls(platform, appid, "/cgi-bin/media/get") == {"ok": 1}
     answered = [line for line in web.text().splitlines() if "web.callback: answered" in line]
     assert [line.partition("account=")[2][:6] for line in answered] == ["'shop'", "'club'"]
+    assert requests.get(parse_message(club.xml).pic_url, timeout=10).content == other.read_bytes()
     again = send(platform, CLUB, other, msg_id="7001")
     assert again["attempts"][0]["opened"] == pushes[1]["attempts"][0]["opened"]
 

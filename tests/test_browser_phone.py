@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import requests
 
-from sandbox import THROWAWAY, running_sandbox
+from sandbox import THROWAWAY, Account, running_sandbox
 from tests.browser import (
     DESKTOP,
     NARROW,
@@ -21,8 +21,9 @@ from tests.browser import (
     same_pixels,
     tab_to,
 )
-from tests.conftest import ROOT, eventually
+from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.serving import serving
+from tests.test_accounts import THREE
 
 pytestmark = ONE_BROWSER
 
@@ -815,3 +816,31 @@ def test_a_film_comes_back_late(kind, late, open_page, tmp_path):
         page.locator("#chat .message.account video").wait_for(timeout=40_000)
         assert sides(page) == ["fan", "account"]
         eventually(lambda: all(push["ended"] for push in pushes(sandbox)), what="the end of the push")
+
+
+def test_the_page_switches_between_accounts(tmp_path, open_page):
+    first, *others = Account.all_from_env(THREE)
+    unset = dict.fromkeys(ACCOUNT, "") | {"WECHAT_AES_KEY": ""}
+    with (
+        running_sandbox(account=first, others=others) as sandbox,
+        running_bot(sandbox, tmp_path, **unset, **THREE),
+    ):
+        page = open_page(sandbox.url, refused=True)
+        links = page.get_by_role("navigation", name="Accounts").get_by_role("link")
+        assert links.all_inner_texts() == ["shop", "club", "mini"]
+        choose(page, HOPPER)
+        wait_for(page, "account", 1)
+        links.nth(1).click()
+        page.locator("nav.accounts [aria-current]", has_text="club").wait_for()
+        assert said(page, "fan").count() == 0
+        choose(page, CHINA)
+        wait_for(page, "account", 1)
+        assert_accessible(page)
+        assert_fits(page)
+        links.nth(0).click()
+        wait_for(page, "account", 1)
+        page.locator("#calls li", has_text="media/get").first.wait_for()
+        links.nth(2).click()
+        page.locator("#text").fill("hello")
+        page.get_by_role("button", name="Send", exact=True).click()
+        page.locator("#problem", has_text="callback").wait_for()
