@@ -15,6 +15,7 @@ import cores
 from answers.answer import Answers, check_handlers
 from answers.copies import StoredCopies
 from answers.late import ORPHANS_SECONDS, DeferredReplies
+from answers.replies import ReplyLog
 from answers.steps import rarer
 from config import Settings, token_reason
 from storage.database import Database
@@ -105,7 +106,7 @@ def build(
 
     Raises `handlers.HandlerError` when a table of handlers cannot be.
     """
-    check_handlers([settings.account for settings in accounts])
+    check_handlers([settings.account for settings in accounts if settings.account])
     common = accounts[0]
     if not common.pin_cores:
         cores.never_pin()
@@ -149,6 +150,7 @@ def _of_account(
     memories = Memories(database, ledger, appid)
     works = DeferredWork(database, ledger, appid)
     failures = Failures(queue, clock, jitter)
+    reply_log = ReplyLog(ledger)
     chores = Chores(
         settings.account,
         purge_rows,
@@ -168,6 +170,7 @@ def _of_account(
         works,
         copies,
         client,
+        reply_log,
         echo_via=settings.echo_via,
         reply_seconds=settings.reply_seconds,
         late_reply=settings.late_reply,
@@ -189,7 +192,7 @@ def _of_account(
         _receiver(settings),
         Refusals(database, appid),
         deferred,
-        Answers(ledger, memories, deferred, echo_via=settings.echo_via),
+        Answers(ledger, memories, deferred, reply_log, echo_via=settings.echo_via),
         memories,
     )
     return parts, AccountWork(queue, downloads, sends, failures, chores)

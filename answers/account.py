@@ -20,6 +20,8 @@ class FanAccount:
 
     def __init__(self, client: ApiClient, openid: str) -> None:
         self._client, self._openid = client, openid
+        self.uploaded: list[str] = []
+        """The MediaIds that `upload` gave."""
 
     def send(self, reply: Reply) -> None:
         """As `handlers.Account.send`. Raises as `customer_service.send` does."""
@@ -37,4 +39,5 @@ class FanAccount:
                 filename=Path(path).name,
                 size=os.fstat(file.fileno()).st_size,
             )
-        return media.uploaded_media_id(answer)
+        self.uploaded.append(media.uploaded_media_id(answer))
+        return self.uploaded[-1]

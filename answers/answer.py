@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import handlers
-from answers.late import DeferredReplies, EchoVia, answered_with_copy, done_work, tell_of_cut
+from answers.late import DeferredReplies, EchoVia, answered_with_copy, done_work
+from answers.replies import ReplyLog
 from handlers import Account, Deferred, Memory, Remember
 from handlers.memory import as_json
 from storage.errors import DatabaseUnavailableError
@@ -51,10 +52,12 @@ class Answers:
         ledger: Ledger,
         memories: Memories,
         late: DeferredReplies,
+        reply_log: ReplyLog,
         *,
         echo_via: EchoVia,
     ) -> None:
-        self._ledger, self._memories, self._late, self._echo_via = ledger, memories, late, echo_via
+        self._ledger, self._memories, self._late = ledger, memories, late
+        self._reply_log, self._echo_via = reply_log, echo_via
 
     def answer(self, message: Message, now: float, arrived: float) -> Recorded:
         """What to answer this delivery of `message`; it is in the ledger when this returns.
@@ -109,7 +112,7 @@ class Answers:
                 extra={"ledger_id": recorded.id, "msg_type": message.msg_type},
             )
         elif answer.xml is not None:
-            tell_of_cut(reply, recorded.id)
+            self._reply_log.note(reply, message, recorded.id)
         return recorded
 
 

@@ -29,6 +29,7 @@ from answers.failures import (
     SEND_REFUSALS,
     failure,
 )
+from answers.replies import ReplyLog
 from answers.steps import renew, repeat
 from handlers import Account, Deferred, HandlerError, Memory, Remember
 from handlers.calls import checked, name_of
@@ -40,7 +41,7 @@ from storage.memories import Change
 from wechat.client import ApiClient
 from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
-from wechat.replies import MAX_TEXT_BYTES, Reply, TextReply, VideoReply, render_reply
+from wechat.replies import Reply, TextReply, VideoReply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +66,6 @@ STILL_WORKING = (
 EchoVia: TypeAlias = Literal["auto", "passive", "upload"]
 
 
-def tell_of_cut(reply: Reply | None, ledger_id: int) -> None:
-    """One line in the log where a text was too long for the platform."""
-    if isinstance(reply, TextReply) and reply.cut_from is not None:
-        log.warning(
-            "a reply was cut to %d bytes, from %d",
-            MAX_TEXT_BYTES,
-            reply.cut_from,
-            extra={"ledger_id": ledger_id},
-        )
-
-
 class HeldError(Exception):
     """This delivery is not answered, so that the platform repeats it (LATE_REPLY=redelivery)."""
 
@@ -88,6 +78,7 @@ class DeferredReplies:
         works: DeferredWork,
         copies: StoredCopies,
         client: ApiClient,
+        reply_log: ReplyLog,
         *,
         echo_via: EchoVia,
         reply_seconds: float,
@@ -98,6 +89,7 @@ class DeferredReplies:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._works, self._copies, self._client = works, copies, client
+        self._reply_log = reply_log
         self._echo_via, self._account, self._clock = echo_via, account, clock
         self._reply_seconds, self._late_reply, self._lease = reply_seconds, late_reply, lease_seconds
         self._orphans_seconds = orphans_seconds
@@ -200,8 +192,9 @@ class DeferredReplies:
         try:
             result, memory, code, reason = None, None, None, None
             try:
-                reply, memory = done_work(deferred, FanAccount(self._client, message.from_user_name))
-                tell_of_cut(reply, work.id)
+                account = FanAccount(self._client, message.from_user_name)
+                reply, memory = done_work(deferred, account)
+                self._reply_log.note(reply, message, work.id, account.uploaded)
                 if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
                     reply = self._reply_with_copy(work, reply)
                 if reply is not None:

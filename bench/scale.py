@@ -58,12 +58,15 @@ class Size:
     rounds: int = 15
     soak: int = 1_000_000
     downloads: int = DOWNLOADS
+    account_pushes: int = 10_000
     small_picture: int = MB
     large_picture: int = 10 * MB
     download_rounds: int = 9
 
 
-SMALL = Size(rows=(0, 20_000), records=30, rounds=3, soak=2_000, downloads=20, download_rounds=1)
+SMALL = Size(
+    rows=(0, 20_000), records=30, rounds=3, soak=2_000, downloads=20, account_pushes=500, download_rounds=1
+)
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,78 @@ def soak(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
     ]
 
 
+# -- accounts ----------------------------------------------------------------------------------------------------
+
+MANY_ACCOUNTS = 20
+IDLE_SECONDS = 10.0
+
+
+def accounts(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
+    """Pushes to one account and to many, in turns; then a worker that has nothing to do."""
+    lines: list[Line] = []
+    cpu: dict[int, list[float]] = {1: [], MANY_ACCOUNTS: []}
+    memory, idle, worker_memory = {}, {}, {}
+    for number in range(3):
+        for count in cpu:
+            place = folder / f"{count}-{number}"
+            place.mkdir()
+            url = f"sqlite:///{place}/bot.db"
+            with gunicorn_of_ours(tree, place, url, **_accounts(count)) as server:
+                _push_to_each(server, count, CONNECTIONS * count)  # imports, caches
+                used = server.cpu_seconds()
+                _push_to_each(server, count, size.account_pushes)
+                cpu[count].append((server.cpu_seconds() - used) / size.account_pushes)
+                memory[count] = server.memory()
+    for count in cpu:
+        place = folder / f"{count}-0"
+        environ = settings(free_port(), f"sqlite:///{folder}/idle-{count}.db", place / "media")
+        command = ["flask", "worker"]
+        environ |= _accounts(count)
+        with running(command, folder=tree, environ=environ, port=None, log=place / "worker.log") as worker:
+            database = connect(f"sqlite:///{folder}/idle-{count}.db")
+            queues = [Queue(database, appid) for appid in _appids(count)]
+            if not until(lambda: all(queue.last_claim_at() for queue in queues), 30):  # noqa: B023
+                raise Incomplete("the worker did not look at each account")
+            database.close()
+            used, began = worker.cpu_seconds(), time.monotonic()
+            until(lambda: False, IDLE_SECONDS)
+            idle[count] = (worker.cpu_seconds() - used) / (time.monotonic() - began)
+            worker_memory[count] = worker.memory()
+    for count in cpu:
+        what = f"{count} account{'s' * (count > 1)}"
+        median = statistics.median(cpu[count])
+        ratio = f" ({median / statistics.median(cpu[1]):.2f} × one)" if count > 1 else ""
+        lines += [
+            Line(f"{what}: web processes' CPU a push", f"{median * 1e6:.0f} µs{ratio}", values=cpu[count]),
+            Line(f"{what}: memory of all web processes after that", f"{memory[count] / MB:.0f} MB"),
+            Line(f"{what}: an idle worker's CPU", f"{idle[count]:.1%} of a core"),
+            Line(f"{what}: an idle worker's memory", f"{worker_memory[count] / MB:.0f} MB"),
+        ]
+    return lines
+
+
+def _appids(count: int) -> list[str]:
+    return [f"{APPID}{number}" for number in range(count)]
+
+
+def _accounts(count: int) -> dict[str, str]:
+    """The settings: the secrets are those for all."""
+    names = [f"a{number}" for number in range(count)]
+    appids = zip(names, _appids(count), strict=True)
+    return {"ACCOUNTS": ",".join(names)} | {f"{name.upper()}_WECHAT_APPID": appid for name, appid in appids}
+
+
+def _push_to_each(server: Server, accounts: int, count: int) -> None:
+    sent = [pushes.new() for _ in range(count)]
+    requests = [
+        push.request.replace(b"/wechat?", b"/wechat/a%d?" % (number % accounts), 1)
+        for number, push in enumerate(sent)
+    ]
+    outcome = drive(server.port, requests, CONNECTIONS, 120)
+    if pushes.faults(sent, outcome.bodies, None):
+        raise Incomplete("a wrong answer")
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------
 
 
@@ -407,7 +482,14 @@ def start(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
     return [Line("gunicorn's command to the first answer", f"{statistics.median(taken):.2f} s", values=taken)]
 
 
-PARTS = {"rows": rows, "soak": soak, "downloads": downloads, "tokens": tokens, "start": start}
+PARTS = {
+    "rows": rows,
+    "soak": soak,
+    "accounts": accounts,
+    "downloads": downloads,
+    "tokens": tokens,
+    "start": start,
+}
 
 
 def _get(port: int, path: str) -> Any:

@@ -77,9 +77,10 @@ ACCOUNT_HANDLERS: Mapping[str, Table] = _own("ACCOUNT_HANDLERS")
 
 
 def check(accounts: Collection[str] = ()) -> None:
-    """Looks all tables through, for the start. Raises HandlerError, also for an account that is not in `accounts`."""
+    """Looks all tables through, for the start. Raises HandlerError, also for an account that is not in `accounts`,
+    which are empty where there is one without a name."""
     for account, table in ACCOUNT_HANDLERS.items():
-        if account not in accounts:
+        if accounts and account not in accounts:
             raise HandlerError(f"ACCOUNT_HANDLERS has {account!r:.80}: write a name of the setting ACCOUNTS")
         _check(table, f"ACCOUNT_HANDLERS[{account!r}]")
     _check(HANDLERS, "HANDLERS")

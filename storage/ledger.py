@@ -188,6 +188,16 @@ class Ledger:
         """The messages with the platform's MsgId, which two senders can share."""
         return self._entries(messages.c.message_key == f"m:{msg_id}")
 
+    def has_media(self, fan: str, media_id: str) -> bool:
+        """Whether the fan has sent that file, and its download is over."""
+        statement = select(messages.c.id).where(
+            messages.c.appid == self._appid,
+            messages.c.sender == fan,
+            messages.c.media_done_at.is_not(None),
+            messages.c.media_id == media_id,
+        )
+        return bool(self._database.run(lambda connection: connection.execute(statement.limit(1)).all()))
+
     def newest(self, limit: int, *, failed: bool = False, fan: str | None = None) -> list[Entry]:
         """The newest rows, the newest last; of those that failed alone, or of that fan."""
         wanted = [messages.c.appid == self._appid]

@@ -21,8 +21,8 @@ from sandbox.cipher import Envelope
 from tests import pushing
 from tests.conftest import ACCOUNT
 from wechat.elements import legal
-from wechat.messages import TextMessage
-from wechat.replies import Article, NewsReply, TextReply
+from wechat.messages import TextMessage, parse_message
+from wechat.replies import Article, ImageReply, NewsReply, TextReply
 
 AES = {"WECHAT_AES_KEY": THROWAWAY.aes_key}
 OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
@@ -278,6 +278,32 @@ def test_a_crash_of_a_handler_is_answered_success_and_logged_with_the_ledger_id(
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.ledger_id == entry.id
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_media_id_that_is_not_known_is_told_once_with_the_ledger_id(plain_app, monkeypatch, caplog, slow):
+    def answer(message):
+        return ImageReply(message.content)
+
+    monkeypatch.setattr(
+        handlers,
+        "HANDLERS",
+        {TextMessage: lambda message: Deferred(lambda: answer(message)) if slow else answer(message)},
+    )
+
+    def say(number, content):
+        caplog.clear()
+        assert reply_of(post(plain_app, pushing.plain(pushing.text(number, content))))["MsgType"] == "image"
+        return [record.ledger_id for record in caplog.records if "names a MediaId" in record.message]
+
+    (told,) = say(1, "somebody-elses")
+    assert [entry.msg_id for entry in rows(plain_app) if entry.id == told] == ["1"]
+    assert say(2, "somebody-elses") == [], "once is enough"
+    built, now = plain_app.extensions["accounts"].of[""], time.time()
+    built.ledger.record(parse_message(pushing.image(3, media_id="the-fans").encode()), None, now)
+    (job,) = built.queue.claim_downloads(now, 60, 10)
+    built.queue.mark_failed(job, None, "any reason", now)
+    assert say(4, "the-fans") == []
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import requests
 
 import parts
 from answers.late import DeferredReplies
+from answers.replies import ReplyLog
 from handlers import Deferred
 from storage.database import connect
 from storage.deferred import DeferredWork
@@ -179,7 +180,7 @@ def test_a_purge_takes_the_work_along(purge_rows, works):
     assert not works.finish(work, result(), NOW)
 
 
-def test_a_process_does_not_take_its_own_work_over(queue, works):
+def test_a_process_does_not_take_its_own_work_over(ledger, queue, works):
     """Although it came too late to renew the lease, as on a machine with too much to do."""
     now, go, runs = NOW, threading.Event(), []
 
@@ -192,6 +193,7 @@ def test_a_process_does_not_take_its_own_work_over(queue, works):
         works,
         None,
         None,
+        ReplyLog(ledger),
         echo_via="passive",
         reply_seconds=0.1,
         late_reply="customer_service",

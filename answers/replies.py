@@ -1,0 +1,71 @@
+"""What the log says of a handler's reply: that it was cut, or that it names a file which is not known here.
+
+Knows the ledger's rows of the fan, and what the work itself has uploaded. Must not change the reply: only the platform
+knows all of an account's files, its permanent material above all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from contextlib import suppress
+
+from storage.errors import DatabaseUnavailableError
+from storage.ledger import Ledger
+from wechat.messages import Message
+from wechat.replies import (
+    MAX_TEXT_BYTES,
+    ImageReply,
+    MusicReply,
+    Reply,
+    TextReply,
+    VideoReply,
+    VoiceReply,
+)
+
+log = logging.getLogger(__name__)
+
+TOLD_AT_MOST = 1000
+
+
+class ReplyLog:
+    """One process's lines about the replies of one account."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._told: set[str] = set()
+
+    def note(
+        self, reply: Reply | None, message: Message, ledger_id: int, uploaded: Collection[str] = ()
+    ) -> None:
+        """Looks at a new reply to `message`; `uploaded` are the MediaIds that its work has made.
+
+        A MediaId is told once: permanent material, which a handler may use all the time, looks like an unknown one.
+        """
+        if isinstance(reply, TextReply) and reply.cut_from is not None:
+            log.warning(
+                "a reply was cut to %d bytes, from %d",
+                MAX_TEXT_BYTES,
+                reply.cut_from,
+                extra={"ledger_id": ledger_id},
+            )
+        media_id = _media_id(reply)
+        if media_id is None or media_id in (message.media_id, *uploaded) or media_id in self._told:
+            return
+        with suppress(DatabaseUnavailableError):
+            if self._ledger.has_media(message.from_user_name, media_id):
+                return
+            if len(self._told) >= TOLD_AT_MOST:
+                self._told.clear()
+            self._told.add(media_id)
+            log.warning(
+                "a reply names a MediaId that is neither the fan's nor uploaded by its work: "
+                "the platform takes it only if it is the account's own",
+                extra={"ledger_id": ledger_id},
+            )
+
+
+def _media_id(reply: Reply | None) -> str | None:
+    if isinstance(reply, ImageReply | VoiceReply | VideoReply):
+        return reply.media_id
+    return reply.thumb_media_id if isinstance(reply, MusicReply) else None
