@@ -123,7 +123,8 @@ def _sources() -> dict[Path, int]:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background process begins with SIGINT ignored
+        signal.signal(number, _interrupt)
     processes = Processes()
     try:
         environ = dict(os.environ)

@@ -5,6 +5,7 @@ to the file that its first line names. That happens in copies of the project, be
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -465,8 +466,11 @@ class Project:
             try:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
-                for child in [*children, self._process]:
-                    child.kill()
+                for child in children:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+                self._process.kill()
+                self._process.wait()
 
     def local(self, text):
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(

@@ -32,7 +32,9 @@ def make_run(project, tmp_path):
     def make(**environ):
         environ = {"PORT": str(port)} | environ
         log = tmp_path / f"run-{len(started)}.log"
-        process = Process([sys.executable, "run.py"], clean_environ() | environ, log, folder=project)
+        # As a script starts it in the background: with SIGINT ignored.
+        command = ["sh", "-c", "trap '' INT; exec \"$0\" run.py", sys.executable]
+        process = Process(command, clean_environ() | environ, log, folder=project)
         process.port = int(environ["PORT"])
         started.append(process)
         return process
