@@ -114,7 +114,7 @@ def _add_token_server(app: Flask, accounts: parts.Accounts) -> None:
     for one in accounts.of.values():
         keys = (one.settings.own_token_server_key, one.settings.token_server_key)
         if given := tuple(key.get_secret_value() for key in keys if key is not None):
-            served[one.settings.wechat_appid] = token_server.Served(one.token, given)
+            served[one.settings.wechat_appid] = token_server.Served(one.settings.account, one.token, given)
     if served:
         app.register_blueprint(token_server.token_server(served, Attempts(accounts.database, "token key")))
 

@@ -11,6 +11,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+import logs
 import parts
 from app import create_app
 from config import Settings, SettingsError
@@ -181,6 +182,14 @@ class TestTokenServer:
     def test_the_common_key_opens_all(self, client):
         said = {appid: self.ask(client, KEY, appid).json["access_token"] for appid in (SHOP, CLUB, MINI)}
         assert said == {SHOP: "token of shop", CLUB: "token of club", MINI: "token of mini"}
+
+    def test_its_log_lines_name_the_account(self, client, caplog):
+        seen = []
+        caplog.handler.addFilter(lambda record: seen.append(logs.ACCOUNT.get()) or True)
+        caplog.set_level("INFO", "web.token_server")
+        self.ask(client, KEY, CLUB)
+        self.ask(client, "wrong")
+        assert seen == ["club", ""]
 
     def test_a_key_of_its_own_opens_one(self, client):
         assert self.ask(client, SHOP_KEY, SHOP).json["access_token"] == "token of shop"
@@ -410,6 +419,7 @@ def test_the_doctor_examines_one_account(platform, bot):
         assert appid in findings["settings"]["hint"]
         assert findings["token"]["ok"], findings["token"]
         assert ("callback" in findings) == (name != "mini")
+        assert ("48001" in findings["settings"]["hint"]) == (name != "mini")
         if name != "mini":
             assert findings["callback"]["ok"], findings["callback"]
             assert f"/wechat/{name} " in findings["callback"]["hint"]

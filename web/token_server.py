@@ -19,6 +19,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+import logs
 from storage.errors import DatabaseUnavailableError
 from storage.sign_ins import Attempts
 from web import metrics
@@ -33,8 +34,10 @@ TOO_MANY = "too many wrong keys from this address: the client's key must be TOKE
 
 @dataclass(frozen=True)
 class Served:
-    """One account's token, and the keys that open it: its own, and the one for all accounts."""
+    """One account's token, and the keys that open it: its own, and the one for all accounts. `name` is empty where
+    there is one account."""
 
+    name: str
     token: AccessToken
     keys: tuple[str, ...] = field(repr=False)
 
@@ -71,6 +74,10 @@ def token_server(
             return jsonify(errcode=47001, errmsg="the body is no JSON object"), 400
         return platform_face(asked.get("appid"), asked.get("secret"))
 
+    @blueprint.teardown_request
+    def lines_of_none(error: BaseException | None) -> None:
+        logs.ACCOUNT.set("")
+
     @blueprint.after_request
     def never_stored(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
@@ -91,7 +98,7 @@ def token_server(
             return jsonify(error="there is no such account, or this key is another account's"), 403
         served = accounts[appid or opened[0]]
         try:
-            return jsonify(handed_out(served.token, get)), 200
+            return jsonify(handed_out(served, get)), 200
         except _NoTokenGivenError:
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
         except TokenUnavailableError as error:
@@ -110,15 +117,16 @@ def token_server(
                 errcode=40125, errmsg="invalid appsecret: this server takes TOKEN_SERVER_KEY as secret"
             ), 200
         try:
-            return jsonify(handed_out(served.token, AccessToken.get_checked)), 200
+            return jsonify(handed_out(served, AccessToken.get_checked)), 200
         except TokenUnavailableError as error:
             return jsonify(errcode=error.code or -1, errmsg=error.reason), 200
         except DatabaseUnavailableError as error:
             return jsonify(errcode=-1, errmsg=str(error)), 200
 
-    def handed_out(token: AccessToken, get: Callable[[AccessToken], str]) -> dict[str, Any]:
-        value = get(token)
-        row = token.row()  # as new as `value` or newer
+    def handed_out(served: Served, get: Callable[[AccessToken], str]) -> dict[str, Any]:
+        logs.ACCOUNT.set(served.name)
+        value = get(served.token)
+        row = served.token.row()  # as new as `value` or newer
         expires_in = max(int(row.expires_at - clock()), 0)
         log.info(
             "token handed out",

@@ -79,7 +79,8 @@ def examine(
             english, chinese = "no WECHAT_TOKEN: no callback", "未设置 WECHAT_TOKEN，没有回调"
         english = f"complete for {settings.wechat_appid} ({english})"
         chinese = f"{settings.wechat_appid} 的设置完整（{chinese}）"
-        if settings.late_reply == "customer_service" or settings.echo_via == "upload":
+        sends = settings.late_reply == "customer_service" or settings.echo_via == "upload"
+        if sends and settings.wechat_token is not None:
             english += "; late replies are customer-service messages, which an unverified account may not send (48001)"
             chinese += "；迟到的回复用客服消息发送，未认证的公众号不能发送（48001）"
         yield finding("settings", Outcome(True, english, chinese))
