@@ -238,6 +238,12 @@ def test_counters_whose_folder_was_cleaned_away_end_nothing(sandbox, make_bot, t
     assert requests.get(f"{bot.url}/metrics", timeout=5).status_code == 200
     shutil.rmtree(folder)
     assert send(sandbox)["attempts"][0]["verdict"] == "reply"
+
+    def counted():
+        send(sandbox)
+        return scrape(bot).get('wechat_deliveries_total{type="image"}')
+
+    assert eventually(counted, what="a count of the process that was there before")
     (child,) = psutil.Process(web.pid).children()
     child.kill()
 

@@ -6,12 +6,45 @@ at each scrape. Under gunicorn all processes count into one folder (PROMETHEUS_M
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+LOOK_SECONDS = 1.0
+
+
+class _Identity:
+    """What prometheus_client calls this process in the names of its files. If they are gone, another name, by which it
+    makes them anew: something may have cleaned the temporary directory.
+
+    https://prometheus.github.io/client_python/multiprocess/
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._made, self._next_look = folder, 0, 0.0
+
+    def __call__(self) -> str:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            if not os.path.exists(f"{self._folder}/counter_{self._name()}.db"):
+                with suppress(OSError):
+                    os.makedirs(self._folder, mode=0o700, exist_ok=True)
+                    self._made += 1
+        return self._name()
+
+    def _name(self) -> str:
+        return f"{os.getpid()}-{self._made}"
+
+
+if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    values.ValueClass = values.MultiProcessValue(_Identity(folder))  # type: ignore[no-untyped-call]
 
 _DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["account", "type"])
 _DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger", ["account"])
