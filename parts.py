@@ -22,6 +22,7 @@ from storage.database import Database
 from storage.deferred import DeferredWork
 from storage.files import FileStore, open_store
 from storage.gallery import GalleryRows
+from storage.ids import IdReserve
 from storage.ledger import Ledger
 from storage.memories import Memories
 from storage.purge import PurgeRows
@@ -112,11 +113,11 @@ def build(
         cores.never_pin()
     database = Database(common.database_url.get_secret_value(), sync=common.ledger_sync)
     files, thumbnails = open_store(common.media_store), Thumbnails(common.media_store)
-    decoder = Decoder()
+    decoder, ids = Decoder(), IdReserve(database)
     of, works = {}, []
     for settings in accounts:
         parts, work = _of_account(
-            settings, database, files, thumbnails, decoder, clock, jitter, accounts=len(accounts)
+            settings, database, ids, files, thumbnails, decoder, clock, jitter, accounts=len(accounts)
         )
         of[settings.account] = parts
         works.append(work)
@@ -128,6 +129,7 @@ def build(
 def _of_account(
     settings: Settings,
     database: Database,
+    ids: IdReserve,
     files: FileStore,
     thumbnails: Thumbnails,
     decoder: Decoder,
@@ -137,7 +139,7 @@ def _of_account(
     accounts: int,
 ) -> tuple[Parts, AccountWork]:
     appid = settings.wechat_appid
-    ledger = Ledger(database, appid)
+    ledger = Ledger(database, appid, ids)
     queue = Queue(database, appid)
     purge_rows = PurgeRows(database, appid)
     plain = ApiClient(settings.wechat_api_base)

@@ -111,12 +111,13 @@ class Ledger:
     no such argument, for storage.database.WAIT_SECONDS).
     """
 
-    def __init__(self, database: Database, appid: str) -> None:
+    def __init__(self, database: Database, appid: str, ids: IdReserve | None = None) -> None:
+        """`ids`: those of this process, where it has several ledgers in one database."""
         if not re.fullmatch(r"[A-Za-z0-9_-]+", appid):
             raise ValueError("WECHAT_APPID may hold letters, digits, - and _ only: it names a folder")
         self._database = database
         self._appid = appid
-        self.ids = IdReserve(database)
+        self.ids = IdReserve(database) if ids is None else ids
         self._select = database.prepared(_find())
         self._insert = database.prepared(_record(database))
 
