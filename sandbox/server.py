@@ -48,6 +48,9 @@ _OTHER_HOST = Words(
 _OTHER_SITE = Words("the sandbox does not answer to other sites' pages", "沙箱不回应其他网站的页面")
 
 
+_NO_SUCH_ACCOUNT = Words("appid: there is no such account here", "appid：这里没有这个账号")
+
+
 class Sandbox:
     """A running sandbox. `callback` may be set later, once the bot's address is known; with several accounts each has
     its name behind it. `state` and `account` are the first one's."""
@@ -155,7 +158,8 @@ class _ByAccount:
             state.account.appid == appid or state.knows(token or "", key or "") for state in self._states
         ]
         if _is_own(request.path) and appid is not None and True not in known:
-            return Response("no such appid", 404)(environ, start_response)
+            said = json.dumps(_NO_SUCH_ACCOUNT.as_error(), ensure_ascii=False)
+            return Response(said, 404, mimetype="application/json")(environ, start_response)
         return self._apps[known.index(True) if True in known else 0](environ, start_response)
 
 

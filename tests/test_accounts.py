@@ -288,6 +288,11 @@ def entries(bot):
     return {name: one.ledger for name, one in of.items()}
 
 
+def test_an_appid_that_the_sandbox_does_not_have(platform):
+    answer = requests.get(f"{platform.url}/sandbox/calls?appid=wx9", timeout=5)
+    assert (answer.status_code, set(answer.json())) == (404, {"error", "error_zh"})
+
+
 def test_equal_fans_and_msg_ids_of_two_accounts_do_not_mix(platform, bot):
     web = bot.web()
     other = PHOTO.with_name("china.jpg")
