@@ -39,7 +39,7 @@ bench-scale: $(VENV)/.bench
 
 # Root, systemd-nspawn, mmdebstrap and podman; it says what is missing, and tries the rest.
 try-deploy: $(VENV)/.dev
-	@failed=0; for name in deploy containers upgrade platform; do $(BIN)/python scripts/try_$$name.py || failed=1; done; exit $$failed
+	@failed=0; for name in deploy containers upgrade platform; do $(BIN)/python -m scripts.try_$$name || failed=1; done; exit $$failed
 
 test-all:
 	@bash scripts/test-all.sh

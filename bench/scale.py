@@ -277,9 +277,7 @@ def accounts(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]
             if not until(lambda: all(queue.last_claim_at() for queue in queues), 30):  # noqa: B023
                 raise Incomplete("the worker did not look at each account")
             database.close()
-            used, began = worker.cpu_seconds(), time.monotonic()
-            until(lambda: False, IDLE_SECONDS)
-            idle[count] = (worker.cpu_seconds() - used) / (time.monotonic() - began)
+            idle[count] = worker.root.cpu_percent(IDLE_SECONDS) / 100
             worker_memory[count] = worker.memory()
     for count in cpu:
         what = f"{count} account{'s' * (count > 1)}"

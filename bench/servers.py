@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -25,10 +28,10 @@ class ServerError(Exception):
     """A server did not start; the text holds the end of its log."""
 
 
-def until(done: Callable[[], bool], seconds: float, *, pause: float = 0.05) -> bool:
-    """Whether it is done within so many seconds; looked at every `pause` seconds."""
+def until(look: Callable[[], T], seconds: float, *, pause: float = 0.05) -> T:
+    """What `look` returns, as soon as that is true, or when so many seconds are over; asked every `pause` seconds."""
     give_up = time.monotonic() + seconds
-    while not (found := done()) and time.monotonic() < give_up:
+    while not (found := look()) and time.monotonic() < give_up:
         time.sleep(pause)  # it happens in another process, which cannot wake this one
     return found
 

@@ -19,23 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trying import (
-    ACCOUNT,
-    FAN,
-    PHOTO,
-    ROOT,
-    Failed,
-    SlowPlatform,
-    Table,
-    debian,
-    fetched,
-    lacking,
-    limit,
-    pushed,
-    replies,
-    until,
-    wheels,
-)
+from scripts import trying
 
 LIMIT_SECONDS = 900
 NEEDED = {"podman": "podman", "crun": "crun", "mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
@@ -43,8 +27,8 @@ SUITE = "forky"  # the Debian with the Containerfile's Python
 IMAGE = "tushangwanglai"
 SHORT_STOP = 10  # seconds that docker and podman give when nobody says more
 PORT, SANDBOX = 8460, "http://127.0.0.1:8461"
-SAY = f"{SANDBOX}/sandbox/fans/{FAN}/messages"
-SETTINGS = ACCOUNT | {"WECHAT_API_BASE": SANDBOX, "PORT": str(PORT), "WEB_CONCURRENCY": "2"}
+SAY = f"{SANDBOX}/sandbox/fans/{trying.FAN}/messages"
+SETTINGS = trying.ACCOUNT | {"WECHAT_API_BASE": SANDBOX, "PORT": str(PORT), "WEB_CONCURRENCY": "2"}
 FIX = """\
 FROM base
 RUN ln -sf python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED \\
@@ -77,7 +61,9 @@ class Podman:
             errors="replace",
         )
         if done.returncode != exits:
-            raise Failed(f"exit {done.returncode} of: podman {' '.join(arguments)}\n{done.stdout[-3000:]}")
+            raise trying.Failed(
+                f"exit {done.returncode} of: podman {' '.join(arguments)}\n{done.stdout[-3000:]}"
+            )
         return done.stdout
 
     def bot(
@@ -110,22 +96,24 @@ class Podman:
     def answers(self, name: str) -> float:
         """Seconds until the web container answers."""
         began = time.monotonic()
-        until(lambda: fetched(f"http://127.0.0.1:{PORT}/healthz"), 30, lambda: self.run("logs", name))
+        trying.until(
+            lambda: trying.fetched(f"http://127.0.0.1:{PORT}/healthz"), 30, lambda: self.run("logs", name)
+        )
         return time.monotonic() - began
 
 
 def has_said(said: str, *texts: str) -> None:
     for text in texts:
         if text not in said:
-            raise Failed(f"no {text!r} in: {said[-1500:]}")
+            raise trying.Failed(f"no {text!r} in: {said[-1500:]}")
 
 
 def echo() -> str:
-    photo = f"file=@{PHOTO}"
+    photo = f"file=@{trying.PHOTO}"
     began = time.monotonic()
-    answer = json.loads(fetched(SAY, "-F", "type=image", "-F", photo) or "{}")
+    answer = json.loads(trying.fetched(SAY, "-F", "type=image", "-F", photo) or "{}")
     if [one["verdict"] for one in answer.get("attempts", [])] != ["reply"]:
-        raise Failed(f"no reply: {answer}")
+        raise trying.Failed(f"no reply: {answer}")
     return f"the picture back after {(time.monotonic() - began) * 1000:.0f} ms"
 
 
@@ -144,11 +132,11 @@ def build(podman: Podman) -> str:
         "run", "--rm", "--network=host", wanted, "python", "-c", "import sys; print(*sys.version_info[:2])"
     )
     version = ".".join(version.split())
-    wheels(podman.work / "wheels", "--python-version", version)
+    trying.wheels(podman.work / "wheels", "--python-version", version)
     began = time.monotonic()
     podman.run(
         *quiet, f"--volume={podman.work}/wheels:/wheels:ro", "--format=docker", f"--tag={IMAGE}",
-        f"--file={ROOT}/deploy/Containerfile", str(ROOT), seconds=300,
+        f"--file={trying.ROOT}/deploy/Containerfile", str(trying.ROOT), seconds=300,
     )  # fmt: skip
     took = time.monotonic() - began
     size, base = (int(podman.run("image", "inspect", "--format={{.Size}}", name)) for name in (IMAGE, wanted))
@@ -156,13 +144,13 @@ def build(podman: Podman) -> str:
 
 
 def containerfile() -> str:
-    return (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
+    return (trying.ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
 
 
 def contents(podman: Podman) -> str:
     there = set(podman.bot("--rm", command=("ls", "-A")).split())
     if wrong := there & {".env", ".git", "tests", "docs", "bench", "sandbox", "scripts"}:
-        raise Failed(f"in the image: {wrong}")
+        raise trying.Failed(f"in the image: {wrong}")
     podman.bot("--rm", command=("python", "-c", "import pytest"), exits=1)
     podman.bot("--rm", command=("python", "-c", "import app, psycopg, boto3, PIL"))
     return "no .env, no tests, no pytest"
@@ -176,17 +164,17 @@ def echoes(podman: Podman) -> str:
         stop = stopped(podman, "--time=45", status=0)
         podman.run("healthcheck", "run", "bot", exits=125)  # it is down
         if stop > 5:
-            raise Failed(f"stopped after {stop:.1f} s")
+            raise trying.Failed(f"stopped after {stop:.1f} s")
     return f"answers after {took:.1f} s, healthy, {echoed}; stop {stop:.1f} s"
 
 
 def volumes(podman: Podman) -> str:
     if (left := podman.run("volume", "ls", "-q").split()) != ["bot-data"]:
-        raise Failed(f"volumes: {left}")
+        raise trying.Failed(f"volumes: {left}")
     said = podman.bot("--rm", "--volume=bot-data:/app/data", command=("flask", "ledger", "status"))
     status = json.loads(said.splitlines()[-1])
     if status["stored"] + status["pending"] != 1:
-        raise Failed(said)
+        raise trying.Failed(said)
     return "what the named volume holds is there for the next container; no other volume is left behind"
 
 
@@ -200,7 +188,7 @@ def workers(podman: Podman) -> str:
         echoed = echo()
         stored = 'wechat_media{state="stored"} 2.0'
         metrics = f"http://127.0.0.1:{PORT}/metrics"
-        until(lambda: stored in fetched(metrics), 20, lambda: podman.run("logs", "worker"))
+        trying.until(lambda: stored in trying.fetched(metrics), 20, lambda: podman.run("logs", "worker"))
         podman.run("kill", "--signal=KILL", "web")
         podman.run("start", "web")
         podman.answers("web")
@@ -208,11 +196,11 @@ def workers(podman: Podman) -> str:
     return f"{echoed}, stored by the worker; after kill -9 the same container goes on"
 
 
-def push_in_hand(podman: Podman, wechat: SlowPlatform, seconds: float) -> Any:
+def push_in_hand(podman: Podman, wechat: trying.SlowPlatform, seconds: float) -> Any:
     """A picture that takes so long, until the bot has begun with it. Returns what the sandbox says of the push."""
     asked, wechat.seconds = wechat.asked, seconds
-    push = pushed(SAY, "-F", "type=image", "-F", f"file=@{PHOTO}")
-    until(lambda: wechat.asked > asked, 10, lambda: podman.run("logs", "bot"))
+    push = trying.pushed(SAY, "-F", "type=image", "-F", f"file=@{trying.PHOTO}")
+    trying.until(lambda: wechat.asked > asked, 10, lambda: podman.run("logs", "bot"))
     return push
 
 
@@ -222,32 +210,34 @@ def stopped(podman: Podman, *options: str, status: int) -> float:
     podman.run("stop", *options, "bot")
     took = time.monotonic() - began
     if (code := podman.run("inspect", "--format={{.State.ExitCode}}", "bot").strip()) != str(status):
-        raise Failed(f"stopped after {took:.1f} s with {code}\n{podman.run('logs', 'bot')[-2000:]}")
+        raise trying.Failed(f"stopped after {took:.1f} s with {code}\n{podman.run('logs', 'bot')[-2000:]}")
     return took
 
 
 def short_stop(podman: Podman) -> str:
     with (
-        SlowPlatform(SANDBOX) as wechat,
+        trying.SlowPlatform(SANDBOX) as wechat,
         podman.running("bot", "--volume=stop-data:/app/data", settings={"WECHAT_API_BASE": wechat.url}),
     ):
         podman.answers("bot")
         pushes = [push_in_hand(podman, wechat, seconds) for seconds in (SHORT_STOP / 2, SHORT_STOP * 6)]
-        before = [replies(push) for push in pushes]
+        before = [trying.replies(push) for push in pushes]
         stop = stopped(podman, f"--time={SHORT_STOP}", status=137)
         wechat.seconds = 0
         began = time.monotonic()
         podman.run("start", "bot")
         podman.answers("bot")
         resend = f"{SANDBOX}/sandbox/pushes/{{}}/resend"
-        if (again := [replies(pushed(resend.format(push["msg_id"]))) for push in pushes]) != before:
-            raise Failed(f"{before} before, {again} after")
+        if (
+            again := [trying.replies(trying.pushed(resend.format(push["msg_id"]))) for push in pushes]
+        ) != before:
+            raise trying.Failed(f"{before} before, {again} after")
         stored = f'wechat_media{{state="stored"}} {len(pushes)}.0'
         metrics = f"http://127.0.0.1:{PORT}/metrics"
-        until(lambda: stored in fetched(metrics), 40, lambda: podman.run("logs", "bot")[-2000:])
+        trying.until(lambda: stored in trying.fetched(metrics), 40, lambda: podman.run("logs", "bot")[-2000:])
         done = time.monotonic() - began
         if wechat.asked != len(pushes) + 1:
-            raise Failed(f"pictures fetched {wechat.asked} times")
+            raise trying.Failed(f"pictures fetched {wechat.asked} times")
     return (
         f"stop {stop:.1f} s, status 137: the picture that took {SHORT_STOP / 2:.0f} s is stored, that of "
         f"{SHORT_STOP * 6} s {done:.0f} s after the next start; repeated pushes get the same answers"
@@ -257,7 +247,7 @@ def short_stop(podman: Podman) -> str:
 def patient_stop(podman: Podman) -> str:
     volume, seconds = "--volume=patient-data:/app/data", SHORT_STOP * 1.5
     with (
-        SlowPlatform(SANDBOX) as wechat,
+        trying.SlowPlatform(SANDBOX) as wechat,
         podman.running("bot", volume, "--stop-timeout=45", settings={"WECHAT_API_BASE": wechat.url}),
     ):
         podman.answers("bot")
@@ -265,7 +255,7 @@ def patient_stop(podman: Podman) -> str:
         stop = stopped(podman, status=0)
     status = json.loads(podman.bot("--rm", volume, command=("flask", "ledger", "status")).splitlines()[-1])
     if status["stored"] != 1 or wechat.asked != 1:
-        raise Failed(f"{status}, fetched {wechat.asked} times")
+        raise trying.Failed(f"{status}, fetched {wechat.asked} times")
     return f"stop {stop:.1f} s, status 0: the picture that took {seconds:.0f} s is stored"
 
 
@@ -309,7 +299,7 @@ def quota(podman: Podman) -> str:
     free = podman.bot("--rm", command=command).split()[-1]
     bound = podman.bot("--rm", "--cpus=0.5", command=command).split()[-1]
     if bound != "1":
-        raise Failed(f"--cpus=0.5: {bound} cores")
+        raise trying.Failed(f"--cpus=0.5: {bound} cores")
     return f"--cpus=0.5 counts as 1 core; without it {free}"
 
 
@@ -341,10 +331,16 @@ def sandbox() -> Iterator[None]:
     command = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
     command += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | SETTINGS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=trying.ROOT,
+        env=os.environ | SETTINGS,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: fetched(f"{SANDBOX}/sandbox/calls"), 20, lambda: "the sandbox did not start")
+        trying.until(
+            lambda: trying.fetched(f"{SANDBOX}/sandbox/calls"), 20, lambda: "the sandbox did not start"
+        )
         yield
     finally:
         process.terminate()
@@ -355,19 +351,22 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the containers need root here: podman runs with everything in one folder.", file=sys.stderr)
         return 2
-    if missing := lacking(NEEDED):
+    if missing := trying.lacking(NEEDED):
         print(f"the containers are not tried; missing: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
     if PRIVATE not in sys.argv:
         # podman looks into a cgroup hierarchy that a machine with both versions has, and that cannot be used there.
-        os.execvp("unshare", ["unshare", "--mount", sys.executable, __file__, PRIVATE, *sys.argv[1:]])
+        os.execvp(
+            "unshare",
+            ["unshare", "--mount", sys.executable, "-m", "scripts.try_containers", PRIVATE, *sys.argv[1:]],
+        )
     subprocess.run(["umount", "/sys/fs/cgroup/unified"], stderr=subprocess.DEVNULL)
-    limit(LIMIT_SECONDS)
-    table = Table()
+    trying.limit(LIMIT_SECONDS)
+    table = trying.Table()
     with tempfile.TemporaryDirectory(prefix="try-containers-", dir="/var/tmp") as folder:
         work = Path(folder)
         packages = "python3,python3-pip,ca-certificates"
-        debian(SUITE, f"deb http://deb.debian.org/debian {SUITE} main\n", packages, work / "base.tar")
+        trying.debian(SUITE, f"deb http://deb.debian.org/debian {SUITE} main\n", packages, work / "base.tar")
         with sandbox():
             table.steps(STEPS, Podman(work), needed=(build,))
     return table.end("containers")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trying import ACCOUNT, FAN, ROOT, Failed, Table, debian, lacking, limit, until, wheels
+from scripts import trying
 
 LIMIT_SECONDS = 600
 PACKAGES = (
@@ -30,7 +30,7 @@ NEEDED = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "ns
 SANDBOX = "http://127.0.0.1:8001"
 CERTIFICATE = "/etc/letsencrypt/live/bot.example.com"
 SETTINGS = (
-    "".join(f"{name}={value}\n" for name, value in ACCOUNT.items())
+    "".join(f"{name}={value}\n" for name, value in trying.ACCOUNT.items())
     + """\
 WECHAT_API_BASE=http://127.0.0.1:8001
 DATABASE_URL=sqlite:////var/lib/tushangwanglai/bot.db
@@ -43,10 +43,10 @@ PROXY_HOPS=1
 
 def document(name: str) -> str:
     """The block of docs/deploy.md that is marked with this name."""
-    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    text = (trying.ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     found = re.search(rf"make try-deploy runs it \({re.escape(name)}\) -->\n```sh\n(.*?)```", text, re.S)
     if found is None:
-        raise Failed(f"docs/deploy.md has no block {name!r}")
+        raise trying.Failed(f"docs/deploy.md has no block {name!r}")
     return found[1]
 
 
@@ -72,7 +72,7 @@ class Machine:
             errors="replace",
         )
         if (done.returncode != 0) is not fails:
-            raise Failed(f"exit {done.returncode} of: {script.strip()}\n{done.stdout[-3000:]}")
+            raise trying.Failed(f"exit {done.returncode} of: {script.strip()}\n{done.stdout[-3000:]}")
         return done.stdout
 
     def until(self, script: str, seconds: float = 30) -> float:
@@ -83,12 +83,12 @@ class Machine:
             nonlocal said
             try:
                 self.run(script)
-            except Failed as error:
+            except trying.Failed as error:
                 said = str(error)
                 return False
             return True
 
-        until(done, seconds, lambda: said)
+        trying.until(done, seconds, lambda: said)
         return time.monotonic() - began
 
     def seconds(self, script: str) -> float:
@@ -110,13 +110,13 @@ def machine(folder: Path) -> Iterator[Machine]:
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             log_file = folder.parent / "boot.log"
-            until(
+            trying.until(
                 lambda: children.read_text() or process.poll() is not None,
                 60,
                 lambda: log_file.read_text()[-2000:],
             )
             if process.poll() is not None:
-                raise Failed(log_file.read_text()[-2000:])
+                raise trying.Failed(log_file.read_text()[-2000:])
             booted = Machine(folder, int(children.read_text().split()[0]))
             booted.until("systemctl is-system-running | grep -E 'running|degraded'", 60)
             yield booted
@@ -137,9 +137,11 @@ def prepare(work: Path) -> Path:
         for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
         if path.exists() and path.suffix in (".list", ".sources")
     )
-    debian("bookworm", sources, PACKAGES, root)
-    subprocess.run(["git", "clone", "-q", "--bare", str(ROOT), str(root / "srv" / "clone.git")], check=True)
-    wheels(root / "srv" / "wheels")
+    trying.debian("bookworm", sources, PACKAGES, root)
+    subprocess.run(
+        ["git", "clone", "-q", "--bare", str(trying.ROOT), str(root / "srv" / "clone.git")], check=True
+    )
+    trying.wheels(root / "srv" / "wheels")
     return root
 
 
@@ -187,12 +189,12 @@ def proxy(box: Machine) -> str:
 
 def echo(box: Machine) -> str:
     photo = "/opt/tushangwanglai/sandbox/photos/grace_hopper.jpg"
-    push = f"curl -fsS -F type=image -F file=@{photo} {SANDBOX}/sandbox/fans/{FAN}/messages"
+    push = f"curl -fsS -F type=image -F file=@{photo} {SANDBOX}/sandbox/fans/{trying.FAN}/messages"
     began = time.monotonic()
     answer = json.loads(box.run(push))
     took = time.monotonic() - began
     if [one["verdict"] for one in answer["attempts"]] != ["reply"]:
-        raise Failed(f"no reply: {[one['why'] for one in answer['attempts']]}")
+        raise trying.Failed(f"no reply: {[one['why'] for one in answer['attempts']]}")
     sent = box.run(f"sha256sum {photo}").split()[0]
     box.until(f"find /var/lib/tushangwanglai/media -name '*.jpg' | xargs -r sha256sum | grep -q {sent}")
     return f"the picture back after {took * 1000:.0f} ms, and stored"
@@ -205,20 +207,20 @@ def doctor(box: Machine) -> str:
     findings = json.loads(said.strip().splitlines()[-1])
     wrong = {one["check"]: one["hint"] for one in findings if not one["ok"]}
     if set(wrong) - {"public url", "public", "callback", "PUBLIC_URL"}:
-        raise Failed(f"the doctor found: {wrong}")
+        raise trying.Failed(f"the doctor found: {wrong}")
     return f"{len(findings)} findings; not ok: {wrong or 'none'}"
 
 
 def closed(box: Machine) -> str:
     loose = box.run("find /var/lib/tushangwanglai -perm /077 -printf '%m %p\\n'")
     if loose.strip():
-        raise Failed(f"others may read: {loose}")
+        raise trying.Failed(f"others may read: {loose}")
     score = box.run("systemd-analyze security --no-pager tushangwanglai-web | tail -n 1")
     denied = box.run(
         "journalctl -u tushangwanglai-web | grep -icE 'traceback|operation not permitted' || true"
     )
     if denied.strip() != "0":
-        raise Failed(box.run("journalctl -u tushangwanglai-web | tail -n 40"))
+        raise trying.Failed(box.run("journalctl -u tushangwanglai-web | tail -n 40"))
     return re.sub(r"\s+", " ", score).strip("→ \n")
 
 
@@ -255,7 +257,7 @@ def stopped(box: Machine) -> str:
         "systemctl restart tushangwanglai-web; until curl -fsS http://127.0.0.1:8000/healthz; do :; done"
     )
     if stop > 5:
-        raise Failed(f"the units took {stop:.1f} s to stop")
+        raise trying.Failed(f"the units took {stop:.1f} s to stop")
     return f"stop {stop:.1f} s, start {first:.1f} s, restart {restart:.1f} s until it answers"
 
 
@@ -266,7 +268,7 @@ def faulty_settings(box: Machine) -> str:
         box.until("test $(systemctl show --property ActiveState --value tushangwanglai-web) = failed")
         shown = box.run("systemctl show --property ExecMainStatus tushangwanglai-web")
         if "ExecMainStatus=2" not in shown:
-            raise Failed(shown + box.run("journalctl -u tushangwanglai-web | tail -n 20"))
+            raise trying.Failed(shown + box.run("journalctl -u tushangwanglai-web | tail -n 20"))
         box.run("journalctl -u tushangwanglai-web | tail -n 20 | grep -q WECHAT_TOKEN")
     finally:
         box.run("cd /opt/tushangwanglai; mv .env.right .env; systemctl restart tushangwanglai-web")
@@ -277,7 +279,7 @@ def faulty_settings(box: Machine) -> str:
 def root_commands(box: Machine) -> str:
     said = box.run("cd /opt/tushangwanglai; .venv/bin/flask ledger status", fails=True)
     if "runuser -u tushangwanglai" not in said:
-        raise Failed(said)
+        raise trying.Failed(said)
     box.run("cd /opt/tushangwanglai; runuser -u tushangwanglai -- .venv/bin/flask ledger status")
     return "refused, with the command to use"
 
@@ -291,7 +293,7 @@ def backup_and_restore(box: Machine) -> str:
     box.until("curl -fsS http://127.0.0.1:8000/healthz")
     after = json.loads(box.run(counted).splitlines()[-1])
     if after["stored"] != before["stored"]:
-        raise Failed(f"{before} was backed up, {after} is there")
+        raise trying.Failed(f"{before} was backed up, {after} is there")
     box.run("systemctl start tushangwanglai-worker@1")
     echo(box)
     return f"{after['stored']} pictures, while pushes came in; the restored bot echoes"
@@ -330,11 +332,11 @@ def main() -> int:
     if os.geteuid() != 0:
         print("make try-deploy needs root: it boots a Debian of its own.", file=sys.stderr)
         return 2
-    if missing := lacking(NEEDED):
+    if missing := trying.lacking(NEEDED):
         print(f"missing: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
-    limit(LIMIT_SECONDS)
-    table = Table()
+    trying.limit(LIMIT_SECONDS)
+    table = trying.Table()
     with (
         tempfile.TemporaryDirectory(prefix="try-deploy-", dir="/var/tmp") as work,
         machine(prepare(Path(work))) as box,

@@ -25,26 +25,9 @@ from typing import Any
 import boto3
 import psutil
 from moto.server import ThreadedMotoServer
-from trying import (
-    ACCOUNT,
-    FAN,
-    PHOTO,
-    ROOT,
-    Failed,
-    SlowPlatform,
-    Table,
-    copied,
-    fetched,
-    free_port,
-    limit,
-    pushed,
-    replies,
-    running,
-    until,
-)
 
-sys.path.insert(0, str(ROOT))
-
+from bench import servers
+from scripts import trying
 from tests.postgresql import PostgreSQL
 
 LIMIT_SECONDS = 240
@@ -83,7 +66,7 @@ class Machine:
     def __init__(self, folder: Path, python: Path, settings: dict[str, str]) -> None:
         self._folder, self._log = folder, folder / "log"
         folder.mkdir()
-        self._tree = copied("HEAD", folder / "app")
+        self._tree = trying.copied("HEAD", folder / "app")
         self._deployed = self._files()
         (folder / "tmp").mkdir()
         environ = {
@@ -114,9 +97,11 @@ class Machine:
     def answers(self) -> float:
         """Seconds from the start until the web process answers."""
         look = f"{self._bot}/healthz"
-        until(lambda: fetched(look) or self._honcho.poll() is not None, 30, lambda: self.said()[-3000:])
+        trying.until(
+            lambda: trying.fetched(look) or self._honcho.poll() is not None, 30, lambda: self.said()[-3000:]
+        )
         if self._honcho.poll() is not None:
-            raise Failed(self.said()[-3000:])
+            raise trying.Failed(self.said()[-3000:])
         return time.monotonic() - self._began
 
     def until_media(self, **counts: int) -> None:
@@ -125,13 +110,13 @@ class Machine:
         look = f"{self._bot}/metrics"
 
         def there() -> bool:
-            metrics = fetched(look)
+            metrics = trying.fetched(look)
             return all(line in metrics for line in wanted)
 
-        until(there, 40, lambda: f"not {counts}: {fetched(look)[:2000]}\n{self.said()[-2000:]}")
+        trying.until(there, 40, lambda: f"not {counts}: {trying.fetched(look)[:2000]}\n{self.said()[-2000:]}")
 
     def metrics(self) -> str:
-        return fetched(f"{self._bot}/metrics")
+        return trying.fetched(f"{self._bot}/metrics")
 
     def stop(self) -> dict[str, float]:
         """As the platform does. When web and worker ended, in seconds after SIGTERM; without what had to be killed."""
@@ -142,11 +127,14 @@ class Machine:
         ended: dict[str, float] = {}
         began = time.monotonic()
         self._honcho.terminate()
-        while len(ended) < len(trees) and (now := time.monotonic() - began) < KILL_SECONDS:
+
+        def all_ended() -> bool:
             for name, tree in trees.items():
                 if name not in ended and not any(map(lives, tree)):
-                    ended[name] = now
-            time.sleep(0.02)  # they are not children of this process, and do not wake it
+                    ended[name] = time.monotonic() - began
+            return len(ended) == len(trees)
+
+        servers.until(all_ended, KILL_SECONDS, pause=0.02)
         self.kill()
         return ended
 
@@ -166,7 +154,7 @@ class Machine:
     def keeps_nothing(self) -> None:
         """Raises Failed for a file on this disk that is neither the program nor its compiled form."""
         if new := self._files() - self._deployed:
-            raise Failed(f"on the disk: {sorted(map(str, new))}")
+            raise trying.Failed(f"on the disk: {sorted(map(str, new))}")
 
     def log_lines(self) -> list[Any]:
         """What web and worker wrote. Raises Failed for a line that is no JSON."""
@@ -174,14 +162,21 @@ class Machine:
         try:
             return [json.loads(line) for line in lines]
         except ValueError as error:
-            raise Failed(f"{error} in {lines[-50:]}") from error
+            raise trying.Failed(f"{error} in {lines[-50:]}") from error
 
 
 class Platform:
     """What lasts from one machine to the next: database, store, WeChat, and what was pushed."""
 
     def __init__(
-        self, work: Path, python: Path, database_url: str, store: str, sandbox: str, port: int
+        self,
+        work: Path,
+        python: Path,
+        database_url: str,
+        store: str,
+        sandbox: str,
+        wechat: trying.SlowPlatform,
+        port: int,
     ) -> None:
         self._work, self._python, self._sandbox = work, python, sandbox
         self._s3 = boto3.client(
@@ -192,8 +187,8 @@ class Platform:
             aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
         )
         self._s3.create_bucket(Bucket=BUCKET)
-        self.wechat = SlowPlatform(sandbox)
-        self._settings = ACCOUNT | KEYS
+        self.wechat = wechat
+        self._settings = trying.ACCOUNT | KEYS
         self._settings |= {
             "AWS_ENDPOINT_URL_S3": store,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -211,7 +206,6 @@ class Platform:
     def close(self) -> None:
         for machine in self.machines:
             machine.kill()
-        self.wechat.__exit__()
         self._s3.close()
 
     def start(self) -> Machine:
@@ -225,9 +219,9 @@ class Platform:
     def push(self) -> float:
         """Seconds until the picture is back with the fan."""
         began = time.monotonic()
-        say = f"{self._sandbox}/sandbox/fans/{FAN}/messages"
-        push = pushed(say, "-F", "type=image", "-F", f"file=@{PHOTO}")
-        answered = replies(push)
+        say = f"{self._sandbox}/sandbox/fans/{trying.FAN}/messages"
+        push = trying.pushed(say, "-F", "type=image", "-F", f"file=@{trying.PHOTO}")
+        answered = trying.replies(push)
         self._answers[push["msg_id"]] = answered
         return time.monotonic() - began
 
@@ -235,22 +229,24 @@ class Platform:
         """A picture that takes so long, until the worker has begun with it."""
         asked, self.wechat.seconds = self.wechat.asked, seconds
         self.push()
-        until(lambda: self.wechat.asked > asked, 10, lambda: "no picture is asked for")
+        trying.until(lambda: self.wechat.asked > asked, 10, lambda: "no picture is asked for")
 
     def push_all_again(self) -> int:
         """How many. Raises Failed unless each has the answer that it had."""
         for msg_id, before in self._answers.items():
-            again = replies(pushed(f"{self._sandbox}/sandbox/pushes/{msg_id}/resend", *JSON, "{}"))
+            again = trying.replies(
+                trying.pushed(f"{self._sandbox}/sandbox/pushes/{msg_id}/resend", *JSON, "{}")
+            )
             if again != before:
-                raise Failed(f"{before} before, {again} after")
+                raise trying.Failed(f"{before} before, {again} after")
         return len(self._answers)
 
     def stored(self) -> int:
         """How many pictures are in the store. Raises Failed for one that is not as it was sent."""
         found = self._s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{PREFIX}/").get("Contents", [])
         for one in found:
-            if self._s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() != PHOTO.read_bytes():
-                raise Failed(f"not the picture: {one['Key']}")
+            if self._s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() != trying.PHOTO.read_bytes():
+                raise trying.Failed(f"not the picture: {one['Key']}")
         return len(found)
 
 
@@ -258,10 +254,12 @@ class Platform:
 
 
 def python_version(_: Platform) -> str:
-    named = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
-    (tested,) = re.findall(r"^for version in (.*); do$", (ROOT / "scripts" / "test-all.sh").read_text(), re.M)
+    named = (trying.ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    (tested,) = re.findall(
+        r"^for version in (.*); do$", (trying.ROOT / "scripts" / "test-all.sh").read_text(), re.M
+    )
     if named not in tested.split():
-        raise Failed(f"{named}, but the tests run on {tested}")
+        raise trying.Failed(f"{named}, but the tests run on {tested}")
     return f"{named}; the tests run on {tested}"
 
 
@@ -271,7 +269,7 @@ def echoes(platform: Platform) -> str:
     echoed = platform.push()
     machine.until_media(stored=1)
     if platform.stored() != 1:
-        raise Failed("the picture is not in the store")
+        raise trying.Failed("the picture is not in the store")
     return f"answers after {took:.1f} s, the picture back after {echoed * 1000:.0f} ms, and in S3"
 
 
@@ -282,9 +280,9 @@ def stops(platform: Platform) -> str:
     ended = machine.stop()
     machine.keeps_nothing()
     if list(ended) != ["web"]:
-        raise Failed(f"{ended}\n{machine.said()[-3000:]}")
+        raise trying.Failed(f"{ended}\n{machine.said()[-3000:]}")
     if (stored := platform.stored()) != 2:
-        raise Failed(
+        raise trying.Failed(
             f"{stored} pictures: that of {KILL_SECONDS / 2:.0f} s is not there\n{machine.said()[-3000:]}"
         )
     return (
@@ -303,9 +301,9 @@ def starts_again(platform: Platform) -> str:
     done = time.monotonic() - began
     metrics = machine.metrics()
     if f"wechat_duplicates_total {pushes}.0" not in metrics:
-        raise Failed(metrics)
+        raise trying.Failed(metrics)
     if (stored := platform.stored()) != pushes or platform.wechat.asked != pushes + 1:
-        raise Failed(f"{stored} pictures of {pushes}, fetched {platform.wechat.asked} times")
+        raise trying.Failed(f"{stored} pictures of {pushes}, fetched {platform.wechat.asked} times")
     return (
         f"answers after {took:.1f} s, the picture that was in hand is stored after {done:.0f} s; "
         f"{pushes} repeated pushes, the same answers; {stored} pictures, none lost or doubled"
@@ -317,7 +315,7 @@ def stops_idle(platform: Platform) -> str:
     ended = machine.stop()
     machine.keeps_nothing()
     if len(ended) != 2 or "Traceback" in machine.said():
-        raise Failed(f"{ended}\n{machine.said()[-3000:]}")
+        raise trying.Failed(f"{ended}\n{machine.said()[-3000:]}")
     lines = machine.log_lines()
     return f"both end by themselves after {max(ended.values()):.1f} s; {len(lines)} lines of log, all JSON; no file"
 
@@ -340,20 +338,24 @@ def everything(work: Path, python: Path) -> Iterator[Platform]:
         store.start()
         stack.callback(store.stop)
         host, store_port = store.get_host_and_port()
-        port, sandbox_port = free_port(), free_port()
+        port, sandbox_port = servers.free_port(), servers.free_port()
         sandbox = f"http://127.0.0.1:{sandbox_port}"
         command = [sys.executable, "-m", "sandbox", "--port", str(sandbox_port)]
         command += ["--callback", f"http://127.0.0.1:{port}/wechat"]
-        stack.enter_context(running(ROOT, work / "sandbox.log", f"{sandbox}/sandbox/calls", *command))
-        platform = Platform(work, python, postgresql.new(), f"http://{host}:{store_port}", sandbox, port)
+        stack.enter_context(
+            trying.running(trying.ROOT, work / "sandbox.log", f"{sandbox}/sandbox/calls", *command)
+        )
+        wechat = stack.enter_context(trying.SlowPlatform(sandbox))
+        store_url = f"http://{host}:{store_port}"
+        platform = Platform(work, python, postgresql.new(), store_url, sandbox, wechat, port)
         stack.callback(platform.close)
         yield platform
 
 
 def main() -> int:
-    limit(LIMIT_SECONDS)
+    trying.limit(LIMIT_SECONDS)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's line for each request
-    table = Table()
+    table = trying.Table()
     with tempfile.TemporaryDirectory(prefix="try-platform-", dir="/var/tmp") as folder:
         work = Path(folder)
         try:

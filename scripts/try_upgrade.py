@@ -13,25 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from trying import (
-    FAN,
-    PHOTO,
-    ROOT,
-    Failed,
-    Table,
-    copied,
-    fetched,
-    free_port,
-    git,
-    limit,
-    pushed,
-    replies,
-    running,
-    until,
-)
-
-sys.path.insert(0, str(ROOT))
-
+from bench import servers
+from scripts import trying
 from tests.postgresql import PostgreSQL
 
 LIMIT_SECONDS = 300
@@ -41,21 +24,21 @@ PHOTOS = 3
 
 def older() -> str:
     """The newest tag that is not this commit's, or the commit before this project's first one."""
-    tags = git("tag", "--no-contains", "HEAD", "--merged", "HEAD", "--sort=-creatordate").split()
+    tags = trying.git("tag", "--no-contains", "HEAD", "--merged", "HEAD", "--sort=-creatordate").split()
     return tags[0] if tags else BEFORE_THE_FIRST_TAG
 
 
 def until_stored(bot: str, count: int, log: Path) -> None:
     stored = f'wechat_media{{state="stored"}} {count}.0'
-    until(
-        lambda: stored in fetched(f"{bot}/metrics"),
+    trying.until(
+        lambda: stored in trying.fetched(f"{bot}/metrics"),
         30,
-        lambda: f"not {count} stored: {fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}",
+        lambda: f"not {count} stored: {trying.fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}",
     )
 
 
 def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> str:
-    port, platform_port = free_port(), free_port()
+    port, platform_port = servers.free_port(), servers.free_port()
     bot, platform = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{platform_port}"
     log = work / f"{name}.log"
     settings = {
@@ -66,49 +49,52 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
         "WEB_CONCURRENCY": "2",
     }
     gunicorn = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
-    photo = f"file=@{PHOTO}"
-    say = f"{platform}/sandbox/fans/{FAN}/messages"
+    photo = f"file=@{trying.PHOTO}"
+    say = f"{platform}/sandbox/fans/{trying.FAN}/messages"
     as_json = ("-H", "Content-Type: application/json", "-d")
     python = [sys.executable, "-m", "sandbox", "--port", str(platform_port), "--callback", f"{bot}/wechat"]
-    with running(new, work / f"{name}-platform.log", f"{platform}/sandbox/calls", *python):
-        with running(old, log, f"{bot}/healthz", *gunicorn, **settings):
-            pushes = [pushed(say, "-F", "type=image", "-F", photo) for _ in range(PHOTOS)]
-            pushes.append(pushed(say, *as_json, '{"type": "text", "content": "before the upgrade"}'))
-            before = [replies(push) for push in pushes]
+    with trying.running(new, work / f"{name}-platform.log", f"{platform}/sandbox/calls", *python):
+        with trying.running(old, log, f"{bot}/healthz", *gunicorn, **settings):
+            pushes = [trying.pushed(say, "-F", "type=image", "-F", photo) for _ in range(PHOTOS)]
+            pushes.append(trying.pushed(say, *as_json, '{"type": "text", "content": "before the upgrade"}'))
+            before = [trying.replies(push) for push in pushes]
             until_stored(bot, PHOTOS, log)
         # As after a stop with work left: nobody has fetched this one.
-        with running(old, log, f"{bot}/healthz", *gunicorn, **settings, WORKER="external"):
-            pushes.append(pushed(say, "-F", "type=image", "-F", photo))
-            before.append(replies(pushes[-1]))
+        with trying.running(old, log, f"{bot}/healthz", *gunicorn, **settings, WORKER="external"):
+            pushes.append(trying.pushed(say, "-F", "type=image", "-F", photo))
+            before.append(trying.replies(pushes[-1]))
         began = time.monotonic()
-        with running(new, log, f"{bot}/healthz", *gunicorn, **settings):
+        with trying.running(new, log, f"{bot}/healthz", *gunicorn, **settings):
             took = time.monotonic() - began
             resend = f"{platform}/sandbox/pushes/{{}}/resend"
-            again = [replies(pushed(resend.format(push["msg_id"]), *as_json, "{}")) for push in pushes]
+            again = [
+                trying.replies(trying.pushed(resend.format(push["msg_id"]), *as_json, "{}"))
+                for push in pushes
+            ]
             if again != before:
-                raise Failed(f"{before} before, {again} after")
+                raise trying.Failed(f"{before} before, {again} after")
             until_stored(bot, PHOTOS + 1, log)
-            replies(pushed(say, "-F", "type=image", "-F", photo))
+            trying.replies(trying.pushed(say, "-F", "type=image", "-F", photo))
             until_stored(bot, PHOTOS + 2, log)
-            metrics = fetched(f"{bot}/metrics")
+            metrics = trying.fetched(f"{bot}/metrics")
             if f"wechat_duplicates_total {len(pushes)}.0" not in metrics:
-                raise Failed(metrics)
-    sent = PHOTO.read_bytes()
+                raise trying.Failed(metrics)
+    sent = trying.PHOTO.read_bytes()
     kept = [file.read_bytes() == sent for file in (work / f"{name}-media").rglob("*.jpg")]
     if kept != [True] * (PHOTOS + 2):
-        raise Failed(f"{len(kept)} pictures, {sum(kept)} whole")
+        raise trying.Failed(f"{len(kept)} pictures, {sum(kept)} whole")
     return f"{len(pushes)} messages repeat alike, {len(kept)} pictures; migrated and answering after {took:.1f} s"
 
 
 def main() -> int:
-    limit(LIMIT_SECONDS)
+    trying.limit(LIMIT_SECONDS)
     commit = sys.argv[1] if len(sys.argv) > 1 else older()
-    table = Table()
+    table = trying.Table()
     postgresql = PostgreSQL()
     try:
         with tempfile.TemporaryDirectory(prefix="try-upgrade-", dir="/var/tmp") as folder:
             work = Path(folder)
-            old, new = copied(commit, work / "old"), copied("HEAD", work / "new")
+            old, new = trying.copied(commit, work / "old"), trying.copied("HEAD", work / "new")
             databases = {"SQLite": f"sqlite:///{work}/bot.db", "PostgreSQL": postgresql.new()}
             for name in databases:
                 table.step(name, lambda name: upgraded(work, old, new, name, databases[name]), name)

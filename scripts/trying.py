@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,10 +22,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from bench import servers
+
+ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 S = TypeVar("S")
 
-ROOT = Path(__file__).resolve().parent.parent
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 FAN = "oDeploy-AFan0000000000000001"
 ACCOUNT = {
@@ -48,11 +49,9 @@ def fetched(url: str, *options: str) -> str:
 
 def until(look: Callable[[], T], seconds: float, otherwise: Callable[[], str]) -> T:
     """What `look` returns as soon as that is true. Raises Failed with what `otherwise` says after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        if time.monotonic() > deadline:
-            raise Failed(otherwise())
-        time.sleep(0.05)  # it happens in another process or machine, which cannot wake this one
+    found = servers.until(look, seconds)
+    if not found:
+        raise Failed(otherwise())
     return found
 
 
@@ -107,12 +106,6 @@ def copied(commit: str, folder: Path) -> Path:
         install = [str(bin_folder / "python"), "-m", "pip", "install", "-qqq", "--no-compile", "-r"]
         subprocess.run([*install, str(folder / "requirements.txt")], check=True)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def pushed(url: str, *options: str) -> Any:
