@@ -16,6 +16,7 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,10 +47,13 @@ class Failed(Exception):
 
 
 class Process:
-    """`python -m command`. Its output goes to our own stdout and stderr, or to the file `log`."""
+    """`python -m command`. Its output goes to our own stdout and stderr, or to the file `log`. `ended` is set when it
+    ends, by itself or not."""
 
-    def __init__(self, name: str, command: list[str], environ: dict[str, str], log: Path | None) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, command: list[str], environ: dict[str, str], log: Path | None, ended: threading.Event
+    ) -> None:
+        self.name, self._ended = name, ended
         self._command, self._environ, self._log = [sys.executable, "-m", *command], environ, log
         self.start()
 
@@ -59,6 +63,11 @@ class Process:
             self._process = subprocess.Popen(
                 self._command, cwd=FOLDER, env=self._environ, stdout=output, stderr=output
             )
+        threading.Thread(target=self._tell_of_the_end, args=(self._process,), daemon=True).start()
+
+    def _tell_of_the_end(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        self._ended.set()
 
     @property
     def exit_code(self) -> int | None:
@@ -77,9 +86,15 @@ class Processes:
 
     def __init__(self) -> None:
         self._started: list[Process] = []
+        self._one_ended = threading.Event()
 
     def start(self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
-        self._started.append(Process(name, command, environ, log))
+        self._started.append(Process(name, command, environ, log, self._one_ended))
+
+    def pause(self, seconds: float | None) -> None:
+        """Waits for so long, None for ever, but not longer than until a process ends."""
+        self._one_ended.wait(seconds)
+        self._one_ended.clear()
 
     def check(self) -> None:
         for process in self._started:
@@ -96,10 +111,10 @@ class Processes:
         each change of a file, and may be down until then: a file that is being edited may be faulty."""
         reload, seen = environ.get("RELOAD", "") not in ("", "0"), _sources()
         while True:
-            time.sleep(0.5)  # subprocess cannot wait for the first of several to end, nor for a changed file
             if not reload:
                 self.check()
-            elif (now := _sources()) != seen:
+            self.pause(0.5 if reload else None)
+            if reload and (now := _sources()) != seen:
                 seen = now
                 ours = [process for process in self._started if process.name in ("bot", "worker")]
                 print("A file has changed: the bot is restarted.", flush=True)
@@ -328,7 +343,7 @@ def _until(look: Callable[[], T | None], seconds: float, otherwise: str, process
         found = look()
         if found:
             return found
-        time.sleep(0.05)  # it happens in another process, which cannot wake this one
+        processes.pause(0.05)  # what is looked for happens in another process
     raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
 
 
