@@ -243,8 +243,8 @@ class Database:
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 break
-            # A foreign program has the lock, the disk is full, the server is away: none tells when that ends.
-            time.sleep(min(_PAUSES[min(tries, len(_PAUSES) - 1)], left))
+            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+            time.sleep(min(pause, left))  # no server, disk or holder of a lock tells when it is there again
         raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:g} s)")
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:

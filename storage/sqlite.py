@@ -153,9 +153,7 @@ class SqliteFile:
         """One process after the other writes. SQLite's own lock stays what protects the file, but has no queue: a
         process that waits for it has to look again and again, and to begin anew."""
         assert self._lock is not None
-        give_up = time.monotonic() + TURN_SECONDS
-        while not (held := _locked(self._lock)) and time.monotonic() < give_up:
-            time.sleep(_TURN_PAUSE)  # flock waits without end or not at all
+        held = _locked_within(self._lock, TURN_SECONDS, _TURN_PAUSE)
         try:
             yield
         finally:
@@ -167,13 +165,10 @@ class SqliteFile:
         """While one process prepares the database the others wait: SQLite's own locks do not do, the switch to WAL
         needs the file to itself. Raises DatabaseUnavailableError after `wait` seconds."""
         assert self._lock is not None
-        give_up = time.monotonic() + wait
-        while not _locked(self._lock):
-            if time.monotonic() >= give_up:
-                raise DatabaseUnavailableError(
-                    f"SQLite: another process holds {self._path.name}-lock (waited {wait:g} s): is it stopped?"
-                )
-            time.sleep(_LOCK_PAUSE)  # as in `turn`
+        if not _locked_within(self._lock, wait, _LOCK_PAUSE):
+            raise DatabaseUnavailableError(
+                f"SQLite: another process holds {self._path.name}-lock (waited {wait:g} s): is it stopped?"
+            )
         try:
             yield
         finally:
@@ -235,3 +230,11 @@ def _locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _locked_within(descriptor: int, seconds: float, pause: float) -> bool:
+    """Whether it is locked now; tried every `pause` seconds."""
+    give_up = time.monotonic() + seconds
+    while not (held := _locked(descriptor)) and time.monotonic() < give_up:
+        time.sleep(pause)  # flock itself waits for ever or not at all
+    return held
