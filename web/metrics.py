@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, values
 from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 LOOK_SECONDS = 1.0
@@ -43,8 +44,9 @@ class _Identity:
         return f"{os.getpid()}-{self._made}"
 
 
-if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-    values.ValueClass = values.MultiProcessValue(_Identity(folder))  # type: ignore[no-untyped-call]
+FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+if FOLDER:
+    values.ValueClass = values.MultiProcessValue(_Identity(FOLDER))  # type: ignore[no-untyped-call]
 
 _DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["account", "type"])
 _DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger", ["account"])
@@ -78,14 +80,17 @@ class Counts:
             self.refusals(reason)
 
 
-class WithoutEmptyAccounts(Collector):
-    """What a registry collects; the label `account` is only there where a process has several accounts."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+class Counted(Collector):
+    """What all web processes have counted. The label `account` is only there where a process has several accounts."""
 
     def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
+        counted = REGISTRY
+        if FOLDER:
+            with suppress(OSError):  # prometheus_client says what is wrong with a folder that is not there
+                os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted, FOLDER)  # type: ignore[no-untyped-call]
+        for metric in counted.collect():
             metric.samples = [
                 sample._replace(
                     labels={name: text for name, text in sample.labels.items() if name != "account"}

@@ -7,15 +7,13 @@ Must not know how they are counted. Shows no secret and no OpenID.
 from __future__ import annotations
 
 import hmac
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, jsonify, request
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from werkzeug.exceptions import InternalServerError
 
@@ -92,13 +90,7 @@ def ops(
     def scrape() -> Response:
         registry = CollectorRegistry()
         registry.register(_DatabaseFigures(accounts))
-        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            os.makedirs(folder, mode=0o700, exist_ok=True)  # the temporary directory may have been cleaned
-            counters = CollectorRegistry()
-            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
-        else:
-            counters = REGISTRY
-        registry.register(metrics.WithoutEmptyAccounts(counters))
+        registry.register(metrics.Counted())
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return blueprint
