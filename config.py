@@ -394,7 +394,7 @@ class Settings(BaseModel):
         names = accounts(values)
         found, faults, appids = [], list(_wrong_names(names)), set[str]()
         for account in names or [""]:
-            own, common = of_account(values, account)
+            own, common = texts_of(values, account)
             wrong = [*_missing(common | own, account)]
             try:
                 settings = cls.model_validate(common | own | {"ACCOUNT": account})
@@ -445,7 +445,7 @@ def accounts(values: Mapping[str, str]) -> list[str]:
     return [name.strip() for name in values.get("ACCOUNTS", "").split(",") if name.strip()]
 
 
-def of_account(values: Mapping[str, str], account: str) -> tuple[dict[str, str], dict[str, str]]:
+def texts_of(values: Mapping[str, str], account: str) -> tuple[dict[str, str], dict[str, str]]:
     """The texts that are the account's own, and those that hold for all, both by names without one in front."""
     common = {name: text for name, text in values.items() if name in NAMES}
     if not account:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cores
-from answers.answer import Answers, check_handlers
+import handlers
+from answers.answer import Answers
 from answers.copies import StoredCopies
 from answers.late import ORPHANS_SECONDS, DeferredReplies
 from answers.replies import ReplyLog
@@ -107,7 +108,7 @@ def build(
 
     Raises `handlers.HandlerError` when a table of handlers cannot be.
     """
-    check_handlers([settings.account for settings in accounts if settings.account])
+    handlers.check([settings.account for settings in accounts if settings.account])
     common = accounts[0]
     if not common.pin_cores:
         cores.never_pin()

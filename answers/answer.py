@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import handlers
@@ -24,11 +23,6 @@ from wechat.messages import Message
 from wechat.replies import ImageReply, Reply, VideoReply, VoiceReply, render_reply
 
 log = logging.getLogger(__name__)
-
-
-def check_handlers(accounts: Collection[str]) -> None:
-    """Raises `handlers.HandlerError` when a table of handlers cannot be. `accounts` are the names in ACCOUNTS."""
-    handlers.check(accounts)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LEDGER_ID = click.IntRange(1, 2**63 - 1)
 
 
-of_account = click.option(
+account_option = click.option(
     "--account",
     metavar="NAME",
     expose_value=False,

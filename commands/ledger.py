@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail, of_account, show_json
+from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail, show_json
 from logs import escaped, escaped_lines
 from storage import purge
 from storage.ledger import Entry
@@ -23,7 +23,7 @@ def ledger() -> None:
 
 
 @ledger.command("status")
-@of_account
+@account_option
 def ledger_status() -> None:
     """Count what is pending, stored, failed (统计)."""
     with errors_in_one_line():
@@ -40,7 +40,7 @@ def ledger_status() -> None:
 
 
 @ledger.command("list")
-@of_account
+@account_option
 @click.option("--failed", is_flag=True, help="Only what failed (只列出失败的).")
 @click.option("--fan", metavar="OPENID", help="Only what this fan sent (只列出该粉丝的).")
 @click.option(
@@ -69,7 +69,7 @@ def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
 
 
 @ledger.command("show")
-@of_account
+@account_option
 @click.argument("ledger_id", type=LEDGER_ID)
 def ledger_show(ledger_id: int) -> None:
     """Show one message (查看): what the fan sent, what was answered, and what became of it."""
@@ -107,7 +107,7 @@ def _summary(entry: Entry) -> dict[str, Any]:
 
 
 @ledger.command("retry")
-@of_account
+@account_option
 @click.argument("ids", nargs=-1, type=LEDGER_ID)
 def ledger_retry(ids: tuple[int, ...]) -> None:
     """Try the failed ones again (重试): those with the given ledger IDs, or all."""
@@ -120,7 +120,7 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
 
 
 @ledger.command("purge")
-@of_account
+@account_option
 @click.option(
     "--before",
     "days",

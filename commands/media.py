@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import click
 
-from commands.common import app_parts, errors_in_one_line, fail, of_account, progress_bar, show_json
+from commands.common import account_option, app_parts, errors_in_one_line, fail, progress_bar, show_json
 from wechat import media as wechat_media
 from wechat.formats import HEAD_BYTES, extension
 
@@ -24,7 +24,7 @@ def media() -> None:
 
 
 @media.command("upload")
-@of_account
+@account_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--type",
@@ -53,7 +53,7 @@ def media_upload(file: Path, kind: str | None) -> None:
 
 
 @media.command("get")
-@of_account
+@account_option
 @click.argument("media_id")
 @click.option(
     "-o",

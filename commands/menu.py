@@ -10,7 +10,7 @@ from typing import TextIO
 
 import click
 
-from commands.common import app_parts, errors_in_one_line, fail, of_account, show_json
+from commands.common import account_option, app_parts, errors_in_one_line, fail, show_json
 from wechat.menu import delete_menu, get_menu, set_menu
 
 
@@ -20,7 +20,7 @@ def menu() -> None:
 
 
 @menu.command("show")
-@of_account
+@account_option
 def menu_show() -> None:
     """Print the menu (查看) as JSON, in the form that `set` takes."""
     with errors_in_one_line():
@@ -31,7 +31,7 @@ def menu_show() -> None:
 
 
 @menu.command("set")
-@of_account
+@account_option
 @click.argument("file", type=click.File(encoding="utf-8-sig"))
 def menu_set(file: TextIO) -> None:
     """Set the menu from FILE (设置): JSON, {"button": [...]}. `-` reads from standard input."""
@@ -48,7 +48,7 @@ def menu_set(file: TextIO) -> None:
 
 
 @menu.command("delete")
-@of_account
+@account_option
 def menu_delete() -> None:
     """Delete the menu (删除)."""
     with errors_in_one_line():

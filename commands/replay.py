@@ -14,14 +14,14 @@ import click
 
 import handlers
 from answers.answer import outcome_of, rendered
-from commands.common import LEDGER_ID, app_parts, errors_in_one_line, fail, of_account
+from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
 from wechat.messages import parse_message
 from wechat.replies import Reply
 
 
 @click.command()
-@of_account
+@account_option
 @click.argument("ledger_id", type=LEDGER_ID, required=False)
 @click.option("--last", is_flag=True, help="The newest message (最新一条).")
 def replay(ledger_id: int | None, last: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from commands.common import app_parts, errors_in_one_line, of_account, show_json
+from commands.common import account_option, app_parts, errors_in_one_line, show_json
 
 
 @click.group()
@@ -19,14 +19,14 @@ def token() -> None:
 
 
 @token.command("show")
-@of_account
+@account_option
 def token_show() -> None:
     """Print the token (查看); fetch one if there is none."""
     _print_token(app_parts().token.get)
 
 
 @token.command("refresh")
-@of_account
+@account_option
 def token_refresh() -> None:
     """Fetch a new one now (重新获取)."""
     shared = app_parts().token

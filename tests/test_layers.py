@@ -19,7 +19,7 @@ ALLOWED = {
     "answers": {"config", "cores", "logs", "wechat", "storage", "handlers"},
     "worker": {"answers", "cores", "logs", "wechat", "storage"},
     "web": {"config", "cores", "logs", "wechat", "storage", "answers"},
-    "parts": {"wechat", "storage", "worker", "answers", "config", "cores"},
+    "parts": {"wechat", "storage", "worker", "answers", "handlers", "config", "cores"},
     "commands": {
         "answers",
         "cores",

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import click
 
-from commands.common import chosen_account, of_account
+from commands.common import account_option, chosen_account
 from commands.doctor.console import console_entry
 from commands.doctor.examination import examine
 from commands.doctor.findings import Finding
@@ -29,7 +29,7 @@ _CHECK_COLUMNS = 16  # the mark and the check's name, in front of the text
 
 
 @click.command()
-@of_account
+@account_option
 @click.option("--json", "as_json", is_flag=True, help="One line for machines (供程序读取).")
 def doctor(as_json: bool) -> None:
     """Find what is wrong (检查问题), and say what to do about it.

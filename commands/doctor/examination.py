@@ -20,7 +20,7 @@ from commands.doctor.findings import Finding, Outcome, finding
 from commands.doctor.platform import Platform
 from commands.doctor.refusals import refused_lately
 from commands.doctor.settings import exposed_secrets, unknown_names
-from config import FOLDER, NAMES, Settings, SettingsError, name_of, of_account
+from config import FOLDER, NAMES, Settings, SettingsError, name_of, texts_of
 
 DEADLINE_SECONDS = 25.0
 """A check that has no result by then is a finding itself."""
@@ -57,7 +57,7 @@ def examine(
         of_each = {one.account: one for one in Settings.of_accounts(environ, folder)}
         settings = of_each[account]
     except SettingsError as error:
-        own, common = of_account(Settings.unchecked(environ, folder), account)
+        own, common = texts_of(Settings.unchecked(environ, folder), account)
         named = {fault.name for fault in error.faults}
         faulty = frozenset(
             name for name in NAMES if name_of(name, account, given_for_all=name in common) in named
