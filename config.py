@@ -195,7 +195,7 @@ def _urls(value: Any) -> Any:
 
 def _public_url(value: str) -> str:
     url = _url(value)
-    if re.search(r"/wechat(/[a-z0-9-]+)?$", urlsplit(url).path):
+    if urlsplit(url).path.endswith("/wechat"):
         raise _WrongValue(
             "must not end in /wechat: that is added to it", "不要以 /wechat 结尾：程序会自动加上"
         )

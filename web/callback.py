@@ -134,9 +134,8 @@ def callback(
 
     @blueprint.errorhandler(UnicodeDecodeError)
     def undecodable(error: UnicodeDecodeError) -> Response:
-        return refuse(
-            counts, 403, "signature", "the query is not UTF-8"
-        )  # werkzeug raises on the first look at it
+        # werkzeug raises on the first look at it
+        return refuse(counts, 403, "signature", "the query is not UTF-8")
 
     @blueprint.errorhandler(DatabaseUnavailableError)
     def unavailable(error: DatabaseUnavailableError) -> Response:
