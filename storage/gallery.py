@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from storage.database import Database
+from storage.ledger import Entry
 from storage.models import FAILED, PENDING, STORED, messages
 from wechat.messages import MediaKind
 
@@ -110,6 +111,14 @@ class GalleryRows:
         """Up to `limit` entries: the next ones older than `before`, or newer than `after`, or the newest ones."""
         rows, searched_to = self._find(which, before, after, limit, _SHOWN)
         return Page([Shown(**row) for row in rows], searched_to)
+
+    def entry(self, ledger_id: int) -> Entry | None:
+        """The whole row of that id; None also for an event's, and for another account's."""
+        statement = select(messages).where(
+            messages.c.id == ledger_id, messages.c.appid.in_(self._appids), messages.c.event.is_(None)
+        )
+        rows = self._rows(statement)
+        return Entry(**rows[0]) if rows else None
 
     def count(self, which: Filter, most: int) -> tuple[int, bool]:
         """How many entries there are, up to `most`; and whether that is all of them."""

@@ -106,6 +106,7 @@ def gallery(
         "gallery", __name__, url_prefix="/gallery", template_folder="templates", static_folder="static"
     )
     sessions = Sessions(database)
+    by_appid = {account.appid: account for account in accounts}
     names = {account.appid: account.name for account in accounts if account.name}
 
     @cache
@@ -297,11 +298,10 @@ def gallery(
         return response
 
     def find(ledger_id: int) -> tuple[AccountEntries, Entry]:
-        found = ((account, account.ledger.get(ledger_id)) for account in accounts)
-        for account, entry in found:
-            if entry is not None and entry.event is None:
-                return account, entry
-        return abort(404)
+        found = rows.entry(ledger_id)
+        if found is None:
+            abort(404)
+        return by_appid[found.appid], found
 
     def asked_for(asked: _Asked) -> list[AccountEntries]:
         return [account for account in accounts if asked.which.appid in (None, account.appid)]
