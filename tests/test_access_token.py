@@ -739,6 +739,54 @@ def test_a_reported_token_that_is_dead_is_replaced(platform, make):
     assert (platform.fetches, len(platform.calls(CHECK))) == (2, 1)
 
 
+class LateStore:
+    """A store whose first look comes late; the events say when it is asked for, when it may come, and what follows."""
+
+    def __init__(self, store):
+        self._store = store
+        self.asked, self.may_look, self.goes_on = threading.Event(), threading.Event(), threading.Event()
+
+    def load(self):
+        self.asked.set()
+        assert self.may_look.wait(20)
+        return self._store.load()
+
+    def lease(self, *arguments):
+        self.goes_on.set()
+        return self._store.lease(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+def test_a_report_that_comes_during_a_check_waits_for_its_end(platform, make, store, clock):
+    """A check that is under way was begun after the report came in, but says nothing yet."""
+    late = LateStore(store)
+    token, other_process = make(), make(store=late, sleep=time.sleep)
+    dead = token.get()
+    platform.kill()
+    answers = []
+
+    def report():
+        answers.append(other_process.replace(dead, reported=True))
+        late.goes_on.set()
+
+    def check(sock, request):
+        late.may_look.set()
+        assert late.goes_on.wait(20)
+        return reply({"errcode": 40001, "errmsg": "invalid credential"})(sock, request)
+
+    platform.on(CHECK, check)
+    thread = threading.Thread(target=report)
+    thread.start()
+    assert late.asked.wait(20)
+    clock.now += 1
+    assert token.replace(dead, reported=True) == platform.value != dead
+    thread.join(20)
+    assert answers == [platform.value]
+    assert (platform.fetches, len(platform.calls(CHECK))) == (2, 1)
+
+
 def test_a_stuck_token_that_is_reported_is_forced(platform, make):
     token = make()
     dead = token.get()

@@ -174,12 +174,12 @@ class AccessToken:
         began = self._clock()
 
         def newer(row: TokenRow) -> str | None:
-            if row.value == stale and (not reported or _may_check(row, self._clock(), began)):
+            if row.value == stale and (not reported or _may_check(row, self._clock())):
                 return None
             return self._usable(row)
 
         def act(holder: str) -> str:
-            return self._replace_if_dead(holder, stale) if reported else self._replace(holder, stale)
+            return self._replace_if_dead(holder, stale, began) if reported else self._replace(holder, stale)
 
         return newer(self._store.load()) or self._alone(newer, act, patient=not at_once)
 
@@ -274,10 +274,13 @@ class AccessToken:
             f"其他进程正在获取 token，请稍后重试"
         )
 
-    def _replace_if_dead(self, holder: str, suspect: str | None) -> str:
+    def _replace_if_dead(self, holder: str, suspect: str | None, began: float) -> str:
         row = self._store.load()
         if suspect is not None and row.value == suspect and self._usable(row):
             now = self._clock()
+            # Only under the lease: before it, the row may tell of a check that is still under way.
+            if began < row.checked_at <= now:
+                return suspect
             row = replace(row, checked_at=now, checks=_checks_of_late(row, now) + 1)
             self._save(holder, row)  # before the call: one that is cut off counts too
             try:
@@ -399,8 +402,6 @@ def _checks_of_late(row: TokenRow, now: float) -> float:
     return max(row.checks - max(since, 0.0) / _CHECKS_APART, 0.0) if since > -_CLOCK_ERROR else 0.0
 
 
-def _may_check(row: TokenRow, now: float, began: float) -> bool:
-    """Whether the source may be asked now if the current token lives. Not if that was done since `began`, and not
-    while no new one could be fetched."""
-    checked_since = began < row.checked_at <= now
-    return not checked_since and _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
+def _may_check(row: TokenRow, now: float) -> bool:
+    """Whether the source may be asked now if the current token lives. Not while no new one could be fetched."""
+    return _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
