@@ -26,7 +26,7 @@ coverage: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	@echo "The fault suite: at most 20 minutes, on 127.0.0.1 only, in temporary folders. Its table of figures comes last."
-	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_power.py tests/test_faults.py tests/test_many.py tests/test_deferred.py
+	@timeout -s INT -k 30 1170 $(BIN)/python -m pytest -n 0 --full -vv tests/test_power.py tests/test_faults.py tests/test_many.py tests/test_deferred.py tests/test_memory.py
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -m fuzz $(ARGS)
