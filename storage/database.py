@@ -10,6 +10,7 @@ Make one Database per process, after a fork: connections do not survive one.
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -393,8 +394,10 @@ class Database:
         lost = state is None and isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
         if not lost and not (state or "").startswith(_POSTGRESQL_UNAVAILABLE):
             return None
-        first_line = str(driver_error).partition("\n")[0]
-        return f"PostgreSQL: {first_line}: is the server up, and DATABASE_URL right?"
+        lines = str(driver_error).splitlines() or [""]
+        # The first says it all, and the others may hold values. But where several servers were tried each has its line.
+        said = "; ".join(line for line in lines if lost and line.startswith("- host: ")) or lines[0]
+        return f"PostgreSQL: {said}: is the server up, and DATABASE_URL right?"
 
 
 class Prepared:
@@ -441,12 +444,14 @@ def connect(
 def _address(url: str) -> URL:
     """The URL with the driver that is installed. A message never shows the URL: it may hold a password."""
     try:
-        address = make_url(url)
-    except ArgumentError:
+        address = _several_servers(url) or make_url(url)
+    except (ArgumentError, ValueError):
         address = None
     kind = address.get_backend_name() if address is not None else ""
     if address is None or kind not in ("sqlite", "postgresql"):
-        raise ValueError("DATABASE_URL must start with sqlite:/// or postgresql://")
+        raise ValueError(
+            "DATABASE_URL must be like sqlite:///data/bot.db or postgresql://user:password@host/name"
+        )
     if kind == "postgresql":
         return address.set(drivername="postgresql+psycopg")
     if address.database in (None, "", ":memory:"):
@@ -456,6 +461,29 @@ def _address(url: str) -> URL:
             f"SQLite 3.35 or newer is needed, this Python has {sqlite3.sqlite_version}: use a newer one"
         )
     return address.set(drivername="sqlite")
+
+
+def _several_servers(url: str) -> URL | None:
+    """A URL that names a primary and its standbys, as PostgreSQL's own programs take it; None when it names one server.
+
+    Unless it says otherwise, the server that can be written is looked for. Raises ValueError.
+    """
+    scheme, _, rest = url.partition("://")
+    if "," not in re.split("[/?]", rest)[0].rpartition("@")[2]:
+        return None
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(f"postgresql://{rest}").items()}
+    except ProgrammingError:
+        raise ValueError from None
+    for port in given.get("port", "").split(","):
+        int(port or 0)
+    user, password, database = (given.pop(name, None) for name in ("user", "password", "dbname"))
+    return URL.create(
+        scheme, user, password, database=database, query={"target_session_attrs": "read-write"} | given
+    )
 
 
 def _revision(connection: Connection) -> str | None:

@@ -6,12 +6,15 @@ Knows processes and databases without rows. Must not know pytest, nor what is tr
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from fasteners import InterProcessLock
 
@@ -65,16 +68,44 @@ class PostgreSQL:
         """The process above all of the server's."""
         return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
 
+    @property
+    def host(self) -> str:
+        """What stands for a host's name: the folder of its socket."""
+        return str(self._server.get_postmaster_info().socket_dir)
+
     def crash(self) -> None:
-        pgexec(
-            "pg_ctl",
-            ("-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop"),
-            bin_path=self._server.bin_path,
-            user=self._server.system_user,
-        )
+        self.program("pg_ctl", "-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop")
+
+    def kill(self) -> None:
+        """-9 for all of its processes at once, as when its machine is gone."""
+        first = psutil.Process(self.pid)
+        for process in [first, *first.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs([first])
 
     def start(self) -> None:
         self._server.ensure_postgres_running()
+
+    def follow(self, primary: PostgreSQL) -> None:
+        """Forget all that is here, and be the standby of `primary` from now on. This server must not run."""
+        data = self._server.pgdata
+        shutil.rmtree(data)
+        data.mkdir()
+        if self._server.system_user:
+            shutil.chown(data, self._server.system_user)
+        source = ("--host", primary.host, "--username", "postgres")
+        self.program("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(data), *source)
+        self.start()
+
+    def promote(self) -> None:
+        """A standby becomes a primary. Returns when it can be written."""
+        self.program("pg_ctl", "-w", "-D", str(self._server.pgdata), "promote")
+
+    def program(self, name: str, *arguments: str) -> str:
+        """One of PostgreSQL's own programs, run as the server's user; what it prints."""
+        server = self._server
+        return pgexec(name, arguments, bin_path=server.bin_path, user=server.system_user)
 
     def close(self) -> None:
         self._server.cleanup()

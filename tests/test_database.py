@@ -152,7 +152,16 @@ class TestConnect:
 
     @pytest.mark.parametrize(
         "url",
-        ["mysql://u:hush@h/d", "sqlite://", "sqlite:///:memory:", "no url hush", "postgresql//u:hush@h"],
+        [
+            "mysql://u:hush@h/d",
+            "sqlite://",
+            "sqlite:///:memory:",
+            "no url hush",
+            "postgresql//u:hush@h",
+            "postgresql://u:hush@h:port/d",
+            "postgresql://u:hush@h:1,h:port/d",
+            "postgresql://u:hu%sh@h,h/d",
+        ],
     )
     def test_refuses_other_urls_without_showing_them(self, url):
         with pytest.raises(ValueError, match="DATABASE_URL") as caught:
@@ -168,6 +177,14 @@ class TestConnect:
     def test_postgresql_with_a_driver_in_the_url(self, postgresql, opened):
         url = postgresql.new_migrated()
         opened(url.replace("postgresql://", "postgresql+psycopg://")).check()
+
+    def test_of_several_servers_takes_one_that_is_there(self, silent_proxy, opened):
+        opened(silent_proxy.url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1")).check()
+
+    def test_names_each_of_several_servers_that_are_away(self):
+        with pytest.raises(DatabaseUnavailableError, match=r"port 1 .*port 2 .*DATABASE_URL") as caught:
+            connect("postgresql://bot:hush@127.0.0.1:1,127.0.0.1:2/bot", wait=0.1)
+        assert "hush" not in str(caught.value)
 
     def test_waits_for_a_server_and_then_says_so(self):
         with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
