@@ -38,6 +38,7 @@ from storage.deferred import DeferredWork, Work
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Recorded
 from storage.memories import Change
+from storage.states import SendState
 from wechat.client import ApiClient
 from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
@@ -138,16 +139,14 @@ class DeferredReplies:
 
     def _wait(self, ledger_id: int, delivery: int, arrived: float) -> Recorded:
         if not self._waiting.acquire(blocking=False):
-            return self._decide(ledger_id, "later")
+            return self._decide(ledger_id, SendState.LATER)
         try:
             if self._late_reply == "customer_service":
-                return self._result(ledger_id, arrived + self._reply_seconds) or self._decide(
-                    ledger_id, "later"
-                )
+                recorded = self._result(ledger_id, arrived + self._reply_seconds)
+                return recorded or self._decide(ledger_id, SendState.LATER)
             if delivery >= DELIVERIES:
-                return self._result(ledger_id, arrived + self._reply_seconds) or self._decide(
-                    ledger_id, "owed"
-                )
+                recorded = self._result(ledger_id, arrived + self._reply_seconds)
+                return recorded or self._decide(ledger_id, SendState.KEPT)
             recorded = self._result(ledger_id, arrived + TAKE_SECONDS)
             if recorded is None:
                 self._stop.wait(arrived + HOLD_SECONDS - time.monotonic())
@@ -169,9 +168,9 @@ class DeferredReplies:
                 return recorded
         return None
 
-    def _decide(self, ledger_id: int, otherwise: Literal["later", "owed"]) -> Recorded:
+    def _decide(self, ledger_id: int, otherwise: Literal[SendState.LATER, SendState.KEPT]) -> Recorded:
         text = None
-        if otherwise == "owed":
+        if otherwise is SendState.KEPT:
             message = parse_message(self._works.push(ledger_id), self._account)
             text = render_reply(TextReply(STILL_WORKING), message, int(self._clock()))
         recorded = self._works.answer(ledger_id, otherwise, text)
@@ -282,7 +281,8 @@ class DeferredReplies:
         adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(running), 0), running=running)
         for work in adopted:
             self._run_again(work)
-        self._works.settle(now, "pending" if self._late_reply == "customer_service" else "owed")
+        by_message = self._late_reply == "customer_service"
+        self._works.settle(now, SendState.PENDING if by_message else SendState.KEPT)
         return len(adopted)
 
     def _run_again(self, work: Work) -> None:

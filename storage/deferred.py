@@ -1,9 +1,8 @@
 """Deferred replies: work that takes longer than a push may wait, its result, and how the fan gets it.
 
 A message whose handler deferred has a row in `works` beside its row in the ledger, whose send lane says what the fan is
-still to get: storage.states. The work itself is `waiting` (for the message's file) -> `pending` -> `done` | `failed`.
-Each step is one transaction, so that however many processes look, the fan is answered once. Knows no handler, HTTP or
-clock.
+still to get. The states of both: storage.states. Each step is one transaction, so that however many processes look, the
+fan is answered once. Knows no handler, HTTP or clock.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from storage.memories import (
 )
 from storage.models import (
     AHEAD_SECONDS,
-    OWED,
+    KEPT,
     PENDING,
     UNFINISHED,
     WORKING,
@@ -35,7 +34,7 @@ from storage.models import (
     messages,
     works,
 )
-from storage.states import SendState
+from storage.states import SendState, WorkState
 from wechat.messages import Message
 
 # No delivery comes so long after the last one: then a result that none has fetched goes another way.
@@ -110,7 +109,7 @@ class DeferredWork:
                 insert(works).values(
                     id=recorded.id,
                     appid=self._appid,
-                    state="waiting" if wait_for_file else "pending",
+                    state=WorkState.WAITING if wait_for_file else WorkState.PENDING,
                     due=now,
                     lease_until=None if lease_seconds is None else now + lease_seconds,
                     claim=claim,
@@ -134,11 +133,14 @@ class DeferredWork:
         return int(self._database.write(lambda connection: connection.execute(statement).scalar_one()))
 
     def answer(
-        self, ledger_id: int, otherwise: Literal["later", "owed"] | None = None, text: bytes | None = None
+        self,
+        ledger_id: int,
+        otherwise: Literal[SendState.LATER, SendState.KEPT] | None = None,
+        text: bytes | None = None,
     ) -> Recorded | None:
         """What this delivery is to be answered: the result, or what was decided before; None while the work runs.
 
-        `otherwise`, when it still runs, decides: `later` by customer-service message and `success` now, or `owed`, the
+        `otherwise`, when it still runs, decides: LATER, by customer-service message and `success` now, or KEPT, the
         fan's next text gets it and `text` (plain XML) is said now.
         """
 
@@ -184,9 +186,9 @@ class DeferredWork:
             row = connection.execute(self._look, {"an_id": work.id}).one_or_none()
             done = connection.execute(
                 update(works)
-                .where(works.c.id == work.id, works.c.claim == work.claim, works.c.state == "pending")
+                .where(works.c.id == work.id, works.c.claim == work.claim, works.c.state == WorkState.PENDING)
                 .values(
-                    state="done" if reason is None else "failed",
+                    state=WorkState.DONE if reason is None else WorkState.FAILED,
                     result=result,
                     reason=reason,
                     done_at=now,
@@ -201,7 +203,7 @@ class DeferredWork:
             if reason is not None:
                 values = failed_send(code, reason, now)
             elif row.send_state != SendState.WORKING:
-                next_state = {SendState.LATER: SendState.PENDING, SendState.OWED: SendState.OWED}.get(
+                next_state = {SendState.LATER: SendState.PENDING, SendState.KEPT: SendState.KEPT}.get(
                     row.send_state
                 )
                 values = {"send_state": next_state if result is not None else None, "send_due": now}
@@ -270,7 +272,7 @@ class DeferredWork:
         return self._database.transact(both)
 
     def result(self, ledger_id: int) -> bytes | None:
-        """The plain XML of the result that is owed for this message; None when there is none."""
+        """The plain XML of the result of this message's work; None when there is none."""
         statement = select(works.c.result).where(works.c.id == ledger_id)
         found: bytes | None = self._database.run(lambda connection: connection.execute(statement).scalar())
         return found
@@ -295,8 +297,8 @@ class DeferredWork:
             .where(
                 messages.c.appid == self._appid,
                 messages.c.sender == message.from_user_name,
-                messages.c.send_state == OWED,
-                works.c.state == "done",
+                messages.c.send_state == KEPT,
+                works.c.state == WorkState.DONE,
             )
             .order_by(messages.c.id)
             .limit(1)
@@ -311,14 +313,14 @@ class DeferredWork:
             recorded, new = insert_in_transaction(self._ledger, connection, message, row.result, now)
             if new:  # else another delivery of this text came at the same instant, and has got one
                 connection.execute(
-                    update(messages).where(messages.c.id == row.id).values(send_state=SendState.GIVEN)
+                    update(messages).where(messages.c.id == row.id).values(send_state=SendState.FETCHED)
                 )
             return recorded
 
         self._ledger.ids.before_insert()
         return self._database.transact(record)
 
-    def settle(self, now: float, state: Literal["pending", "owed"]) -> int:
+    def settle(self, now: float, state: Literal[SendState.PENDING, SendState.KEPT]) -> int:
         """Results that no delivery fetched although all are over (their process died): send them, or keep each for its
         fan's next text."""
         over = (

@@ -12,7 +12,8 @@ however many rows there are. `downloads_due`, `sends_due` give the next claim, a
 `downloads_failed`, `sends_failed` serve `flask ledger retry` and the counts. `downloads_stored` is the count.
 `gallery_kinds`, `gallery_fans` give the gallery's pages, newest first, of what has ended; what has not is found in
 `downloads_due`, whose further columns serve nothing else. `thumbnails_due` gives the next picture to be made small.
-`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE. `results_*` find deferred replies that are still owed.
+`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE. `results_*` find the results of deferred work that are
+still to come, or kept.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sqlalchemy import (
     text,
 )
 
-from storage.states import SendState
+from storage.states import SendState, WorkState
 
 metadata = MetaData()
 
@@ -106,7 +107,7 @@ WAITING = literal_column("'waiting'", Text)
 SENT = literal_column("'sent'", Text)
 UNKNOWN = literal_column("'unknown'", Text)
 WORKING = literal_column("'working'", Text)
-OWED = literal_column("'owed'", Text)
+KEPT = literal_column("'owed'", Text)
 
 
 def _partial(name: str, columns: str, where: str) -> None:
@@ -267,7 +268,7 @@ memories = Table(
 Index("memories_changed", memories.c.appid, memories.c.changed_at)
 
 # Work whose result is still to come: it waits for the message's file, is claimed, or can be claimed.
-UNFINISHED = ("waiting", "pending")
+UNFINISHED = (WorkState.WAITING, WorkState.PENDING)
 
 
 def failed_send(code: int | None, reason: str, now: float) -> dict[str, object]:

@@ -4,8 +4,8 @@ Work is claimed under a lease and never deleted: when a process dies, its lease 
 mark names the claim that it belongs to. Knows the states of a row and the SQL that moves them; no files, no HTTP, no
 clock (`now` is an argument, in unix seconds).
 
-Lane `media` (the download): pending -> stored | failed. Lane `send` (what is sent back later): storage.states.
-Thumbnails are made from `thumbnail_due` on.
+Lane `media` is the download, lane `send` what is sent back later; their states: storage.states. Thumbnails are made
+from `thumbnail_due` on.
 """
 
 from __future__ import annotations

@@ -1,12 +1,20 @@
-"""What a message's send lane says: what the fan is still to get, and how that ended. All states and all steps.
+"""The states of a download, of what a fan is still to get, and of deferred work; and every step between them.
 
-A message without anything to be sent has no state (None). Every UPDATE of `send_state` in this package is one of
-SEND_STEPS; the tests' databases refuse any other. Knows names; no tables and no SQL.
+A message without a file has no `media_state` (None), one without anything to be sent no `send_state`. Every UPDATE of a
+state in this package is one of these steps; the tests' databases refuse any other. Knows names; no tables and no SQL.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+
+class MediaState(StrEnum):
+    """The values of `messages.media_state`: the download of the message's file."""
+
+    PENDING = "pending"
+    STORED = "stored"
+    FAILED = "failed"  # until `flask ledger retry`
 
 
 class SendState(StrEnum):
@@ -19,9 +27,26 @@ class SendState(StrEnum):
     UNKNOWN = "unknown"  # the request left and no answer came: never repeated by itself
     WORKING = "working"  # deferred work: deliveries of the message wait for its result
     LATER = "later"  # deferred work: its result will be sent by customer-service message
-    OWED = "owed"  # deferred work: the fan's next text is answered with its result
-    GIVEN = "given"  # and that has happened
+    KEPT = "owed"  # deferred work: its result is kept, and the fan's next text is answered with it
+    FETCHED = "given"  # and that has happened
 
+
+class WorkState(StrEnum):
+    """The values of `works.state`: the deferred work itself."""
+
+    WAITING = "waiting"  # for the message's file
+    PENDING = "pending"  # a process runs it, or can claim it
+    DONE = "done"
+    FAILED = "failed"  # until `flask ledger retry`
+
+
+_M = MediaState
+MEDIA_STEPS: dict[MediaState | None, frozenset[MediaState | None]] = {
+    None: frozenset(),
+    _M.PENDING: frozenset({_M.STORED, _M.FAILED}),
+    _M.STORED: frozenset(),
+    _M.FAILED: frozenset({_M.PENDING}),
+}
 
 _S = SendState
 SEND_STEPS: dict[SendState | None, frozenset[SendState | None]] = {
@@ -31,8 +56,16 @@ SEND_STEPS: dict[SendState | None, frozenset[SendState | None]] = {
     _S.SENT: frozenset(),
     _S.FAILED: frozenset({_S.WAITING, _S.PENDING, _S.LATER}),
     _S.UNKNOWN: frozenset({_S.PENDING}),
-    _S.WORKING: frozenset({None, _S.LATER, _S.OWED, _S.PENDING, _S.FAILED}),
+    _S.WORKING: frozenset({None, _S.LATER, _S.KEPT, _S.PENDING, _S.FAILED}),
     _S.LATER: frozenset({None, _S.PENDING, _S.FAILED}),
-    _S.OWED: frozenset({None, _S.GIVEN, _S.FAILED}),
-    _S.GIVEN: frozenset(),
+    _S.KEPT: frozenset({None, _S.FETCHED, _S.FAILED}),
+    _S.FETCHED: frozenset(),
+}
+
+_W = WorkState
+WORK_STEPS: dict[WorkState, frozenset[WorkState]] = {
+    _W.WAITING: frozenset({_W.PENDING, _W.FAILED}),
+    _W.PENDING: frozenset({_W.DONE, _W.FAILED}),
+    _W.DONE: frozenset(),
+    _W.FAILED: frozenset({_W.WAITING, _W.PENDING}),
 }

@@ -5,6 +5,7 @@ alone and started when the first test asks.
 """
 
 import uuid
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,7 @@ from storage.ledger import Ledger
 from storage.purge import PurgeRows
 from storage.queue import Queue
 from storage.s3 import S3Store
-from storage.states import SEND_STEPS
+from storage.states import MEDIA_STEPS, SEND_STEPS, WORK_STEPS
 from tests.postgresql import PostgreSQL
 
 APPID = "wx0123456789abcdef"
@@ -58,18 +59,27 @@ def database_url(request, tmp_path):
 
 
 def refuse_other_steps(database):
-    """From now on a SQLite database takes no UPDATE of send_state that is not in SEND_STEPS."""
-    steps = [f"({quoted(old)}, {quoted(new)})" for old, following in SEND_STEPS.items() for new in following]
-    trigger = f"""
-        CREATE TRIGGER send_steps BEFORE UPDATE OF send_state ON messages
-        WHEN OLD.send_state IS NOT NEW.send_state
-        AND NOT EXISTS (
-            SELECT 1 FROM (VALUES {", ".join(steps)}) AS step
-            WHERE step.column1 IS OLD.send_state AND step.column2 IS NEW.send_state
-        )
-        BEGIN SELECT RAISE(ABORT, 'not a step of storage.states'); END
-    """
-    database.transact(lambda connection: connection.exec_driver_sql(trigger))
+    """From now on a SQLite database takes no UPDATE of a state that is not a step of storage.states."""
+    for table, column, following in (
+        ("messages", "media_state", MEDIA_STEPS),
+        ("messages", "send_state", SEND_STEPS),
+        ("works", "state", WORK_STEPS),
+    ):
+        steps = [f"({quoted(old)}, {quoted(new)})" for old, states in following.items() for new in states]
+        trigger = f"""
+            CREATE TRIGGER steps_of_{table}_{column} BEFORE UPDATE OF {column} ON {table}
+            WHEN OLD.{column} IS NOT NEW.{column}
+            AND NOT EXISTS (
+                SELECT 1 FROM (VALUES {", ".join(steps)}) AS step
+                WHERE step.column1 IS OLD.{column} AND step.column2 IS NEW.{column}
+            )
+            BEGIN SELECT RAISE(ABORT, 'not a step of storage.states'); END
+        """
+        database.transact(partial(execute, trigger))
+
+
+def execute(statement, connection):
+    connection.exec_driver_sql(statement)
 
 
 def quoted(state):

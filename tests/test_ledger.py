@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ from storage.ledger import Entry, Ledger, Recorded, Status
 from storage.models import messages
 from storage.purge import PurgeRows
 from storage.queue import Queue
-from storage.states import SEND_STEPS, SendState
-from tests.databases import APPID
+from storage.states import MEDIA_STEPS, SEND_STEPS, WORK_STEPS, MediaState, SendState, WorkState
+from tests.databases import APPID, execute
 from wechat.messages import parse_message
 
 ROOT = Path(__file__).parent.parent
@@ -825,10 +826,14 @@ def test_what_a_clock_that_ran_ahead_put_off_is_due_when_it_is_right_again(ledge
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_step_that_is_not_in_the_table_is_refused_by_the_tests_databases(ledger, database):
-    """So each UPDATE of send_state that a test runs, here and in test_deferred, is one of SEND_STEPS."""
+    """So each UPDATE of a state that a test runs, here and in test_deferred, is one of the table's steps."""
+    assert set(MEDIA_STEPS) == {None, *MediaState}
     assert set(SEND_STEPS) == {None, *SendState}
-    assert {state for following in SEND_STEPS.values() for state in following} <= set(SEND_STEPS)
+    assert set(WORK_STEPS) == set(WorkState)
+    for steps in (MEDIA_STEPS, SEND_STEPS, WORK_STEPS):
+        assert {state for following in steps.values() for state in following} <= set(steps)
     recorded = ledger.record(image(1), None, T0, send_back=True)
-    wrong = f"UPDATE messages SET send_state = 'sent' WHERE id = {recorded.id}"
-    with pytest.raises(sqlalchemy.exc.IntegrityError, match=r"not a step of storage\.states"):
-        database.write(lambda connection: connection.exec_driver_sql(wrong))
+    for wrong in ("send_state = 'sent'", "media_state = NULL"):
+        statement = f"UPDATE messages SET {wrong} WHERE id = {recorded.id}"
+        with pytest.raises(sqlalchemy.exc.IntegrityError, match=r"not a step of storage\.states"):
+            database.write(partial(execute, statement))
