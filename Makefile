@@ -7,11 +7,13 @@
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
 # make try-deploy  docs/deploy.md run for real: systemd, containers, an upgrade, a process platform; about 10 minutes, needs root
 # make faults the long runs, killing processes and databases, and cutting the power: at most 20 minutes
-# Needs Python 3.11 or newer and nothing else. PIP_INDEX_URL chooses a package mirror.
+# Needs Python 3.11 or newer and nothing else; make bench measures one server more where node 18 and npm are.
+# PIP_INDEX_URL chooses a package mirror.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+EXPRESS = $(VENV)/express/node_modules/.package-lock.json
 
 .PHONY: run test test-all coverage faults fuzz bench bench-scale try-deploy check release format freeze clean
 
@@ -31,7 +33,7 @@ faults: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -m fuzz $(ARGS)
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench $(EXPRESS)
 	@timeout 600 $(BIN)/python -m bench $(ARGS)
 
 bench-scale: $(VENV)/.bench
@@ -94,6 +96,13 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/.no-dotenv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
+
+# Without node, npm or the network the measurement goes on, and says what it leaves out. After a new version in package.json:
+# cd bench/apps/express && npm install --package-lock-only --omit-lockfile-registry-resolved
+$(EXPRESS): bench/apps/express/package-lock.json bench/apps/express/package.json | $(VENV)/bin/python
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+	  echo "Installing express ..."; mkdir -p $(VENV)/express && cp $^ $(VENV)/express && cd $(VENV)/express && \
+	  npm ci --engine-strict --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules/.package-lock.json || true; fi
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-bench.txt

@@ -22,7 +22,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import pushes
-from bench.contestants import PEERS, PROCESSES, ROOT, Contestant, copy_of, ours, ours_on_postgresql, peer
+from bench.contestants import (
+    PEERS,
+    PROCESSES,
+    ROOT,
+    Contestant,
+    copy_of,
+    express,
+    express_lacks,
+    ours,
+    ours_on_postgresql,
+    peer,
+)
 from bench.load import drive
 from bench.servers import cpu_seconds
 
@@ -38,6 +49,7 @@ POSTGRESQL = "ours, PostgreSQL"
 REPEATED = "repeated deliveries"
 WECHATPY = "wechatpy + Flask, keeps nothing"
 WECHATPY_SAFE = "wechatpy + Flask, safe mode"
+EXPRESS = "npm wechat + express, keeps nothing"
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant (default 9)")
     parser.add_argument("--messages", type=int, default=2000, help="messages in a turn (default 2000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the results")
-    parser.add_argument("--only", default="", help="only contestants whose name holds this; wechatpy always")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="only contestants whose name holds this, or one of several such; wechatpy always",
+    )
     parser.add_argument(
         "--also",
         type=Path,
@@ -108,7 +125,7 @@ def machine() -> str:
 
 
 def measure(
-    work: Path, rounds: int, messages: int, only: str = "", also: Sequence[Path] = ()
+    work: Path, rounds: int, messages: int, only: Sequence[str] = (), also: Sequence[Path] = ()
 ) -> dict[str, list[Turn]]:
     """The turns of each contestant. Raises WrongAnswerError when one answers wrongly or loses a message."""
     give_up = time.monotonic() + LIMIT_SECONDS
@@ -141,8 +158,12 @@ def measure(
     return dict(turns)
 
 
-def start(running: ExitStack, work: Path, only: str, also: Sequence[Path]) -> list[Contestant]:
-    """Ours first; the others once for each worker class."""
+def start(running: ExitStack, work: Path, only: Sequence[str], also: Sequence[Path]) -> list[Contestant]:
+    """Ours first; the others once for each worker class; express where it can run, and a line says where it cannot."""
+
+    def is_wanted(name: str) -> bool:
+        return not only or any(part in name for part in only) or name.startswith((WECHATPY, WECHATPY_SAFE))
+
     found: list[tuple[str, AbstractContextManager[Contestant]]] = []
     for number, source in enumerate([ROOT, *also]):
         mark = f" [{source.name}]" if number else ""
@@ -158,8 +179,12 @@ def start(running: ExitStack, work: Path, only: str, also: Sequence[Path]) -> li
         for worker_class in WORKER_CLASSES:
             name = f"{of.name} ({worker_class})"
             found.append((name, peer(name, of, worker_class, work / of.module / worker_class)))
-    wanted = [one for name, one in found if only in name or name.startswith((WECHATPY, WECHATPY_SAFE))]
-    return [running.enter_context(contestant) for contestant in wanted]
+    if lacks := express_lacks():
+        if is_wanted(EXPRESS):
+            print(f"{EXPRESS}: left out, {lacks}", flush=True)
+    else:
+        found.append((EXPRESS, express(EXPRESS, work / "express")))
+    return [running.enter_context(contestant) for name, contestant in found if is_wanted(name)]
 
 
 def take_turn(
@@ -185,7 +210,7 @@ def report(turns: Mapping[str, Sequence[Turn]]) -> str:
     """The table, and how the promised figures are met."""
     plain, sealed = (References.of(turns, name) for name in (WECHATPY, WECHATPY_SAFE))
     lines = [
-        f"{machine()}; gunicorn, {PROCESSES} processes; {CONNECTIONS} connections; "
+        f"{machine()}; gunicorn (express: node's cluster), {PROCESSES} processes; {CONNECTIONS} connections; "
         f"{min(map(len, turns.values()))} rounds of {max(turn.messages for turn in next(iter(turns.values())))}.",
         "Medians (least to most of the rounds); ratios are medians of the rounds' own, to wechatpy's better worker class "
         "in that column, for safe mode to its safe mode.",
@@ -202,7 +227,7 @@ def report(turns: Mapping[str, Sequence[Turn]]) -> str:
         )
     load = [turn.load_cpu_seconds / turn.messages * 1e6 for taken in turns.values() for turn in taken]
     lines += ["", f"The load's own CPU: {statistics.median(load):.0f} µs/message.", ""]
-    return "\n".join(lines + promises(turns, plain, sealed)) + "\n"
+    return "\n".join(lines + promises(turns, plain, sealed) + beside_express(turns)) + "\n"
 
 
 def promises(turns: Mapping[str, Sequence[Turn]], plain: References, sealed: References) -> list[str]:
@@ -228,9 +253,21 @@ def promises(turns: Mapping[str, Sequence[Turn]], plain: References, sealed: Ref
     return lines
 
 
+def beside_express(turns: Mapping[str, Sequence[Turn]]) -> list[str]:
+    """Where ours stands beside the fastest of the others; nothing when that did not run."""
+    if EXPRESS not in turns:
+        return []
+    reference = References(turns[EXPRESS], turns[EXPRESS])
+    return ["", f"| × {EXPRESS} | messages/s | server CPU |", "|---|---:|---:|"] + [
+        f"| {name} | {reference.rate(taken):.2f} | {reference.cpu(taken):.2f} |"
+        for name, taken in turns.items()
+        if name.startswith("ours") and "safe mode" not in name
+    ]
+
+
 @dataclass(frozen=True)
 class References:
-    """wechatpy's turns: those in the worker class that uses the least CPU, and those in the fastest."""
+    """A contestant's turns: those in the worker class that uses the least CPU, and those in the fastest."""
 
     least_cpu: Sequence[Turn]
     fastest: Sequence[Turn]

@@ -3,13 +3,15 @@
 Ours runs as its gunicorn.conf.py says, in a copy of the tree, so that neither a `.env` nor an edit meanwhile changes what
 is measured; with WORKER=external, so that downloads, which the others do not do at all, are not counted as the
 callback's. The others run under the same gunicorn with as many processes, in each worker class; the better counts.
+One is not Python's: it runs in as many processes of node's cluster, where node and its packages are.
 """
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,14 @@ import psycopg
 
 from bench.account import AES_KEY, APPID, APPSECRET, TOKEN
 from bench.pushes import Mode
-from bench.servers import Server, free_port
+from bench.servers import PYTHON, Server, free_port
 from tests.postgresql import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
 THREADS = 16  # of gthread, ours and the others'
 NO_API = "http://127.0.0.1:9"  # as the platform: no token is had, and none is needed to answer
+NODE_MODULES = Path(sys.prefix) / "express" / "node_modules"  # where `make bench` has npm install them
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,34 @@ def peer(name: str, of: Peer, worker_class: str, folder: Path) -> Iterator[Conte
         yield Contestant(name, server, of.mode, of.constant)
 
 
+def express_lacks() -> str:
+    """What npm wechat on express cannot run for want of; empty when it can."""
+    if shutil.which("node") is None:
+        return "node is not installed"
+    if (NODE_MODULES / ".package-lock.json").exists():  # npm writes it last
+        return ""
+    if shutil.which("npm") is None:
+        return "npm is not installed"
+    return f"its packages are not in {NODE_MODULES}: make bench has npm install them"
+
+
+@contextmanager
+def express(name: str, folder: Path) -> Iterator[Contestant]:
+    folder.mkdir(parents=True)
+    port = free_port()
+    environ = {
+        "NODE_PATH": str(NODE_MODULES),
+        "NODE_ENV": "production",
+        "PORT": str(port),
+        "PROCESSES": str(PROCESSES),
+        "WECHAT_TOKEN": TOKEN,
+    }
+    command = [str(ROOT / "bench" / "apps" / "express" / "app.js")]
+    log = folder / "log"
+    with running(command, folder=folder, environ=environ, port=port, log=log, program=["node"]) as server:
+        yield Contestant(name, server)
+
+
 @contextmanager
 def gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
     """The web processes as they are installed; `more` are settings."""
@@ -152,9 +183,15 @@ def gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -
 
 @contextmanager
 def running(
-    command: list[str], *, folder: Path, environ: Mapping[str, str], port: int | None, log: Path
+    command: list[str],
+    *,
+    folder: Path,
+    environ: Mapping[str, str],
+    port: int | None,
+    log: Path,
+    program: Sequence[str] = PYTHON,
 ) -> Iterator[Server]:
-    server = Server(command, folder=folder, environ=environ, port=port, log=log)
+    server = Server(command, folder=folder, environ=environ, port=port, log=log, program=program)
     try:
         yield server
     finally:

@@ -107,10 +107,28 @@ class _Connection:
             head = head.lower()
             if head[8:13] != b" 200 ":
                 raise LoadError(f"answered {head[:100]!r}")
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"-1")
-            if len(body) == length:
+            if b"\r\ntransfer-encoding: chunked" in head:
+                whole = _unchunked(body)
+            else:
+                length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"-1")
+                whole = body if len(body) == length else None
+            if whole is not None:
                 self.ended = b"connection: close" in head
                 self._received = b""
-                return body
+                return whole
         self._received = received
         return None
+
+
+def _unchunked(body: bytes) -> bytes | None:
+    """What the chunks hold; None until the last one, which is empty, has come."""
+    held = b""
+    while True:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        chunk, end, body = rest[:length], rest[length : length + 2], rest[length + 2 :]
+        if not end.endswith(b"\n"):
+            return None
+        if not length:
+            return held
+        held += chunk

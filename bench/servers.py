@@ -1,6 +1,6 @@
 """Starts a server for a measurement, reads what its processes have used, and ends exactly those.
 
-Knows gunicorn's command line and process trees. Must not know what is measured.
+Knows process trees. Must not know what is measured.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
+PYTHON = (sys.executable, "-m")
 
 
 class ServerError(Exception):
@@ -45,14 +46,21 @@ class Server:
     """One command and its children, mostly on a port of their own."""
 
     def __init__(
-        self, command: Sequence[str], *, folder: Path, environ: Mapping[str, str], port: int | None, log: Path
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        environ: Mapping[str, str],
+        port: int | None,
+        log: Path,
+        program: Sequence[str] = PYTHON,
     ) -> None:
-        """Returns when the port, if there is one, answers. Raises ServerError."""
+        """`program` runs `command`. Returns when the port, if there is one, answers. Raises ServerError."""
         self.port = port or 0
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [*program, *command],
                 cwd=folder,
                 env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | dict(environ),
                 stdin=subprocess.DEVNULL,

@@ -2,13 +2,16 @@
 
 import json
 import random
+import re
+import socket
 from dataclasses import replace
 
 import pytest
+from werkzeug.serving import WSGIRequestHandler
 
 from bench import __main__ as bench
-from bench import load, pushes, scale
-from bench.contestants import ROOT, copy_of, ours
+from bench import contestants, load, pushes, scale
+from bench.contestants import ROOT, copy_of, express, express_lacks, ours
 from bench.simulate import Cost, simulate
 from bench.simulate import main as simulation
 from tests.serving import serving
@@ -56,6 +59,44 @@ def test_ours_alone(tmp_path, mode, full):
     assert pushes.faults(sent, bodies[1:] + bodies[:1], None)
 
 
+def test_express_checks_signatures_and_echoes(tmp_path):
+    if lacks := express_lacks():
+        pytest.skip(f"npm wechat on express: {lacks}")
+    sent = [pushes.new() for _ in range(20)]
+    with express("express", tmp_path / "express") as contestant:
+        turn, _ = bench.take_turn(contestant, sent, set())
+        assert turn.messages == 20
+        assert len(contestant.server.processes()) == 1 + contestants.PROCESSES
+        unsigned = re.sub(rb"signature=\w+", b"signature=0", pushes.new().request)
+        with pytest.raises(load.LoadError, match="401"):
+            load.drive(contestant.server.port, [unsigned], 1)
+
+
+def test_express_is_left_out_where_it_cannot_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(contestants, "NODE_MODULES", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert express_lacks() == "node is not installed"
+    node, npm = (tmp_path / name for name in ("node", "npm"))
+    node.touch(0o755)
+    assert express_lacks() == "npm is not installed"
+    npm.touch(0o755)
+    assert express_lacks() == f"its packages are not in {tmp_path}: make bench has npm install them"
+    npm.unlink()
+    (tmp_path / ".package-lock.json").touch()
+    assert not express_lacks()
+
+
+def test_what_express_needs_is_pinned_and_names_no_registry():
+    folder = ROOT / "bench" / "apps" / "express"
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    frozen = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert frozen[""]["dependencies"] == wanted
+    for name, version in wanted.items():
+        assert frozen[f"node_modules/{name}"]["version"] == version
+    packages = [package for path, package in frozen.items() if path]
+    assert all("integrity" in package and "resolved" not in package for package in packages)
+
+
 def test_the_figures_of_a_table():
     turn = bench.Turn(
         messages=1000, seconds=1.0, cpu_seconds=0.5, others_cpu_seconds=0.0, load_cpu_seconds=0.01
@@ -71,6 +112,12 @@ def test_the_figures_of_a_table():
     assert f"| {bench.FULL} | 500 (500 to 500) | 0.50 | 600 (600 to 600) | 1.20 |" in table
     assert f"| {bench.FULL}: CPU × wechatpy | 1.20 | ≤ 1.30 | 1.10 |" in table
     assert "| a repeated delivery: CPU × a first one | 0.83 | < 1 | |" in table
+    assert bench.EXPRESS not in table
+    fast = replace(turn, seconds=0.8, cpu_seconds=0.4)
+    table = bench.report({bench.FULL: [slow, slow]} | repeated | peers | {bench.EXPRESS: [fast, fast]})
+    assert f"| {bench.EXPRESS} | 1250 (1250 to 1250) | 1.25 | 400 (400 to 400) | 0.80 |" in table
+    _, beside = table.split(f"| × {bench.EXPRESS} | messages/s | server CPU |")
+    assert f"| {bench.FULL} | 0.40 | 1.50 |" in beside
 
 
 def test_an_answer_that_is_none_ends_the_load():
@@ -85,6 +132,35 @@ def test_connections_are_opened_anew_when_the_server_closes_them():
         port = int(url.rpartition(":")[2])
         outcome = load.drive(port, [pushes.new().request for _ in range(10)], 3)
     assert outcome.bodies == [b"success"] * 10
+
+
+class InChunks(WSGIRequestHandler):
+    """Answers as node does when it does not know the length, and in pieces; keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for piece in (
+            head,
+            b"3\r",
+            b"\nsuc\r\n",
+            b"1",
+            b"1\r\ncess, and",
+            b" no more",
+            b"\r\n0\r\n",
+            b"\r\n",
+        ):
+            self.wfile.write(piece)
+
+
+def test_an_answer_in_chunks_is_read_to_its_end():
+    with serving(None, InChunks) as url:
+        port = int(url.rpartition(":")[2])
+        outcome = load.drive(port, [pushes.new().request for _ in range(10)], 2)
+    assert outcome.bodies == [b"success, and no more"] * 10
 
 
 @pytest.mark.parametrize("part", scale.PARTS)
