@@ -135,8 +135,9 @@ def measure(
         for contestant in contestants:  # the table's order
             turns[contestant.name] = []
         kept: dict[str, set[str]] = defaultdict(set)
-        for contestant in contestants:  # imports, caches
-            warm = [pushes.new(contestant.mode) for _ in range(max(messages // 10, CONNECTIONS))]
+        for contestant in contestants:  # imports, caches, compilers
+            count = max(int(messages * contestant.warm_up), CONNECTIONS)
+            warm = [pushes.new(contestant.mode) for _ in range(count)]
             take_turn(contestant, warm, kept[contestant.name])
         for number in range(1, rounds + 1):
             if time.monotonic() > give_up:
