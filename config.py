@@ -79,7 +79,7 @@ HINTS: Mapping[Cause, tuple[str, str]] = {
 
 def explained(error: WeChatError) -> str:
     """What happened and what to do about it, in one line, with the names of our settings."""
-    text = error.what
+    text = error.what + (f" ({error.what_zh})" if error.what_zh else "")
     if error.hint_en:
         text += f". {error.hint_en} ({error.hint_zh})"
     if error.cause is not None:
@@ -87,8 +87,8 @@ def explained(error: WeChatError) -> str:
     return text
 
 
-def token_reason(error: WeChatError) -> str:
-    """Why there is no access_token, and what to do: English, a slash, Chinese. It is kept in the shared token row."""
+def token_reason(error: WeChatError) -> tuple[str, str]:
+    """Why there is no access_token, and what to do, in English and in Chinese: kept in the shared token row."""
     english, chinese, cause = error.hint_en, error.hint_zh, error.cause
     if error.code in _OF_TOKEN_CALLS:
         # When a token is fetched, 40001 is about the AppSecret: no access_token was sent.
@@ -101,11 +101,9 @@ def token_reason(error: WeChatError) -> str:
             f"Add {ip[1]} to the account's IP whitelist",
             f"请将 {ip[1]} 加入公众平台 IP 白名单",
         )
-    what, _, chinese_what = error.what.partition(" / ")
-    in_english = [each for each in (english, HINTS[cause][0] if cause else "") if each]
-    in_chinese = [each for each in (chinese_what, chinese, HINTS[cause][1] if cause else "") if each]
-    text = ". ".join([what, *in_english])
-    return text + (f" / {'；'.join(in_chinese)}" if in_chinese else "")
+    in_english = (error.what, english, HINTS[cause][0] if cause else "")
+    in_chinese = (error.what_zh, chinese, HINTS[cause][1] if cause else "")
+    return ". ".join(filter(None, in_english)), "；".join(filter(None, in_chinese))
 
 
 _OF_TOKEN_CALLS = {

@@ -38,7 +38,7 @@ class IdReserve:
         if self._database.loses_newest and self._newest + _AHEAD >= self._upto:
             self._reserve()
 
-    def given(self, ledger_id: int) -> None:
+    def note(self, ledger_id: int) -> None:
         """This id was given."""
         self._newest = max(self._newest, ledger_id)
 

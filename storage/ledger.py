@@ -261,7 +261,7 @@ def insert_in_transaction(
         row = ledger._insert(connection, **values).fetchone()
         if row is not None:
             (ledger_id,) = row
-            ledger.ids.given(ledger_id)
+            ledger.ids.note(ledger_id)
             return Recorded(ledger_id, reply, working), True
         recorded = _look(ledger, connection, message.dedupe_key, message.from_user_name)
         if recorded is not None:

@@ -175,6 +175,7 @@ tokens = Table(
     Column("retry_at", Double, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("reason", Text),
+    Column("reason_zh", Text),
     Column("code", Integer),
     Column("checked_at", Double, nullable=False, server_default=text("0")),
     Column("checks", Double, nullable=False, server_default=text("0")),

@@ -312,6 +312,6 @@ def test_an_error_tells_what_to_do_as_data(error, said, final):
 
 def test_a_reason_for_the_shared_row_has_both_languages():
     assert token_reason(api_error(40013, "invalid appid", "/p")) == (
-        "40013 invalid appid. Check the AppID (case, stray characters). is WECHAT_APPID that of this account? / "
-        "请检查 AppID（大小写、多余字符）；请检查 WECHAT_APPID 是否为本账号"
+        "40013 invalid appid. Check the AppID (case, stray characters). is WECHAT_APPID that of this account?",
+        "请检查 AppID（大小写、多余字符）；请检查 WECHAT_APPID 是否为本账号",
     )

@@ -102,7 +102,7 @@ def token_server(
         except _NoTokenGivenError:
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
         except TokenUnavailableError as error:
-            return jsonify(error=error.reason), 503
+            return jsonify(error=str(error)), 503
         except DatabaseUnavailableError as error:
             return jsonify(error=str(error)), 503
 
@@ -119,7 +119,7 @@ def token_server(
         try:
             return jsonify(handed_out(served, AccessToken.get_checked)), 200
         except TokenUnavailableError as error:
-            return jsonify(errcode=error.code or -1, errmsg=error.reason), 200
+            return jsonify(errcode=error.code or -1, errmsg=str(error)), 200
         except DatabaseUnavailableError as error:
             return jsonify(errcode=-1, errmsg=str(error)), 200
 

@@ -49,9 +49,9 @@ _BEIJING = 8 * 3600
 class TokenRow:
     """What all processes share about the token. All times are unix seconds, wall clock; 0 is never.
 
-    `expires_at` 0 beside a value means that the platform refuses this value. `retry_at`, `failures`,
-    `reason` and `code` describe the failed fetches since the last good one. `checked_at` says when the source was last
-    asked whether this value lives, `checks` how often it was of late. `forced_*` count the force_refresh calls,
+    `expires_at` 0 beside a value means that the platform refuses this value. `retry_at`, `failures`, `reason`,
+    `reason_zh` and `code` describe the failed fetches since the last good one. `checked_at` says when the source was
+    last asked whether this value lives, `checks` how often it was of late. `forced_*` count the force_refresh calls,
     `forced_day` in days since 1970 by Beijing's clock.
     """
 
@@ -61,6 +61,7 @@ class TokenRow:
     retry_at: float = 0.0
     failures: int = 0
     reason: str | None = None
+    reason_zh: str | None = None
     code: int | None = None
     checked_at: float = 0.0
     checks: float = 0.0
@@ -125,7 +126,7 @@ class AccessToken:
 
     `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
     [0, 1). `on_fetch` is called with each fetch's result: "ok", the platform's code, or "failed". `explained` turns a
-    failed fetch into the reason that people will read.
+    failed fetch into the reason that people will read, in English and in Chinese.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class AccessToken:
         random: Callable[[], float] = randomness.random,
         sleep: Callable[[float], None] = time.sleep,
         on_fetch: Callable[[str], None] = lambda result: None,
-        explained: Callable[[WeChatError], str] = str,
+        explained: Callable[[WeChatError], tuple[str, str]] = lambda error: (error.what, error.what_zh),
     ) -> None:
         self._store = store
         self._source = source
@@ -249,7 +250,9 @@ class AccessToken:
             row = self._store.load()
             value = found(row)
             if value is None and patient and _back_off_left(row, self._clock()) > 0:
-                raise TokenUnavailableError(row.reason or "", code=row.code, retry_at=row.retry_at)
+                raise TokenUnavailableError(
+                    row.reason or "", row.reason_zh or "", code=row.code, retry_at=row.retry_at
+                )
             return value
 
         holder = secrets.token_hex(8)  # of this very call: a forked process never shares it
@@ -304,12 +307,23 @@ class AccessToken:
             failure = error
         row = self._store.load()
         retry_at = self._clock() + min(_FIRST_BACKOFF * 2.0 ** min(row.failures, 10), _LONGEST_BACKOFF)
-        reason = self._explained(failure)
-        code = getattr(failure, "code", None)
-        row = replace(row, retry_at=retry_at, failures=row.failures + 1, reason=reason, code=code)
+        reason, reason_zh = self._explained(failure)
+        unavailable = TokenUnavailableError(reason, reason_zh, code=failure.code, retry_at=retry_at)
+        row = replace(
+            row,
+            retry_at=retry_at,
+            failures=row.failures + 1,
+            reason=unavailable.reason,
+            reason_zh=unavailable.what_zh,
+            code=failure.code,
+        )
         self._save(holder, row)
-        log.warning("access_token not renewed: %s", reason, extra={"code": code, "failures": row.failures})
-        raise TokenUnavailableError(reason, code=code, retry_at=retry_at)
+        log.warning(
+            "access_token not renewed: %s",
+            unavailable,
+            extra={"code": failure.code, "failures": row.failures},
+        )
+        raise unavailable
 
     def _replaced(self, holder: str, stale: str | None) -> str:
         row = self._store.load()
@@ -327,8 +341,8 @@ class AccessToken:
             grant = self._fetch(holder, lambda: self._source.force(stale))
             if grant.value == stale and self._source.force_is_limited:
                 raise TokenUnavailableError(
-                    "the platform refuses its own token and gives no other, even by force_refresh / "
-                    "平台拒绝该 token，强制刷新后仍返回同一个"
+                    "the platform refuses its own token and gives no other, even by force_refresh",
+                    "平台拒绝该 token，强制刷新后仍返回同一个",
                 )
         kept = TokenRow(
             value=grant.value,
@@ -368,12 +382,13 @@ class AccessToken:
         if count >= _FORCED_PER_DAY:
             raise TokenUnavailableError(
                 f"the token is dead and force_refresh was used {count} times today, which is all the platform "
-                f"allows: find out what kills the tokens / token 已失效，今日强制刷新次数（{count} 次）已用尽"
+                "allows: find out what kills the tokens",
+                f"token 已失效，今日强制刷新次数（{count} 次）已用尽",
             )
         if 0 <= now - row.forced_at < _FORCED_APART:
             raise TokenUnavailableError(
-                "the token is dead and force_refresh was used less than 30 s ago: wait / "
-                "token 已失效，距上次强制刷新不足 30 秒，请稍候"
+                "the token is dead and force_refresh was used less than 30 s ago: wait",
+                "token 已失效，距上次强制刷新不足 30 秒，请稍候",
             )
         return replace(row, forced_at=now, forced_day=day, forced_count=count + 1)
 

@@ -47,8 +47,9 @@ class Cause(enum.Enum):
 class WeChatError(Exception):
     """The root of all errors of this package. Each tells what to do about it, as data.
 
-    `what` says what happened, without a hint. `code` is the platform's, with its hints in English and Chinese. `final`:
-    a repeat would end alike. `retry_at` (unix seconds): not before. `cause`: which of the caller's values to look at.
+    `what` says what happened, without a hint; `what_zh` says it in Chinese, or is empty. `code` is the platform's, with
+    its hints in both languages. `final`: a repeat would end alike. `retry_at` (unix seconds): not before. `cause`:
+    which of the caller's values to look at.
     """
 
     code: int | None = None
@@ -57,6 +58,7 @@ class WeChatError(Exception):
     final: bool = False
     retry_at: float | None = None
     cause: Cause | None = None
+    what_zh: str = ""
 
     @property
     def what(self) -> str:
@@ -242,13 +244,14 @@ class MediaRefusedError(WeChatError):
 class TokenUnavailableError(WeChatError):
     """No valid access_token, and none to be had now.
 
-    `reason` says why and what to do, in English and Chinese, `code` is the platform's code where there was one,
-    `retry_at` (unix seconds) when the next fetch will be tried.
+    `reason` and `what_zh` say why and what to do, `code` is the platform's code where there was one, `retry_at` (unix
+    seconds) when the next fetch will be tried. The message has both languages.
     """
 
     def __init__(
         self,
         reason: str,
+        reason_zh: str = "",
         *,
         code: int | None = None,
         retry_at: float | None = None,
@@ -256,9 +259,14 @@ class TokenUnavailableError(WeChatError):
     ) -> None:
         self.cause = cause
         self.reason = _without_secrets(reason)
+        self.what_zh = _without_secrets(reason_zh)
         self.code = code
         self.retry_at = retry_at
-        super().__init__(self.reason)
+        super().__init__(f"{self.reason} / {self.what_zh}" if self.what_zh else self.reason)
+
+    @property
+    def what(self) -> str:
+        return self.reason
 
 
 _NO_NUMBER = -2

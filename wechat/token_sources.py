@@ -153,24 +153,32 @@ class CentralTokenSource:
             failure = error
         else:
             return _grant(answer)
-        what, cause = _CENTRAL_REASONS.get(failure.status, _CENTRAL_FAILED)
-        raise TokenUnavailableError(what.format(failure=failure), cause=cause)
+        if failure.status not in _CENTRAL_REASONS:
+            raise TokenUnavailableError(
+                f"the central token server failed: {failure}", "中控服务器出错", cause=Cause.CENTRAL_SERVER
+            )
+        english, chinese, cause = _CENTRAL_REASONS[failure.status]
+        raise TokenUnavailableError(english, chinese, cause=cause)
 
 
-_CENTRAL_REASONS: dict[int | None, tuple[str, Cause | None]] = {
-    401: ("the central token server refuses the key / 中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
+_CENTRAL_REASONS: dict[int | None, tuple[str, str, Cause | None]] = {
+    401: ("the central token server refuses the key", "中控服务器拒绝了密钥", Cause.CENTRAL_KEY),
     403: (
-        "the central token server has no such AppID for this key / 中控服务器没有该 AppID，或密钥属于其他账号",
+        "the central token server has no such AppID for this key",
+        "中控服务器没有该 AppID，或密钥属于其他账号",
         Cause.CENTRAL_KEY,
     ),
-    404: ("there is no central token server at that address / 该地址没有中控服务器", Cause.CENTRAL_SERVER),
+    404: (
+        "there is no central token server at that address",
+        "该地址没有中控服务器",
+        Cause.CENTRAL_SERVER,
+    ),
     503: (
-        "the central token server has no token itself: see its /readyz and log / "
+        "the central token server has no token itself: see its /readyz and log",
         "中控服务器自身没有可用的 token，请查看其 /readyz 与日志",
         None,
     ),
 }
-_CENTRAL_FAILED = ("the central token server failed: {failure}", Cause.CENTRAL_SERVER)
 
 
 _TOKEN = re.compile(r"[ -~]{1,2048}")  # it travels in query strings and headers
@@ -183,6 +191,6 @@ def _grant(answer: dict[str, Any]) -> Grant:
     except ValueError:
         life = 0.0
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        raise TokenUnavailableError("the answer holds no usable access_token / 返回中没有可用的 token")
+        raise TokenUnavailableError("the answer holds no usable access_token", "返回中没有可用的 token")
     # Also without a usable number of seconds: the token itself may be good.
     return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)

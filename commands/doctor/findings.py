@@ -38,9 +38,3 @@ def finding(check: str, outcome: Outcome) -> Finding:
     """The outcome with each text on one line. It is escaped, since it may quote the platform or a tunnel."""
     english, chinese = (escaped(" ".join(text.split())) for text in (outcome.english, outcome.chinese))
     return Finding(check, outcome.ok, english, chinese)
-
-
-def two_texts(reason: str, chinese: str = "") -> tuple[str, str]:
-    """Splits a reason that has both languages; else pairs it with `chinese`."""
-    english, _, rest = reason.partition(" / ")
-    return english, rest or chinese

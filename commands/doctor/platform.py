@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import parts
-from commands.doctor.findings import Outcome, two_texts
+from commands.doctor.findings import Outcome
 from config import token_reason
 from parts import Parts
 from storage.errors import DatabaseUnavailableError
@@ -48,9 +48,8 @@ class Platform:
         except DatabaseUnavailableError as error:
             return Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
         except TokenUnavailableError as error:
-            # A reason in two languages already says what to do.
-            if " / " in error.reason:
-                return Outcome(False, *two_texts(error.reason))
+            if error.what_zh:  # a reason in two languages already says what to do
+                return Outcome(False, error.reason, error.what_zh)
             return Outcome(
                 False,
                 f"{error.reason}: check the network and WECHAT_API_BASE; {_proxy_hint()[0]}",
@@ -70,9 +69,9 @@ class Platform:
                 raise
             return Outcome(
                 False,
-                f"stable_token is refused ({two_texts(error.reason)[0]}), but /cgi-bin/token works: "
+                f"stable_token is refused ({error.reason}), but /cgi-bin/token works: "
                 "set WECHAT_TOKEN_SOURCE=classic",
-                f"stable_token 被拒绝（{two_texts(error.reason, error.reason)[1]}），但 /cgi-bin/token 可用："
+                f"stable_token 被拒绝（{error.what_zh or error.reason}），但 /cgi-bin/token 可用："
                 "请设置 WECHAT_TOKEN_SOURCE=classic",
             )
         self._source = _Fetched(value)
@@ -138,8 +137,10 @@ class Platform:
             return Outcome(
                 False, f"{error.code} ({error.errmsg}): {error.hint_en}", f"{error.code}：{error.hint_zh}"
             )
-        except (TokenUnavailableError, DatabaseUnavailableError, TransportError) as error:
-            return Outcome(False, *two_texts(str(error), "请检查网络与 WECHAT_API_BASE"))
+        except (TokenUnavailableError, TransportError) as error:
+            return Outcome(False, error.what, error.what_zh or "请检查网络与 WECHAT_API_BASE")
+        except DatabaseUnavailableError as error:
+            return Outcome(False, str(error), "数据库不可用，请检查 DATABASE_URL")
         return self._reached(answer)
 
     def _reached(self, answer: Mapping[str, object]) -> Outcome:
@@ -211,7 +212,8 @@ class _Fetched:
     def replace(self, stale: str) -> str:
         raise TokenUnavailableError(
             "the platform refuses the access_token that it has just handed out: does another program force "
-            "new ones for this account? / 平台拒绝刚取得的 token，请检查是否有其他程序在强制刷新"
+            "new ones for this account?",
+            "平台拒绝刚取得的 token，请检查是否有其他程序在强制刷新",
         )
 
 
