@@ -208,6 +208,14 @@ def test_a_signed_push_goes_through_and_its_query_is_not_written_down(proxy):
     assert "signature" not in log.read_text()
 
 
+def test_the_callbacks_of_several_accounts_go_through(proxy, bot):
+    before = len(bot.logs())
+    path, _ = pushing.plain("")
+    proxy.session.post(f"{proxy.url}{path.replace('/wechat', '/wechat/my-shop')}", data=b"<xml/>", timeout=10)
+    logged = eventually(lambda: bot.logs()[before:], what="the bot's line: it has no such account")
+    assert "/wechat/my-shop" in logged
+
+
 def test_a_body_over_the_limit_is_refused(proxy):
     path, _ = pushing.plain("")
     answer = proxy.session.post(f"{proxy.url}{path}", data=b"x" * (1024 * 1024 + 1), timeout=10)
