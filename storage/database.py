@@ -1,8 +1,8 @@
 """One database for the ledger and the token: opens it, brings its schema up to date, and runs operations on it.
 
 Knows how SQLite and PostgreSQL are opened, locked and found to be away, and that an operation is repeated until its
-wait is over. Must not know what the operations do: every operation given to `run` or `transact` has to be one that
-may be repeated after a commit whose answer was lost.
+wait is over. Must not know what the operations do: each of them, and each statement that writes a row, has to be one
+that may be repeated after a commit whose answer was lost.
 
 Make one Database per process, after a fork: connections do not survive one.
 """
@@ -15,8 +15,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -101,6 +102,7 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._batches = Batches(self._write_all)
+        self._together: dict[str, Batches[Mapping[str, Any], Any]] = {}  # by statement
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
@@ -149,13 +151,43 @@ class Database:
         """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
         return self._write(operation, self._transaction(operation), wait)
 
+    def find_row(self, statement: Prepared, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS) -> Any:
+        """The row that a statement finds, or None. Waits and raises as `run` does."""
+        if self.is_sqlite:
+            return self.run(lambda connection: statement(connection, **values).fetchone(), wait=wait)
+        return self._row(statement, values, wait)
+
+    def write_row(self, statement: Prepared, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS) -> Any:
+        """The row that one inserting or updating statement returns, or None; it is committed. Waits and raises as `run`
+        does."""
+        if self.is_sqlite:
+            return self.write(lambda connection: statement(connection, **values).fetchone(), wait=wait)
+        return self._row(statement, values, wait)
+
+    def _row(self, statement: Prepared, values: Mapping[str, Any], wait: float) -> Any:
+        """Threads that come with one statement at the same time share a round trip to PostgreSQL, and a commit."""
+        if not self._ready:
+            self.prepare(wait=wait)
+        together = self._together.get(statement.sql)
+        if together is None:
+            together = self._together.setdefault(statement.sql, Batches(partial(self._rows, statement)))
+        try:
+            return together(statement.completed(values), wait)
+        except TimeoutError:
+            raise _no_turn(wait) from None
+
+    def _rows(
+        self, statement: Prepared, many: Callable[[], Sequence[Mapping[str, Any]]], wait: float
+    ) -> Sequence[Any]:
+        return self._admitted(lambda connection: statement.rows(connection, many()), wait)
+
     def _write(
         self, operation: Callable[[Connection], T], alone: Callable[[Connection], T], wait: float
     ) -> T:
         """`alone` is how the operation is run when no other comes along."""
         if not self._ready:
             self.prepare(wait=wait)
-        if self._file is None:  # PostgreSQL has many writers, and lets them share a commit by itself
+        if self._file is None:  # PostgreSQL has many writers
             return self._admitted(alone, wait)
         try:
             result: T = self._batches((operation, alone), wait)
@@ -263,9 +295,9 @@ class Database:
         """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
-    def prepared(self, statement: Executable) -> Prepared:
-        """The statement made ready for this database."""
-        return Prepared(statement, self._engine.dialect)
+    def prepared(self, statement: Executable, key: Sequence[str] = ()) -> Prepared:
+        """The statement made ready for this database. `key`: the values that tell the rows it writes apart."""
+        return Prepared(statement, self._engine.dialect, key)
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
         """Make or migrate the schema if that is still to be done.
@@ -403,17 +435,31 @@ class Database:
 class Prepared:
     """A statement turned into SQL once. SQLAlchemy's own way from one to the driver costs several times its run."""
 
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+    def __init__(self, statement: Executable, dialect: Dialect, key: Sequence[str] = ()) -> None:
         compiled = cast(ClauseElement, statement).compile(dialect=dialect)
         assert isinstance(compiled, SQLCompiler)
-        self._sql, self._names = compiled.string, compiled.positiontup
+        self.sql, self._names = compiled.string, compiled.positiontup
         self._given = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        self._key = key
 
     def __call__(self, connection: Connection, **values: Any) -> Any:
         """The driver's cursor: its rows are tuples, of the driver's own types."""
-        values = {**self._given, **values} if self._given else values
-        given = values if self._names is None else [values[name] for name in self._names]
-        return driver_of(connection).execute(self._sql, given)
+        all_values = self.completed(values)
+        given = all_values if self._names is None else [all_values[name] for name in self._names]
+        return driver_of(connection).execute(self.sql, given)
+
+    def completed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """These values, and those that the statement was made with."""
+        return {**self._given, **values} if self._given else values
+
+    def rows(self, connection: Connection, many: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """For PostgreSQL: the row for each of these completed values, or None; in one transaction."""
+        if len(many) == 1:
+            return [self(connection, **many[0]).fetchone()]
+        # In the same order everywhere: two processes that write the same rows would else wait for each other.
+        order = sorted(range(len(many)), key=lambda place: [many[place][name] for name in self._key])
+        found = driver_of(connection).rows(self.sql, [many[place] for place in order])
+        return [row for _, row in sorted(zip(order, found, strict=True), key=lambda each: each[0])]
 
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {

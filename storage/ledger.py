@@ -119,13 +119,15 @@ class Ledger:
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
         self._select = database.prepared(_find())
-        self._insert = database.prepared(_record(database))
+        self._insert = database.prepared(_record(database), _KEY)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
-        return self._database.run(
-            lambda connection: find_in_transaction(self, connection, message), wait=wait
-        )
+        for values in _keys(self, message):
+            row = self._database.find_row(self._select, values, wait=wait)
+            if row is not None:
+                return _repeated(row)
+        return None
 
     def record(
         self,
@@ -142,13 +144,15 @@ class Ledger:
         `send_back`: the file is also sent back later; the send becomes due with `mark_stored`.
         """
         self.ids.before_insert()
-        recorded, _ = self._database.write(
-            lambda connection: insert_in_transaction(
-                self, connection, message, reply, now, send_back=send_back
-            ),
-            wait=wait,
-        )
-        return recorded
+        values = _values(self, message, reply, now, send_back=send_back)
+        while True:
+            row = self._database.write_row(self._insert, values, wait=wait)
+            if row is not None:
+                return _new(self, row, reply)
+            recorded = self.find(message, wait=wait)
+            if recorded is not None:
+                return recorded
+            # Purged between the two statements: then it is new again.
 
     def status(self, now: float) -> Status:
         """Counts and age of the queue. Cheap: every count is one partial index; only `stored` grows for ever."""
@@ -218,11 +222,10 @@ class Ledger:
 
 def find_in_transaction(ledger: Ledger, connection: Connection, message: Message) -> Recorded | None:
     """As `Ledger.find()`, inside the caller's transaction."""
-    # One key, but for messages without MsgId, which earlier versions recorded under another.
-    for key in (message.dedupe_key, *message.former_dedupe_keys):
-        recorded = _look(ledger, connection, key, message.from_user_name)
-        if recorded is not None:
-            return recorded
+    for values in _keys(ledger, message):
+        row = ledger._select(connection, **values).fetchone()
+        if row is not None:
+            return _repeated(row)
     return None
 
 
@@ -238,9 +241,36 @@ def insert_in_transaction(
 ) -> tuple[Recorded, bool]:
     """As `Ledger.record()`, inside the caller's transaction; True when the message was new, else what was recorded
     first, and False. `working`: it is not answered yet. Call `ledger.ids.before_insert()` before the transaction."""
+    values = _values(ledger, message, reply, now, send_back=send_back, working=working)
+    while True:
+        row = ledger._insert(connection, **values).fetchone()
+        if row is not None:
+            return _new(ledger, row, reply, working), True
+        recorded = find_in_transaction(ledger, connection, message)
+        if recorded is not None:
+            return recorded, False
+        # Purged between the two statements: then it is new again.
+
+
+def _keys(ledger: Ledger, message: Message) -> list[dict[str, str]]:
+    """What a message is looked up by: one key, but for those without MsgId, which earlier versions recorded under
+    another."""
+    keys = (message.dedupe_key, *message.former_dedupe_keys)
+    return [{"message_key": key, "sender": message.from_user_name, "appid": ledger._appid} for key in keys]
+
+
+def _values(
+    ledger: Ledger,
+    message: Message,
+    reply: bytes | None,
+    now: float,
+    *,
+    send_back: bool,
+    working: bool = False,
+) -> dict[str, Any]:
+    """A new row."""
     media_id = message.media_id
-    send_state = SendState.WORKING if working else SendState.WAITING if media_id and send_back else None
-    values = {
+    return {
         "message_key": message.dedupe_key,
         "sender": message.from_user_name,
         "appid": ledger._appid,
@@ -255,25 +285,18 @@ def insert_in_transaction(
         "media_due": None if media_id is None else now,
         "media_id": media_id,
         "media_kind": message.media_kind,
-        "send_state": send_state,
+        "send_state": SendState.WORKING if working else SendState.WAITING if media_id and send_back else None,
     }
-    while True:
-        row = ledger._insert(connection, **values).fetchone()
-        if row is not None:
-            (ledger_id,) = row
-            ledger.ids.note(ledger_id)
-            return Recorded(ledger_id, reply, working), True
-        recorded = _look(ledger, connection, message.dedupe_key, message.from_user_name)
-        if recorded is not None:
-            return recorded, False
-        # Purged between the two statements: then it is new again.
 
 
-def _look(ledger: Ledger, connection: Connection, key: str, sender: str) -> Recorded | None:
-    row = ledger._select(connection, message_key=key, sender=sender, appid=ledger._appid).fetchone()
-    if row is None:
-        return None
-    ledger_id, reply, working = row
+def _new(ledger: Ledger, inserted: Any, reply: bytes | None, working: bool = False) -> Recorded:
+    (ledger_id,) = inserted
+    ledger.ids.note(ledger_id)
+    return Recorded(ledger_id, reply, working)
+
+
+def _repeated(found: Any) -> Recorded:
+    ledger_id, reply, working = found
     return Recorded(ledger_id, reply, bool(working), repeated=True)
 
 
@@ -293,12 +316,13 @@ def _record(database: Database) -> Any:
     return (
         database.insert(messages)
         .values({name: bindparam(name) for name in _NEW})
-        .on_conflict_do_nothing(index_elements=[messages.c.message_key, messages.c.sender, messages.c.appid])
+        .on_conflict_do_nothing(index_elements=[messages.c[name] for name in _KEY])
         .returning(messages.c.id)
     )
 
 
+_KEY = ("message_key", "sender", "appid")
 _NEW = (
-    "message_key", "sender", "appid", "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
+    *_KEY, "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
     "media_state", "media_due", "media_id", "media_kind", "send_state",
 )  # fmt: skip

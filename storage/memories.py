@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded, find_in_transaction, insert_in_transaction
@@ -42,14 +42,16 @@ class Memories:
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
+        self._read = database.prepared(
+            select(memories.c.memory, memories.c.version).where(
+                memories.c.appid == appid, memories.c.sender == bindparam("openid")
+            )
+        )
 
     def read(self, openid: str) -> StoredMemory:
         """What is remembered of this fan."""
-        statement = select(memories.c.memory, memories.c.version).where(
-            memories.c.appid == self._appid, memories.c.sender == openid
-        )
-        row = self._database.run(lambda connection: connection.execute(statement).one_or_none())
-        return StoredMemory() if row is None else StoredMemory(row.memory, row.version)
+        row = self._database.find_row(self._read, {"openid": openid})
+        return StoredMemory() if row is None else StoredMemory(*row)
 
     def record(
         self,

@@ -7,6 +7,7 @@ not know statements.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -23,3 +24,10 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         return super().wait(gen, interval, self.patience if timeout is None else timeout)
+
+    def rows(self, sql: str, values: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The row that the statement returns for each, or None; all in one transaction, committed when this returns."""
+        with self.cursor() as cursor:
+            # Sent one behind the other, and waited for once.
+            cursor.executemany(sql, values, returning=True)
+            return [result.fetchone() for result in cursor.results()]

@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy
 
@@ -25,6 +28,7 @@ from storage.models import messages
 from storage.purge import PurgeRows
 from storage.queue import Queue
 from storage.states import MEDIA_STEPS, SEND_STEPS, WORK_STEPS, MediaState, SendState, WorkState
+from tests.conftest import eventually
 from tests.databases import APPID, execute
 from wechat.messages import parse_message
 
@@ -58,6 +62,21 @@ def event(name, fan=FAN, inner=""):
 
 def count(ledger):
     return len(ledger.newest(1000))
+
+
+def in_threads(*works):
+    """Does all of them at the same time."""
+    barrier = threading.Barrier(len(works))
+
+    def begin(work):
+        barrier.wait()
+        work()
+
+    threads = [threading.Thread(target=begin, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def download(ledger, queue, number=1, *, now=T0, send_back=False):
@@ -806,6 +825,93 @@ def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
         thread.join()
     assert len({recorded.id for recorded in results}) == 4
     assert count(ledger) == 4
+    database.close()
+
+
+def test_messages_that_come_together_share_a_commit_of_postgresql(postgresql):
+    database = connect(postgresql.new_migrated())
+    ledger = Ledger(database, APPID)
+    commits = sqlalchemy.text("SELECT count(DISTINCT xmin::text) FROM messages")
+    for first in range(0, 800, 8):
+        works = [
+            partial(ledger.record, image(first + more), b"<xml>%d</xml>" % more, T0) for more in range(8)
+        ]
+        in_threads(*works)
+        for more in range(8):
+            assert ledger.find(image(first + more)).reply == b"<xml>%d</xml>" % more
+        if database.run(lambda connection: connection.execute(commits).scalar_one()) < first + 8:
+            break
+    else:
+        pytest.fail("each of 800 had a commit of its own")
+    database.close()
+
+
+def test_one_that_postgresql_refuses_does_no_harm_to_those_that_come_with_it(postgresql):
+    database = connect(postgresql.new_migrated())
+    ledger = Ledger(database, APPID)
+    refused = []
+
+    def refuse():
+        too_long = dataclasses.replace(image(1), create_time=2**80)
+        with pytest.raises(psycopg.DataError) as caught:
+            ledger.record(too_long, REPLY, T0)
+        refused.append(caught.value)
+
+    for first in range(100, 180, 8):
+        in_threads(refuse, *(partial(ledger.record, image(first + more), REPLY, T0) for more in range(8)))
+    assert len(refused) == 10
+    assert ledger.find(image(1)) is None
+    assert count(ledger) == 80
+    database.close()
+
+
+def test_two_processes_with_the_same_messages_do_not_wait_for_each_other(postgresql):
+    url = postgresql.new_migrated()
+    databases = [connect(url), connect(url)]
+    ledgers = [Ledger(database, APPID) for database in databases]
+    results = []
+    for first in range(0, 400, 8):
+        numbers = range(first, first + 8)
+        in_threads(
+            *(
+                lambda ledger=ledger, number=number: results.append(ledger.record(image(number), REPLY, T0))
+                for ledger, order in zip(ledgers, (numbers, numbers[::-1]), strict=True)
+                for number in order
+            )
+        )
+    assert Counter(Counter(recorded.id for recorded in results).values()) == {2: 400}
+    assert count(ledgers[0]) == 400
+    for database in databases:
+        database.close()
+    with postgresql.connection() as connection:
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = %s"
+        name = sqlalchemy.make_url(url).database
+        assert connection.execute(deadlocks, [name]).fetchone() == (0,)
+
+
+def test_what_was_answered_is_there_after_a_crash_of_postgresql(postgresql):
+    database = connect(postgresql.new_migrated())
+    ledger = Ledger(database, APPID)
+    answered, enough = [], threading.Event()
+
+    def record(numbers):
+        for number in numbers:
+            with suppress(DatabaseUnavailableError):
+                answered.append((ledger.record(image(number), REPLY, T0, wait=0.1).id, number))
+            if enough.is_set():
+                break
+
+    def crash():
+        for goal in (100, 200, 300):
+            eventually(lambda goal=goal: len(answered) >= goal)
+            postgresql.crash()
+            postgresql.start()
+        enough.set()
+
+    in_threads(crash, *(partial(record, count_from(thread * 1_000_000)) for thread in range(1, 9)))
+    assert len(answered) >= 300
+    for ledger_id, number in answered:
+        assert ledger.find(image(number)) == Recorded(ledger_id, REPLY)
     database.close()
 
 
