@@ -1,13 +1,13 @@
-# make run    the bot (and, without WECHAT_APPID, the sandbox with one real photo)
+# make run    the bot (and, without an account, the sandbox with one real photo)
 # make test   the whole test suite
-# make check  format, lint, types, structure
 # make coverage  the same with branch coverage
+# make check  format, lint, types, structure
 # make test-all  the suite on each Python 3.11 to 3.14 that is found
-# make fuzz, make bench, make bench-scale  inputs at random; speed beside others; large ledgers (each says what it takes)
+# make fuzz, make bench, make bench-scale  broken inputs; speed beside others; large ledgers
 # make release VERSION=x.y.z  checks, dates the change log, commits and tags
-# make try-deploy  docs/deploy.md run for real: systemd, containers, an upgrade, a process platform; about 10 minutes, needs root
-# make faults the long runs, killing processes and databases, and cutting the power: at most 20 minutes
-# Needs Python 3.11 or newer and nothing else; make bench measures one server more where node 18 and npm are.
+# make try-deploy  runs docs/deploy.md for real: systemd, containers, an upgrade, a PaaS; about 10 minutes, needs root
+# make faults  kills processes and databases, and cuts the power: at most 20 minutes
+# Needs Python 3.11 or newer and nothing else; with node 18 or newer and npm, make bench measures one server more.
 # PIP_INDEX_URL chooses a package mirror.
 
 PYTHON ?= python3
