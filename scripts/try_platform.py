@@ -1,4 +1,4 @@
-"""`make try-deploy`, fourth part: the Procfile as a process platform runs it, and a table of what it did.
+"""`make try-deploy`, fourth part: the Procfile as a PaaS runs it, and a table of what it did.
 
 Knows honcho, which starts the Procfile's lines in the platform's place, and how such platforms stop and start: SIGTERM
 to all processes, SIGKILL of what is left after 10 s, and then a new machine with nothing on its disk. The database is
@@ -361,13 +361,11 @@ def main() -> int:
         try:
             python = honcho(work / "honcho")
         except subprocess.CalledProcessError:
-            print(
-                f"the process platform is not tried; missing: {HONCHO} of the package index", file=sys.stderr
-            )
+            print(f"the PaaS is not tried; missing: {HONCHO} of the package index", file=sys.stderr)
             return 2
         with everything(work, python) as platform:
             table.steps(STEPS, platform, needed=(echoes, stops))
-    return table.end("a process platform")
+    return table.end("a PaaS")
 
 
 if __name__ == "__main__":

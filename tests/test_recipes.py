@@ -34,7 +34,7 @@ KEY = "a-key-for-other-teams"
 FAKED = "203.0.113.9"
 
 
-# -- process platforms --
+# -- PaaS --
 
 
 def test_the_procfiles_processes_with_postgresql_and_s3(sandbox, make_bot, postgresql, s3_url):
