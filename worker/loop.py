@@ -2,8 +2,8 @@
 
 Knows threads, leases and the order of a stop: nothing more is claimed, work in hand finishes within GRACE_SECONDS or is
 given back. Does not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; a worker
-that lost it stops, and none of its marks changes anything. Each account has its own number of threads, so that one
-whose jobs hang, or that has many, holds up no other.
+that lost it stops, and none of its marks changes anything. Each account has threads of its own, so that one
+whose jobs hang or pile up does not hold up the others.
 """
 
 from __future__ import annotations
