@@ -22,6 +22,7 @@ import logs
 from config import NAMES, Settings
 from sandbox import THROWAWAY, running_sandbox
 from storage.database import Database
+from tests import prepared
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.databases", "tests.browser"]
@@ -33,6 +34,7 @@ ACCOUNT = {
     "WECHAT_APPSECRET": THROWAWAY.appsecret,
     "WECHAT_TOKEN": THROWAWAY.token,
 }
+_full = False
 FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 
 
@@ -108,6 +110,12 @@ class Process:
     def __init__(self, command, environ, output, folder=ROOT):
         self._file = output.open("ab")
         self.output = output
+        same_modules = folder == ROOT and environ.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+        if same_modules and command[:2] == [sys.executable, "-m"] and not _full:
+            with open(os.devnull) as nothing:
+                files = nothing.fileno(), self._file.fileno(), self._file.fileno()
+                self.popen = prepared.Started(command, environ, files)
+            return
         self.popen = subprocess.Popen(
             command,
             cwd=folder,
@@ -179,17 +187,9 @@ class Bot:
     def worker(self):
         return self.start("flask", "--app", self.app, "worker")
 
-    def flask(self, *arguments, **kwargs):
+    def flask(self, *arguments):
         """A command, run to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "flask", *arguments],
-            cwd=ROOT,
-            env={**clean_environ(), **self.environ},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            **kwargs,
-        )
+        return prepared.run([sys.executable, "-m", "flask", *arguments], clean_environ() | self.environ)
 
     def logs(self):
         return "".join(process.text() for process in self.processes)
@@ -293,8 +293,10 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"| {line} |")
 
 
-def pytest_configure():
+def pytest_configure(config):
     """The first application of a process sets its log up, and takes the handlers away that are there: caplog's."""
+    global _full
+    _full = config.getoption("--full")
     logs.configure("text")
 
 

@@ -18,6 +18,7 @@ import parts
 from storage.files import StoredFile
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, clean_environ, eventually
+from tests.prepared import Started
 from tests.project import copy, flask
 from tests.serving import serving
 from tests.test_flow import PHOTO, calls, control, send, stored
@@ -253,14 +254,9 @@ def on_a_terminal(bot, *arguments, typed=""):
     """What is shown there, and the exit code."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 200))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flask", *arguments],
-        cwd=ROOT,
-        env={**clean_environ(), **bot.environ, "TERM": "xterm"},
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-    )
+    command = [sys.executable, "-m", "flask", *arguments]
+    environ = {**clean_environ(), **bot.environ, "TERM": "xterm"}
+    process = Started(command, environ, (follower, follower, follower))
     os.close(follower)
     os.write(leader, typed.encode())
     shown = b""

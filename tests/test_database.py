@@ -27,6 +27,7 @@ from storage.ledger import Ledger
 from storage.models import metadata
 from tests import pushing
 from tests.conftest import eventually
+from tests.prepared import Talking
 from wechat.messages import parse_message
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,8 @@ def upgrade():
 '''
 
 CONNECT = """
-import sys
+import sys, warnings
+warnings.simplefilter("error")
 import alembic.command, storage.database
 print("ready", flush=True)
 sys.stdin.readline()
@@ -110,16 +112,7 @@ class TestConnect:
         assert subprocess.run([sys.executable, "-c", code, database_url], cwd=ROOT).returncode == 0
 
     def test_ten_processes_at_once(self, empty_url):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", CONNECT, empty_url],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(10)
-        ]
+        processes = [Talking([sys.executable, "-c", CONNECT, empty_url], os.environ) for _ in range(10)]
         for process in processes:
             assert process.stdout.readline() == "ready\n"
         for process in processes:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from storage.queue import Queue
 from storage.states import MEDIA_STEPS, SEND_STEPS, WORK_STEPS, MediaState, SendState, WorkState
 from tests.conftest import eventually
 from tests.databases import APPID, execute
+from tests.prepared import Talking
 from wechat.messages import parse_message
 
 ROOT = Path(__file__).parent.parent
@@ -674,13 +674,7 @@ def workers(database_url):
 
     def start(code, number):
         started = [
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER.format(code), database_url, APPID, str(T0)],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            Talking([sys.executable, "-c", WORKER.format(code), database_url, APPID, str(T0)], os.environ)
             for _ in range(number)
         ]
         processes.extend(started)

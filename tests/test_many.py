@@ -7,7 +7,6 @@ are in its table. Nothing here sleeps for luck: every wait has a condition and a
 import hashlib
 import json
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,8 @@ import requests
 import parts
 from storage.tokens import SqlTokenStore
 from tests import pushing as signed
-from tests.conftest import ROOT, clean_environ, eventually
+from tests.conftest import clean_environ, eventually
+from tests.prepared import Talking
 from tests.test_flow import PHOTO, calls, control, ledger
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
@@ -69,17 +69,14 @@ def test_eight_cold_processes_make_one_fetch(sandbox, bot):
 def test_one_revocation_costs_four_processes_one_fetch(sqlite_unless_full, sandbox, bot):
     environ = {**clean_environ(), **bot.environ}
     command = [sys.executable, "-c", TWENTY_CALLS]
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe, text=True) for _ in range(4)
-    ]
+    processes = [Talking(command, environ) for _ in range(4)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     control(sandbox, "token/expire", {}, "POST")
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=60)[0] for process in processes] == ["20\n"] * 4
+    assert [process.communicate()[0] for process in processes] == ["20\n"] * 4
     assert fetches(sandbox) == {"ok": 2}
     assert calls(sandbox, "/cgi-bin/getcallbackip")["ok"] == 80
 

@@ -12,7 +12,7 @@ from storage import purge
 from storage.disk import DiskStore
 from storage.thumbnails import Thumbnails
 from tests import pushing
-from tests.conftest import FAN
+from tests.conftest import FAN, eventually
 from tests.test_cli import last
 from tests.test_flow import control, ledger, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
@@ -215,6 +215,8 @@ def test_the_command(sandbox, make_bot):
     mine, other = send(sandbox), send(sandbox, fan=OTHER)
     for push in (mine, other):
         stored(bot, push)
+        # A file that is being made small would be deleted later.
+        eventually(lambda push=push: stored(bot, push).thumbnail_state == "made", what="the thumbnail")
     assert last(bot.flask("ledger", "purge", "--before", "1")) == {"rows": 0, "files": 0}
     assert last(bot.flask("ledger", "purge", "--fan", FAN)) == {"rows": 1, "files": 1}
     assert last(bot.flask("ledger", "purge", "--before", "0")) == {"rows": 1, "files": 1}

@@ -1,10 +1,9 @@
 """The shared token row and its lease, on SQLite and on PostgreSQL, over threads and processes."""
 
 import dataclasses
-import subprocess
+import os
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,9 @@ from storage.database import connect
 from storage.models import tokens
 from storage.tokens import SqlTokenStore
 from tests.databases import APPID
+from tests.prepared import Talking
 from wechat.access_token import EMPTY, TokenRow
 
-ROOT = Path(__file__).parent.parent
 T0 = 1_700_000_000.0
 
 ROW = TokenRow(
@@ -132,13 +131,7 @@ print(store.lease(sys.argv[3], float(sys.argv[4]), 30), flush=True)
 
 def test_of_many_processes_one_gets_it(database_url):
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ASK, database_url, APPID, f"holder-{number}", str(T0)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        Talking([sys.executable, "-c", ASK, database_url, APPID, f"holder-{number}", str(T0)], os.environ)
         for number in range(4)
     ]
     for process in processes:

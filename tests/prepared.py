@@ -1,0 +1,196 @@
+"""Python processes that begin with most modules imported: a start costs a quarter of the time that it takes otherwise.
+
+One process for each process of pytest imports the libraries. For each start it forks: the child has its own session,
+environment, arguments and files, and does what `python -m` or `python -c` does in the project's folder.
+With --full, and where the start itself is tried, processes start from nothing instead.
+"""
+
+import atexit
+import gc
+import importlib
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryFile
+
+ROOT = Path(__file__).parent.parent
+
+# Not prometheus_client: what it is imported with decides where it counts. Not boto3: few want it, and it is large.
+# Of ours only what reads nothing of its process when it is imported.
+MODULES = """
+    alembic.autogenerate alembic.command concurrent.futures.thread cryptography.hazmat.primitives.padding
+    cryptography.hazmat.primitives.ciphers.algorithms cryptography.hazmat.primitives.ciphers.modes difflib dotenv
+    filetype flask.cli gunicorn.app.wsgiapp gunicorn.workers.gthread logging.config lxml.etree
+    mmap multiprocessing.connection
+    psycopg pydantic.fields pydantic.functional_validators pydantic.main pydantic.types requests resource
+    sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite.pysqlite tqdm werkzeug.middleware.proxy_fix
+    wsgiref.simple_server
+    config storage.deferred storage.disk storage.gallery storage.ledger storage.memories storage.purge storage.queue
+    storage.refusals storage.sign_ins storage.thumbnails storage.tokens wechat.client wechat.media wechat.menu
+    wechat.receiver wechat.replies wechat.token_sources
+"""
+
+_lock = threading.Lock()
+_control: socket.socket | None = None
+
+
+class Started:
+    """One process, as subprocess.Popen shows it. `files` are its standard input, output and error."""
+
+    def __init__(self, command, environ, files):
+        self.args, self.returncode = command, None
+        self.pid = _ask((command, dict(environ)), files)
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = _ask(self.pid)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.01)  # as Popen does
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+class Talking(Started):
+    """One process that is talked with, line by line: `stdin` and `stdout` are text."""
+
+    def __init__(self, command, environ):
+        (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
+        try:
+            super().__init__(command, environ, (theirs_in, theirs_out, 2))
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self.stdin, self.stdout = open(ours_in, "w", encoding="utf-8"), open(ours_out, encoding="utf-8")  # noqa: SIM115
+
+    def communicate(self):
+        """What it still says, when its input has ended; and None, for its errors go where ours go."""
+        with self.stdin, self.stdout:
+            self.stdin.close()
+            said = self.stdout.read()
+        self.wait(60)
+        return said, None
+
+
+def run(command, environ, timeout=60):
+    """A process run to its end, as subprocess.run does with capture_output and text."""
+    with (
+        open(os.devnull) as nothing,
+        TemporaryFile("w+", encoding="utf-8") as said,
+        TemporaryFile("w+", encoding="utf-8") as wrong,
+    ):
+        process = Started(command, environ, (nothing.fileno(), said.fileno(), wrong.fileno()))
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait()
+        texts = []
+        for file in (said, wrong):
+            file.seek(0)
+            texts.append(file.read())
+    return subprocess.CompletedProcess(command, process.returncode, *texts)
+
+
+def _ask(request, files=()):
+    global _control
+    with _lock:
+        if _control is None:
+            _control = _prepare()
+        socket.send_fds(_control, [b"?"], files)
+        connection = Connection(os.dup(_control.fileno()))
+        with connection:
+            connection.send(request)
+            return connection.recv()
+
+
+def _prepare():
+    """The socket to the process that forks. It ends when the socket is closed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.prepared"],
+            cwd=ROOT,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def end():
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def _fork_when_asked():
+    """Returns in each child, with its command."""
+    control = socket.socket(fileno=os.dup(0))
+    connection = Connection(os.dup(0))
+    while True:
+        asked, files, *_ = socket.recv_fds(control, 1, 3)
+        if not asked:
+            os._exit(0)
+        request = connection.recv()
+        if isinstance(request, int):
+            ended, status = os.waitpid(request, os.WNOHANG)
+            connection.send(os.waitstatus_to_exitcode(status) if ended else None)
+            continue
+        command, environ = request
+        ready, done = os.pipe()
+        pid = os.fork()
+        if pid:
+            for file in (done, *files):
+                os.close(file)
+            os.read(ready, 1)  # its end: the child has its session
+            os.close(ready)
+            connection.send(pid)
+            continue
+        os.setsid()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        for file in (ready, done, *files):
+            os.close(file)
+        control.close()
+        connection.close()
+        os.environ.clear()
+        os.environ.update(environ)
+        time.tzset()
+        return command
+
+
+if __name__ == "__main__":
+    for name in MODULES.split():
+        importlib.import_module(name)
+    gc.freeze()  # at its end each child would look at all of it once more
+    _, how, what, *arguments = _fork_when_asked()
+    if how == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = [what, *arguments]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = ""
+        sys.argv = ["-c", *arguments]
+        exec(what, {"__name__": "__main__"})
