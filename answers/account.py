@@ -1,7 +1,7 @@
 """What the work of a Deferred may do beside its reply: send messages to its fan at once, and upload files.
 
-Knows one fan and the platform's two calls for it. Must not know the ledger: what is sent here is not recorded, so that
-work which is run again sends again.
+Knows one fan and the platform's two calls for it. Must not know the ledger: what is sent here is not recorded, so
+work that runs again sends again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a message is answered: now, when it is repeated, and, with `answers.late`, when its reply takes time.
 
 Knows the order: look the message up, ask its handler, record message and reply in one commit; and what ECHO_VIA means
-for a reply. Does not know HTTP, signatures or SQL. A fault of a handler does not become the fan's: it is logged with
-the ledger id, and the message is answered `success`.
+for a reply. Must not know HTTP, signatures or SQL. A handler's fault is logged with the ledger id, and the message is
+answered `success`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 
 import handlers
-from answers.late import DeferredReplies, EchoVia, answered_with_copy, done_work
+from answers.late import DeferredReplies, EchoVia, answered_with_copy, do_work
 from answers.replies import ReplyLog
 from handlers import Account, Deferred, Memory, Remember
 from handlers.memory import as_json
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Answer:
     """What a handler's reply becomes: plain XML, or None for `success`.
 
-    `by_copy`: instead, the fan's own video is answered with a copy of it that is uploaded first (ECHO_VIA=auto).
-    `send_back`: the fan's own file is sent back later from the stored copy (ECHO_VIA=upload).
+    `by_copy`: the fan's own video is uploaded again, and the copy is the answer (ECHO_VIA=auto).
+    `send_back`: the stored copy of the fan's own file is sent later (ECHO_VIA=upload).
     """
 
     xml: bytes | None = field(repr=False)
@@ -56,7 +56,7 @@ class Answers:
     def answer(self, message: Message, now: float, arrived: float) -> Recorded:
         """What to answer this delivery of `message`; it is in the ledger when this returns.
 
-        `now` is in unix seconds, `arrived` (when the request came in) in those of `time.monotonic()`. Raises
+        `now` is in unix seconds. `arrived` is when the request came in, by `time.monotonic()`. Raises
         `DatabaseUnavailableError`, and `answers.late.HeldError` for a delivery that gets no answer.
         """
         recorded = self._ledger.find(message)
@@ -73,7 +73,7 @@ class Answers:
             try:
                 return self._answer_as_of_now(message, now, arrived)
             except MemoryChangedError:
-                pass  # by another message of this fan: the handler is asked again, with what is known now
+                pass  # another message of this fan changed it: ask the handler again with the new memory
 
     def _answer_as_of_now(self, message: Message, now: float, arrived: float) -> Recorded:
         memory = _FanMemory(self._memories, message.from_user_name)
@@ -111,7 +111,7 @@ class Answers:
 
 
 class _FanMemory:
-    """What is known of the fan of one message, read once, and only for a handler that asks."""
+    """The memory of one fan, read once, and only if the handler asks for it."""
 
     def __init__(self, memories: Memories, openid: str) -> None:
         self._memories, self._openid = memories, openid
@@ -128,17 +128,17 @@ class _FanMemory:
 
 
 def outcome_of(outcome: handlers.Outcome, account: Account) -> tuple[Reply | None, str | None]:
-    """What a handler's outcome comes to, for `flask replay`: the reply, and the fan's memory as JSON where it changes.
+    """The reply of a handler's outcome, and the fan's new memory as JSON (None: unchanged). For `flask replay`.
 
-    Does the work of a Deferred. Raises what that raises.
+    Runs the work of a Deferred. Raises what the work raises.
     """
-    return done_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome), account)
+    return do_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome), account)
 
 
 def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: EchoVia) -> Answer:
     """The answer that a handler's `reply` to `message` becomes. `now` (unix seconds) is its CreateTime.
 
-    Raises `ReplyError` for a reply that cannot be.
+    Raises `ReplyError` for a reply that the platform would not take.
     """
     if answered_with_copy(reply, message, echo_via):
         return Answer(None, by_copy=True)

@@ -1,7 +1,7 @@
-"""Uploads stored copies of what fans sent: a file gets a MediaId of our own, by which the platform shows it.
+"""Uploads stored copies of what fans sent, so that each gets a MediaId of our own.
 
-Knows the media store and the platform's upload. Must not know who is to get the file, or whether the upload is to be
-repeated when it fails. A few uploads run at once, so that a burst of videos does not slow them all down.
+Knows the media store and the platform's upload. Must not know who gets the file, or whether a failed upload is
+retried. Only a few uploads run at once: in a burst of videos, each would otherwise be slow.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ UPLOADS_AT_ONCE = 8
 
 
 class StoredFileGoneError(OSError):
-    """The ledger says that the file is stored, and MEDIA_STORE has it no more."""
+    """The ledger says that the file is stored, but MEDIA_STORE no longer has it."""
 
 
 class StoredCopies:
-    """The stored files of one account, and how one of them is uploaded."""
+    """The stored files of one account, to be uploaded."""
 
     def __init__(self, client: ApiClient, files: FileStore) -> None:
         self._client, self._files = client, files
         self._uploading = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
 
     def upload(self, media_key: str, media_kind: str) -> str:
-        """The MediaId under which the platform now has this stored file. Valid for three days.
+        """Uploads the stored file. Returns its new MediaId, valid for three days.
 
         Raises StoredFileGoneError, MediaRefusedError when the platform would not take it (type, size), other OSErrors
         of the store, and WeChatError.

@@ -1,8 +1,8 @@
 """Deferred replies: runs the work of slow handlers, lets deliveries wait for it, and gives the fan one answer.
 
-Knows how long a delivery may wait, what LATE_REPLY says when that is over, and that work whose process died is run
-again by one other. Does not know Flask or SQL; what has been decided is in the ledger (storage.deferred), so that any
-process answers a repeated push alike. Each piece of work has a thread of its own: it waits for others most of the time.
+Knows how long a delivery may wait, what LATE_REPLY does after that, and that another process takes over the work of a
+process that died. Must not know Flask or SQL. Decisions are in the ledger (storage.deferred), so that every process
+gives a repeated push the same answer. Each piece of work has its own thread, since it mostly waits for other servers.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ log = logging.getLogger(__name__)
 
 DELIVERIES = 3  # the platform's; the last one gets an answer in any case
 HOLD_SECONDS = 6.5  # the platform hangs up after 5, and repeats only what was not answered at all
-TAKE_SECONDS = 4.8  # a result that comes later than this in a held delivery is kept for the next
+TAKE_SECONDS = 4.8  # a later result waits for the next delivery
 AT_ONCE = 256  # pieces of work in this process
 WAITING_AT_ONCE = {
     "customer_service": 400,
     "redelivery": 64,
 }  # deliveries; each keeps a thread of the web server
-LOOK_SECONDS = 0.25  # between looks at work that another process does
-ORPHANS_SECONDS = 0.5  # between looks for work that nobody does
-ATTEMPTS = 3  # work that takes its process down with it is not tried for ever
+LOOK_SECONDS = 0.25  # between checks of work that runs in another process
+ORPHANS_SECONDS = 0.5  # between checks for work that no process runs
+ATTEMPTS = 3  # work that kills its process is not retried for ever
 GRACE_SECONDS = 20.0
 STILL_WORKING = (
     "Still working on it. Send any text in a moment to get the answer.\n"
@@ -104,7 +104,7 @@ class DeferredReplies:
     # -- the web's side: deliveries ------------------------------------------------------------------------------
 
     def answer(self, message: Message, deferred: Deferred, now: float, arrived: float) -> Recorded:
-        """Records a new message, begins its work, and waits for it as long as the delivery may (`arrived`: monotonic).
+        """Records a new message, starts its work, and waits for it as long as the delivery may (`arrived`: monotonic).
 
         Raises `HeldError`, and `DatabaseUnavailableError`.
         """
@@ -118,8 +118,8 @@ class DeferredReplies:
     def answer_with_copy(
         self, message: Message, now: float, arrived: float, change: Change | None = None
     ) -> Recorded:
-        """Records a new message that is answered by the stored copy of its own file, and waits for that as `answer()`
-        does: the file is downloaded as every other, and then uploaded. `change`: of the fan's memory; raises
+        """Records a new message whose answer is a copy of its own file, and waits as `answer()` does until the file is
+        downloaded and uploaded again. `change` is the change of the fan's memory. Raises as `answer()` does, and
         `MemoryChangedError`."""
         recorded, _ = self._works.record(message, now, None, wait_for_file=True, change=change)
         if recorded.repeated:
@@ -127,12 +127,12 @@ class DeferredReplies:
         return self._wait(recorded.id, 1, arrived)
 
     def answer_again(self, recorded: Recorded, arrived: float) -> Recorded:
-        """Waits in one more delivery of a message whose work is not done. Raises as `answer()` does."""
+        """Lets a repeated delivery wait for work that is not done. Raises as `answer()` does."""
         return self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
 
     def answer_with_kept_result(self, message: Message, now: float) -> Recorded | None:
-        """Answers a new text with the result of an earlier message that is kept for this fan, and records it; None,
-        and nothing is written, when no result is kept."""
+        """Answers a new text with the result of an earlier message that is kept for this fan, and records it. Returns
+        None, and writes nothing, if no result is kept. Raises `DatabaseUnavailableError`."""
         if self._late_reply != "redelivery" or not isinstance(message, TextMessage):
             return None
         return self._works.record_with_kept_result(message, now)
@@ -156,7 +156,7 @@ class DeferredReplies:
             self._waiting.release()
 
     def _result(self, ledger_id: int, until: float) -> Recorded | None:
-        """What is to be answered, as soon as that is known; None when `until` (monotonic) comes first."""
+        """Waits for the answer; None if there is none by `until` (monotonic)."""
         while (left := until - time.monotonic()) > 0:
             held = self._running.get(ledger_id)
             if held is None:
@@ -187,12 +187,12 @@ class DeferredReplies:
 
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
         logs.ACCOUNT.set(self._account)
-        cores.unpin_thread()  # work may take all that the machine has
+        cores.unpin_thread()  # the work may use every core
         try:
             result, memory, code, reason = None, None, None, None
             try:
                 account = FanAccount(self._client, message.from_user_name)
-                reply, memory = done_work(deferred, account)
+                reply, memory = do_work(deferred, account)
                 self._reply_log.note(reply, message, work.id, account.uploaded)
                 if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
                     reply = self._reply_with_copy(work, reply)
@@ -236,12 +236,12 @@ class DeferredReplies:
             thread.start()
 
     def ask_to_stop(self) -> None:
-        """From now on no work of others is taken over; returns at once."""
+        """Stops taking over the work of other processes. Returns at once."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Lets running work finish, for that long since it was asked to stop; then gives it back."""
+        """Waits for running work, until `grace_seconds` after the request to stop; then gives the rest back."""
         self.ask_to_stop()
         assert self._asked_at is not None
         deadline = self._asked_at + grace_seconds
@@ -274,9 +274,10 @@ class DeferredReplies:
         repeat(self._stop, step, "deferred work cannot be looked after", fault_seconds=ORPHANS_SECONDS)
 
     def adopt(self) -> int:
-        """Takes over work whose process is gone, and results that no delivery came for; returns how much work."""
+        """Takes over work whose process is gone, and settles results that no delivery fetched. Returns how much work
+        it took over."""
         now = self._clock()
-        # On a busy machine a lease may run out before this process renews it: its own work is not gone.
+        # On a busy machine a lease may run out before it is renewed: do not take over our own running work.
         running = list(self._running)
         adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(running), 0), running=running)
         for work in adopted:
@@ -304,11 +305,10 @@ class DeferredReplies:
         return memory
 
     def _reply_with_copy(self, work: Work, reply: VideoReply) -> VideoReply:
-        """The fan's video under a MediaId of our own upload. Raises `_UploadFailed`."""
+        """Uploads the fan's video; the reply with its new MediaId. Raises `_UploadFailed`."""
         now = self._clock()
-        age = max(
-            now - work.received_at, FIRST_PAUSE_SECONDS
-        )  # as long as the message is old: so pauses double
+        # A pause as long as the message's age: so pauses double.
+        age = max(now - work.received_at, FIRST_PAUSE_SECONDS)
         try_at = now + min(age, LONGEST_PAUSE_SECONDS)
         if work.media_key is None:
             raise _UploadFailed(None, "the file is not stored yet", try_at)
@@ -322,9 +322,9 @@ class DeferredReplies:
         raise _UploadFailed(failed.code, failed.reason, None if final else try_at)
 
 
-def done_work(deferred: Deferred, account: Account) -> tuple[Reply | None, str | None]:
-    """Does the work; returns its reply, and the fan's memory as JSON where it changes. Raises `HandlerError`, and what
-    the work raises."""
+def do_work(deferred: Deferred, account: Account) -> tuple[Reply | None, str | None]:
+    """Runs the work. Returns its reply, and the fan's new memory as JSON (None: unchanged). Raises `HandlerError`, and
+    what the work raises."""
     outcome = checked(deferred.work, deferred.run(account))
     if isinstance(outcome, Deferred):
         raise HandlerError(f"{name_of(deferred.work)} returned Deferred: write return TextReply(...)")
@@ -342,9 +342,9 @@ class _UploadFailed(Exception):
 
 
 def answered_with_copy(reply: Reply | None, message: Message, echo_via: EchoVia) -> bool:
-    """The reply is the fan's own video, which the platform does not show: a copy of it has to be uploaded first.
+    """Whether the reply is the fan's own video. The platform does not show it, so a copy has to be uploaded first.
 
-    Reported by users of other libraries, in no document: https://github.com/w7corp/easywechat/issues/2124
+    Not documented; reported by users of another library: https://github.com/w7corp/easywechat/issues/2124
     """
     return (
         echo_via == "auto"

@@ -1,7 +1,7 @@
-"""What the log says of a handler's reply: that it was cut, or that it names a file which is not known here.
+"""Log lines about a handler's reply: it was cut, or it names a file that is not known here.
 
 Knows the ledger's rows of the fan, and what the work itself has uploaded. Must not change the reply: only the platform
-knows all of an account's files, its permanent material above all.
+knows all files of an account, such as its permanent material.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ReplyLog:
     def note(
         self, reply: Reply | None, message: Message, ledger_id: int, uploaded: Collection[str] = ()
     ) -> None:
-        """Looks at a new reply to `message`; `uploaded` are the MediaIds that its work has made.
+        """Checks a new reply to `message`; `uploaded` are the MediaIds that its work got.
 
-        A MediaId is told once: permanent material, which a handler may use all the time, looks like an unknown one.
+        Each MediaId is logged once: permanent material looks unknown, and a handler may use it in every reply.
         """
         if isinstance(reply, TextReply) and reply.cut_from is not None:
             log.warning(

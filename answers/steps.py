@@ -1,7 +1,7 @@
-"""How the loops in the background go on: do a step, wait, survive what goes wrong in it; and how leases are renewed.
+"""The background loops: do a step, wait, survive any error; and the renewal of leases.
 
-Knows threads' events and the log. Must not know what a step does. A fault is said once for each time that it happens,
-and the loop waits before its next step, so that a lasting one does not fill the log.
+Knows threads' events and the log. Must not know what a step does. Each fault is one log line, and the loop then waits
+before its next step, so that a lasting fault does not fill the log.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Held = TypeVar("Held", bound=Claimed)
 
 
 def rarer(seconds: float, accounts: int) -> float:
-    """How long to wait between looks for work where the account is one of several: many idle ones are to cost little,
-    and none is to wait long."""
+    """The pause between checks for work, in seconds, for one of several accounts: many idle accounts cost little, and
+    none waits long."""
     return seconds * min(accounts, 5)
 
 
 def repeat(stop: threading.Event, step: Callable[[], float], otherwise: str, *, fault_seconds: float) -> None:
-    """Does the step, and again as many seconds later as it returns, until `stop` is set. After a fault, which is logged
-    as `otherwise`, it waits for `fault_seconds`."""
+    """Repeats the step until `stop` is set. The step returns the seconds to wait. A fault is logged as `otherwise`, and
+    the next step follows after `fault_seconds`."""
     while not stop.is_set():
-        seconds = survived(otherwise, step)
+        seconds = try_step(otherwise, step)
         stop.wait(fault_seconds if seconds is None else seconds)
 
 
-def survived(otherwise: str, step: Callable[[], T], **facts: object) -> T | None:
-    """What the step returns. Whatever goes wrong is logged as `otherwise`, and None: no loop ends of it."""
+def try_step(otherwise: str, step: Callable[[], T], **facts: object) -> T | None:
+    """What the step returns; None after any error, which is logged as `otherwise`. So no error ends a loop."""
     try:
         return step()
     except (DatabaseUnavailableError, OSError) as error:
@@ -55,7 +55,7 @@ def survived(otherwise: str, step: Callable[[], T], **facts: object) -> T | None
 
 
 def renew(held: Iterable[Held], extend: Callable[[Held], bool]) -> list[Held]:
-    """Renews the lease of each piece of work in hand; returns those that another process has taken. To be called at a
-    third of a lease's length. One that cannot be renewed for a fault does not keep the others from it."""
+    """Renews the lease of each piece of work. Returns the pieces that another process has taken. Call it three times
+    per lease. A fault with one lease does not stop the others."""
     say = "a lease cannot be renewed"
-    return [work for work in held if survived(say, partial(extend, work), ledger_id=work.id) is False]
+    return [work for work in held if try_step(say, partial(extend, work), ledger_id=work.id) is False]

@@ -245,7 +245,7 @@ def logged():
                 function = node.func
                 of_log = isinstance(function, ast.Attribute) and ast.unparse(function.value) == "log"
                 # The worker's loops give their line to a function.
-                place = {"survived": 0, "repeat": 2}.get(getattr(function, "id", ""), 0 if of_log else None)
+                place = {"try_step": 0, "repeat": 2}.get(getattr(function, "id", ""), 0 if of_log else None)
                 if place is not None and isinstance(line := node.args[place : place + 1][0], ast.Constant):
                     yield line.value.partition("%")[0]
 

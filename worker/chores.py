@@ -1,8 +1,8 @@
-"""What a process does beside its jobs: it keeps the access_tokens fresh, deletes what is over, and makes thumbnails.
+"""What a process does beside its jobs: it keeps access_tokens fresh, deletes what has expired, and makes thumbnails.
 
-Knows when each is due. Does not know how a token is fetched, what is deleted in which order, or how a picture is made
-small. Every process may do all of it: the database says who has which piece. A token is waited for in a thread of its
-account; the rest is done for one account after the other.
+Knows when each is due. Must not know how a token is fetched, in which order things are deleted, or how a picture is
+made small. Every process may do all of it: leases in the database keep two from doing the same. Each account's token
+has its own thread; the rest is done for one account after the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import logs
-from answers.steps import rarer, repeat, survived
+from answers.steps import rarer, repeat, try_step
 from storage import purge
 from storage.files import FileStore
 from storage.thumbnails import Thumbnails
@@ -23,9 +23,9 @@ from worker.thumbnails import ThumbnailMaker
 log = logging.getLogger(__name__)
 
 TOKEN_FAULT_SECONDS = 1.0
-TIDY_SECONDS = 10.0  # between looks for what is to be deleted
-THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 1.0, 60.0  # until the next look
-THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to jobs in hand
+TIDY_SECONDS = 10.0  # between checks for what to delete
+THUMBNAIL_IDLE_SECONDS, THUMBNAIL_FAULT_SECONDS = 1.0, 60.0  # until the next check
+THUMBNAIL_GIVES_WAY_SECONDS = 1.0  # at most, to running jobs
 
 
 class Chores:
@@ -51,7 +51,7 @@ class Chores:
         self._clock = clock
 
     def keep_token_fresh(self, stop: threading.Event) -> None:
-        """Renews the access_token while the old one still serves, until `stop` is set."""
+        """Renews the access_token before the old one expires, until `stop` is set."""
         logs.ACCOUNT.set(self.account)
         repeat(
             stop,
@@ -61,7 +61,7 @@ class Chores:
         )
 
     def tidy_once(self) -> None:
-        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE say, and files of purged rows."""
+        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE ask for, and the files of purged rows."""
         now = self._clock()
         kept = self._purge_rows, self._files, self._thumbnails
         if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
@@ -75,12 +75,12 @@ class Chores:
 
 
 def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callable[[], float]) -> None:
-    """Deletes what is over, for all accounts, until `stop` is set."""
+    """Deletes what has expired, for all accounts, until `stop` is set."""
 
     def step() -> float:
         for chores in accounts:
             logs.ACCOUNT.set(chores.account)
-            survived("what is to be deleted has to wait", chores.tidy_once)
+            try_step("what is to be deleted has to wait", chores.tidy_once)
         return TIDY_SECONDS * (0.5 + jitter())
 
     stop.wait(TIDY_SECONDS * jitter())  # not all processes at once
@@ -90,7 +90,7 @@ def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callabl
 def keep_making_thumbnails(
     accounts: Sequence[Chores], stop: threading.Event, busy: Callable[[], bool]
 ) -> None:
-    """One for each account in turn, giving way to jobs in hand while `busy()`, until `stop` is set."""
+    """Makes thumbnails, one for each account in turn, until `stop` is set. Pauses for running jobs while `busy()`."""
 
     def step() -> float:
         made = False

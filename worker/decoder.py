@@ -1,6 +1,6 @@
-"""Makes a small JPEG of a stranger's picture, in a process of its own: whatever a picture does to it, the bot goes on.
+"""Makes a small JPEG of a stranger's picture, in a process of its own: a picture that crashes it does not harm the bot.
 
-Knows Pillow, and what one picture may cost. Must not know the ledger, the store or who asks. Its standard input is a
+Knows Pillow, and what one picture may cost. Must not know the ledger or the store. Its standard input is a
 socket: a picture comes in messages, an empty message ends it; the answer is one message, the byte 1 and the thumbnail,
 or the byte 0 and the reason why there is none. The end of the input ends the process.
 """
@@ -19,10 +19,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SIDE = 400  # pixels of the longer side: sharp on a dense screen, about 25 kB
 MAX_PIXELS = 30_000_000  # PNG and GIF are decoded whole: four bytes a pixel, and as much again to scale them
 MAX_JPEG_PIXELS = 250_000_000  # JPEG is decoded at an eighth of its size where that is enough
-MEMORY_BYTES = 320 * 1024 * 1024  # of address space; without a picture it is a tenth of that
+MEMORY_BYTES = 320 * 1024 * 1024  # of address space; without a picture it needs a tenth of that
 SECONDS = 15
 
-Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # above it comes a warning that is an error here
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # above it Pillow warns, and the warning is an error here
 
 
 class UndecodableError(Exception):
@@ -46,7 +46,7 @@ def thumbnail(picture: bytes) -> bytes:
         raise UndecodableError("not a JPEG, PNG or GIF") from None
     except MemoryError:
         raise UndecodableError("it takes more memory than a thumbnail may") from None
-    except Exception as error:  # Pillow's decoders raise what they like on broken input
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on broken input
         raise UndecodableError(f"{type(error).__name__}: {error}") from None
 
 
@@ -56,9 +56,9 @@ def _small(image: Image.Image) -> bytes:
     if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK"):  # palettes cannot be scaled
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
-    with contextlib.suppress(Exception):  # broken EXIF data: then it lies as it lies
+    with contextlib.suppress(Exception):  # broken EXIF data: leave it as it is
         image = ImageOps.exif_transpose(image)
-    # Pixels alone go on: what else the file told stays behind.
+    # Only the pixels are kept, no metadata.
     bare = Image.new("RGB", image.size, "white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -71,7 +71,7 @@ def _small(image: Image.Image) -> bytes:
 
 
 def main() -> None:
-    # Who started this process ends it by closing its input, when the picture in hand is done.
+    # The parent ends this process by closing its input, after the current picture.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # a container may forbid it
@@ -81,7 +81,7 @@ def main() -> None:
     with Connection(sys.stdin.fileno()) as connection, contextlib.suppress(EOFError, OSError):
         while True:
             picture = read_picture(connection)
-            signal.alarm(SECONDS)  # it ends the process, also in the middle of a library
+            signal.alarm(SECONDS)  # SIGALRM ends the process, even inside a C library
             try:
                 answer = b"\1" + thumbnail(picture)
             except UndecodableError as error:

@@ -1,6 +1,6 @@
-"""Downloads what fans sent: asks the platform, writes the file, notes it in the ledger.
+"""Downloads what fans sent: asks the platform, writes the file, marks it in the ledger.
 
-Knows the order of that, and that a full disk stops it. Does not know threads, leases, SQL, or how a file is written.
+Knows this order, and that a full disk stops it. Must not know threads, leases, SQL, or how a file is written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Downloads:
         self._max_media_bytes, self._clock = max_media_bytes, clock
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
-        """Up to `limit` that are due; none while the disk is nearly full, which is then the reason in the ledger."""
+        """Claims up to `limit` due downloads. None while the disk is nearly full: the ledger then says so."""
         free = self._files.free_bytes()
         if free is None or free >= MIN_FREE_BYTES:
             return self._queue.claim_downloads(now, lease_seconds, limit)
@@ -56,7 +56,7 @@ class Downloads:
         return []
 
     def do(self, job: Download, held: Held, given_up: Callable[[], bool]) -> None:
-        """Downloads it. Raises ClaimLostError, StoppedError when `given_up()` says so, and DatabaseUnavailableError."""
+        """Downloads it. Raises ClaimLostError, StoppedError when `given_up()` is true, and DatabaseUnavailableError."""
         try:
             with media.open_media(self._client, job.media_id, max_bytes=self._max_media_bytes) as chunks:
                 stored = self._files.put(
@@ -76,7 +76,7 @@ class Downloads:
             log.info("stored", extra={"ledger_id": job.id, "key": stored.key, "size": stored.size})
             return
         entry = self._ledger.get(job.id)
-        if entry is None or entry.media_state == "failed":  # purged or given up meanwhile; nobody else's file
+        if entry is None or entry.media_state == "failed":  # purged or given up meanwhile: a stray file
             self._files.delete(stored.key)
 
 

@@ -1,7 +1,7 @@
-"""A claimed job in hand, and how one ends that did not succeed: given back, tried again, or failed for good.
+"""A claimed job, and what happens if it does not succeed: it is given back, tried again, or failed for good.
 
-Knows the lives that the platform gives: three days for a file, 48 hours for a message to a fan. Must not know how a
-download or a send is done.
+Knows the platform's limits: three days for a file, 48 hours for a message to a fan. Must not know how a download or a
+send is done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three d
 
 
 class StoppedError(Exception):
-    """The process is asked to stop: give the work back."""
+    """The process was told to stop: give the work back."""
 
 
 class ClaimLostError(Exception):
@@ -40,7 +40,7 @@ class Failures:
         self._queue, self._clock, self._jitter = queue, clock, jitter
 
     def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
-        """The job is tried again after a pause, not before that time (unix seconds); failed, where that is too late."""
+        """Tries the job again after a pause, not before `not_before` (unix seconds); too late means failed."""
         now = self._clock()
         due = max(now + pause(job.attempt, self._jitter()), not_before)
         life = MEDIA_LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
@@ -51,6 +51,6 @@ class Failures:
         self._queue.mark_retry(job, due, code, reason)
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
-        """The job has failed for good."""
+        """Marks the job as failed for good."""
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
         self._queue.mark_failed(job, code, reason, self._clock())

@@ -1,9 +1,9 @@
-"""Works off the ledger, in threads of this process: claims what is due, does it, and keeps the claims alive.
+"""Runs the jobs in the ledger in threads of this process: claims what is due, does it, and renews the claims.
 
-Knows threads, leases and the order of a stop: nothing more is claimed, work in hand finishes within GRACE_SECONDS or is
-given back. Does not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; a worker
-that lost it stops, and none of its marks changes anything. Each account has threads of its own, so that one
-whose jobs hang or pile up does not hold up the others.
+Knows threads, leases and the order of a stop: nothing more is claimed, and running jobs finish within GRACE_SECONDS or
+are given back. Must not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; a worker
+that lost it stops, and none of its marks changes anything. Each account has its own threads, so that an account
+with slow or many jobs does not delay the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 
 import cores
 import logs
-from answers.steps import rarer, renew, repeat, survived
+from answers.steps import rarer, renew, repeat, try_step
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Download, Job, Queue
 from worker.chores import Chores, keep_making_thumbnails, keep_tidy
@@ -27,14 +27,14 @@ from worker.sends import Sends
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = (0.05, 0.2)  # between looks at an empty ledger: the first, the longest
-FAULT_SECONDS = 1.0  # until the next look at a ledger that could not be read
-GATHER_SECONDS = 0.02  # for one thread more to come free, before a claim
-GRACE_SECONDS = 20.0  # for work in hand when the process is asked to stop
+IDLE_SECONDS = (0.05, 0.2)  # between checks of an empty ledger: the first pause, the longest pause
+FAULT_SECONDS = 1.0  # until the next try to read the ledger after an error
+GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
+GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
 
 
 class AccountWork:
-    """What there is to do for one account, and what of it this process has in hand."""
+    """The jobs of one account, and those that this process is doing."""
 
     def __init__(
         self, queue: Queue, downloads: Downloads, sends: Sends, failures: Failures, chores: Chores
@@ -45,7 +45,7 @@ class AccountWork:
         self.idle, self.look_at = IDLE_SECONDS[0], 0.0  # the next pause, and when it is over (monotonic)
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Job]:
-        """Up to `limit` jobs that are due; sends come first, since a fan waits for them."""
+        """Claims up to `limit` due jobs. Sends come first, since a fan waits for them."""
         jobs: list[Job] = [*self.queue.claim_sends(now, lease_seconds, limit)]
         if limit > len(jobs):
             jobs += self.downloads.claim(now, lease_seconds, limit - len(jobs))
@@ -65,7 +65,7 @@ class Worker:
     ) -> None:
         self._accounts, self._chores = accounts, [work.chores for work in accounts]
         self._lease, self._clock, self._jitter = lease_seconds, clock, jitter
-        self._free = threading.Event()  # a thread came free
+        self._free = threading.Event()  # a thread became free
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._finished = threading.Event()
@@ -73,7 +73,7 @@ class Worker:
         self._running: list[threading.Thread] = []
 
     def start(self, threads: int) -> None:
-        """Works until `stop()`, on so many jobs of each account at once; with 0 it only keeps access_tokens fresh."""
+        """Works until `stop()`, on `threads` jobs of each account at once. With 0 it only keeps access_tokens fresh."""
         targets: list[Callable[[], None]] = [
             partial(chores.keep_token_fresh, self._stop) for chores in self._chores
         ]
@@ -89,7 +89,7 @@ class Worker:
             thread.start()
 
     def stop(self) -> None:
-        """Returns when the work in hand is finished or given back."""
+        """Stops. Returns when running jobs are finished or given back."""
         self.ask_to_stop()
         for thread in self._running:
             thread.join()
@@ -100,14 +100,14 @@ class Worker:
         self._free.set()
 
     def run_once(self) -> bool:
-        """Claims one job of each account and does it; False when nothing was due."""
+        """Claims one job of each account and does it. False if nothing was due."""
         claimed = [(work, job) for work in self._accounts for job in self._claim(work, 1)]
         for work, job in claimed:
             self._do(work, job)
         return bool(claimed)
 
     def tidy_once(self) -> None:
-        """Deletes what is over."""
+        """Deletes what has expired."""
         for chores in self._chores:
             chores.tidy_once()
 
@@ -123,7 +123,7 @@ class Worker:
                     if work.look_at <= time.monotonic():
                         self._look(work, threads, pool)
                 self._free.wait(max(min(work.look_at for work in self._accounts) - time.monotonic(), 0.0))
-                # Of many busy threads one comes free after the other, and a claim for each costs a sixth of its work.
+                # Busy threads become free one by one. A claim for each costs a sixth of its time: claim for several.
                 while self._most_held() > threads - threads // 4 and self._free.wait(GATHER_SECONDS):
                     self._free.clear()
             deadline = time.monotonic() + GRACE_SECONDS
@@ -134,11 +134,11 @@ class Worker:
         self._finished.set()
 
     def _look(self, work: AccountWork, threads: int, pool: ThreadPoolExecutor) -> None:
-        # Set before the claim: a job that ends meanwhile asks for another look at once.
-        # All processes of a machine look at the same moments: then they share work from its beginning.
+        # Set before the claim, so that a job that ends meanwhile can ask for another look at once.
+        # All processes of a machine look at the same moments, so that they share new work from the start.
         now = time.monotonic()
         work.look_at = now + work.idle - now % work.idle
-        jobs = survived("the ledger cannot be read", partial(self._claim, work, threads))
+        jobs = try_step("the ledger cannot be read", partial(self._claim, work, threads))
         if jobs is None:
             work.look_at = now + FAULT_SECONDS
         elif jobs:
@@ -172,14 +172,14 @@ class Worker:
         except ClaimLostError:
             log.warning("another process took this work over", extra={"ledger_id": job.id})
         except StoppedError:
-            survived("the ledger cannot be written", partial(work.queue.give_back, job), ledger_id=job.id)
+            try_step("the ledger cannot be written", partial(work.queue.give_back, job), ledger_id=job.id)
         except DatabaseUnavailableError as error:
-            # The lease runs out, and the first process that reaches the database goes on.
+            # The lease runs out, and the first process that reaches the database takes the job over.
             log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
         except Exception:
             log.exception("unexpected fault; the work is tried again", extra={"ledger_id": job.id})
             again = partial(work.failures.retry, job, None, "unexpected fault; see the log of this ledger id")
-            survived("the ledger cannot be written", again, ledger_id=job.id)
+            try_step("the ledger cannot be written", again, ledger_id=job.id)
         finally:
             with self._lock:
                 del work.held[id(job)]
@@ -187,8 +187,8 @@ class Worker:
             self._free.set()
 
     def _keep_claims(self) -> None:
-        """Renews each held lease at a third of its length, for as long as work is in hand; as often it sees that
-        nothing waits for a time that only a wrong clock has told."""
+        """Renews each lease three times in its length, while jobs run. Also makes work due again that a wrong clock had
+        put off into the far future."""
 
         def step() -> float:
             for work in self._accounts:

@@ -1,7 +1,7 @@
-"""Sends what fans are still to get, by customer-service message: the result of deferred work, or a stored copy.
+"""Sends what fans still have to get, by customer-service message: the result of deferred work, or a stored copy.
 
-Knows the order of it: upload, note that the request leaves, send, note how it ended. A request that may have arrived is
-never repeated. Does not know threads, leases or SQL.
+Knows the order: upload, mark as sending, send, mark the result. A request that may have arrived is never repeated. Must
+not know threads, leases or SQL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Makes the thumbnails that the ledger says are due, one after the other.
+"""Makes the thumbnails that are due in the ledger, one after the other.
 
-Knows the order (claim, make, mark) and how the decoder's process is started, asked and ended. A decoder that dies costs
-the one picture that it had, and the next picture starts another. Must not know how a picture is decoded (it imports no
+Knows the order (claim, make, mark) and how the decoder's process is started, used and ended. If it dies, only its
+picture gets no thumbnail, and the next picture starts another. Must not know how a picture is decoded (it imports no
 Pillow: worker.decoder does), SQL, or threads.
 """
 
@@ -26,7 +26,7 @@ CLAIM_SECONDS = 120.0  # much longer than a picture may take; the claim of a pro
 CHUNK_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
 ANSWER_SECONDS = 30.0  # twice what the decoder allows itself
-IDLE_SECONDS = 10.0  # then the decoder's memory is given back
+IDLE_SECONDS = 10.0  # after that the decoder ends, and its memory is free
 CLOSE_SECONDS = 2.0
 COMMAND = (sys.executable, "-m", "worker.decoder")
 PROJECT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ class NoThumbnailError(Exception):
 
 
 class Decoder:
-    """The process that makes pictures small, for one thread. It runs from the first picture until it is idle."""
+    """The decoder's process, for one thread. It runs from the first picture until it has been idle for a while."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -59,7 +59,7 @@ class Decoder:
         self._used_at = time.monotonic()
         if answer[:1] == b"\1":
             return answer[1:]
-        self.close()  # what a broken picture took is given back
+        self.close()  # frees the memory that a broken picture took
         raise NoThumbnailError(answer[1:].decode("utf-8", "replace"))
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
@@ -68,7 +68,7 @@ class Decoder:
             process = subprocess.Popen(  # noqa: S603
                 self._command,
                 cwd=PROJECT,
-                env={},  # a picture may take the decoder over: it must find no secret there
+                env={},  # a hostile picture may control the decoder: it must find no secret
                 stdin=its.fileno(),
             )
         except BaseException:
@@ -79,7 +79,7 @@ class Decoder:
         self._running = process, ours
         return self._running
 
-    # Only bytes go over the connection, never pickled objects: the decoder may be in a stranger's hands.
+    # Only bytes go over the connection, never pickled objects: a hostile picture may control the decoder.
 
     def _send(self, process: subprocess.Popen[bytes], connection: Connection, data: bytes) -> None:
         try:
@@ -106,7 +106,7 @@ class Decoder:
             return
         process, connection = self._running
         self._running = None
-        connection.close()  # the end of its input ends it
+        connection.close()  # the decoder ends at the end of its input
         _wait(process)
 
 
@@ -139,8 +139,8 @@ class ThumbnailMaker:
         self._decoder, self._clock = decoder, clock
 
     def step(self) -> bool:
-        """Makes one; False when none is due. Raises OSError when a store cannot be reached or is full: the claim then
-        runs out by itself; and DatabaseUnavailableError."""
+        """Makes one thumbnail. False if none is due. Raises DatabaseUnavailableError, and OSError when a store is full
+        or cannot be reached: the claim then runs out by itself."""
         picture = self._queue.claim_picture(self._clock(), CLAIM_SECONDS)
         if picture is None:
             self._decoder.close_if_idle()
@@ -164,5 +164,5 @@ class ThumbnailMaker:
         self._thumbnails.put(media_key, jpeg)
 
     def close(self) -> None:
-        """Ends what `step` keeps running in between."""
+        """Ends the decoder."""
         self._decoder.close()
