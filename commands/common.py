@@ -97,13 +97,13 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def show_json(value: dict[str, Any]) -> None:
-    """Prints one line for machines."""
+    """Prints one line of JSON for machines."""
     click.echo(json_line(value))
 
 
 @contextmanager
 def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with each number of bytes moved. `total` in bytes, None if it is not known.
+    """Yields a function to call with the bytes moved since the last call. `total` is in bytes, None if unknown.
 
     On a terminal it draws a bar; elsewhere one line is printed at the end.
     """

@@ -126,12 +126,10 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
     "days",
     type=click.IntRange(min=0),
     metavar="DAYS",
-    help="What is older than so many days (删除多少天之前的).",
+    help="Only what is older than DAYS days (删除多少天之前的).",
 )
-@click.option("--fan", metavar="OPENID", help="What this fan sent (删除该粉丝的).")
-@click.option(
-    "--dry-run", is_flag=True, help="Say how much it would be, and delete nothing (只统计，不删除)."
-)
+@click.option("--fan", metavar="OPENID", help="Only what this fan sent (删除该粉丝的).")
+@click.option("--dry-run", is_flag=True, help="Count only, delete nothing (只统计，不删除).")
 @click.option("--yes", is_flag=True, help="Do not ask (不再询问); without a terminal nothing is asked.")
 def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) -> None:
     """Delete rows and files for good (删除): old ones, a fan's, or a fan's old ones."""

@@ -30,7 +30,7 @@ def media() -> None:
     "--type",
     "kind",
     type=click.Choice(["image", "voice", "video", "thumb"]),
-    help="By content if left out (不指定则按内容判断).",
+    help="Default: found from the content (不指定则按内容判断).",
 )
 def media_upload(file: Path, kind: str | None) -> None:
     """Upload FILE (上传), and print the platform's answer."""
@@ -59,9 +59,9 @@ def media_upload(file: Path, kind: str | None) -> None:
     "-o",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to; by default a name here (保存路径).",
+    help="Where to save it; default: a name in this folder (保存路径).",
 )
-@click.option("--force", is_flag=True, help="Overwrite a file that is there (覆盖已有文件).")
+@click.option("--force", is_flag=True, help="Overwrite an existing file (覆盖已有文件).")
 def media_get(media_id: str, path: Path | None, force: bool) -> None:
     """Download MEDIA_ID (下载), and print the path it was written to."""
     parts = app_parts()

@@ -1,6 +1,6 @@
 """`flask menu`: shows the account's custom menu (自定义菜单), sets it from a file, or deletes it.
 
-Knows files and JSON. Must not know which menus the platform takes: it says so itself.
+Knows files and JSON. Must not know which menus are valid: the platform checks that.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ from wechat.replies import Reply
 @click.argument("ledger_id", type=LEDGER_ID, required=False)
 @click.option("--last", is_flag=True, help="The newest message (最新一条).")
 def replay(ledger_id: int | None, last: bool) -> None:
-    """Answer a recorded message anew (重新回复). Nothing is sent or recorded.
+    """Answer a recorded message again (重新回复). Nothing is sent or recorded.
 
     按当前代码，这条消息会得到什么回复。
 
-    The work of a Deferred handler is run, since its result is the answer; what it would send or upload is shown.
+    The work of a Deferred runs, since its result is the answer. What it would send or upload is printed instead.
     """
     if last == (ledger_id is not None):
         raise click.UsageError("say which message: its ledger ID, or --last")
@@ -44,7 +44,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
         try:
             outcome = handlers.dispatch(message, lambda: json.loads(memory))
             reply, remembered = outcome_of(outcome, _Shown())
-            # The recorded time, so that only a change in the handlers makes a difference.
+            # The recorded time: then a difference can only come from the handlers.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)

@@ -1,6 +1,6 @@
 """`flask worker`: one process that downloads and sends what is due, until a signal ends it.
 
-Knows signals and how many threads. Must not know what the threads do.
+Knows signals and the number of threads. Must not know what the threads do.
 """
 
 from __future__ import annotations

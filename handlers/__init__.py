@@ -2,8 +2,8 @@
 
 A handler is a function from one message to a reply, to None for no reply (`success`), to `Deferred(work)` for a reply
 that takes time, or to `Remember(reply, memory)`. It is pure: no database, no HTTP, no clock, no Flask. To add a
-behaviour of your own, write `handlers/own.py` with a table HANDLERS of its own: git leaves that file alone. Where one
-account of several is to differ, a table ACCOUNT_HANDLERS says in what: {"shop": {TextMessage: answer}}.
+behaviour of your own, write `handlers/own.py` with a table HANDLERS of its own: git leaves that file alone. A table
+ACCOUNT_HANDLERS there gives one of several accounts handlers of its own: {"shop": {TextMessage: answer}}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from handlers.deferred import Account, Deferred
 from handlers.memory import Memory, Remember
 from handlers.router import Router, exact, pattern, prefix
 
-# First, so that a handler may say `from handlers import Deferred`.
+# First, so that the modules below can use `from handlers import Deferred`.
 # isort: split
 from handlers import event, media, text
 from wechat.messages import (
@@ -63,7 +63,7 @@ Table: TypeAlias = Mapping[type[Message], Handler | Router]
 
 
 def _own(table: str) -> Any:
-    """The table of handlers/own.py, where somebody wrote one."""
+    """A table of handlers/own.py; empty if there is none. Raises HandlerError if the module has no table at all."""
     if importlib.util.find_spec("handlers.own") is None:
         return {}
     module = importlib.import_module("handlers.own")
@@ -77,8 +77,8 @@ ACCOUNT_HANDLERS: Mapping[str, Table] = _own("ACCOUNT_HANDLERS")
 
 
 def check(accounts: Collection[str] = ()) -> None:
-    """Looks all tables through, for the start. Raises HandlerError, also for an account that is not in `accounts`,
-    which are empty where there is one without a name."""
+    """Checks all tables, at the start. Raises HandlerError, also for an account that is not in `accounts` (empty if the
+    only account has no name)."""
     for account, table in ACCOUNT_HANDLERS.items():
         if accounts and account not in accounts:
             raise HandlerError(f"ACCOUNT_HANDLERS has {account!r:.80}: write a name of the setting ACCOUNTS")
@@ -97,9 +97,9 @@ def _check(table: Table, name: str) -> None:
 
 
 def dispatch(message: Message, recall: Recall = dict) -> Outcome:
-    """Returns what `message` is answered; None, also for a kind that no handler is named for, means `success`.
+    """The outcome of the handler for `message`. None, also for a kind without a handler, means `success`.
 
-    `recall` looks the fan's memory up. Raises HandlerError, and what the handler raises.
+    `recall` reads the fan's memory. Raises HandlerError, and what the handler raises.
     """
     kind = type(message)
     handler = ACCOUNT_HANDLERS.get(message.account, {}).get(kind) or HANDLERS.get(kind)

@@ -18,15 +18,15 @@ from wechat.replies import Reply
 Outcome: TypeAlias = Reply | Deferred | Remember | None
 Handler: TypeAlias = Callable[..., Outcome]
 Recall: TypeAlias = Callable[[], Memory]
-"""Looks the fan's memory up; called only for a handler that asks for it."""
+"""Reads the fan's memory; called only for a handler that asks for it."""
 
 
 class HandlerError(TypeError):
-    """A handler cannot be called as it would be, or returned what is no answer; the message says what to write."""
+    """A handler has the wrong parameters, or returned something that is no answer. The message says what to write."""
 
 
 def call(handler: Handler, message: Message, recall: Recall, *arguments: str) -> Outcome:
-    """What the handler returns. It gets the message, a route's arguments, and if it takes one more the memory.
+    """What the handler returns. It gets the message, a route's arguments, and the memory if it takes one more.
 
     Raises `HandlerError`, and what the handler raises.
     """
@@ -36,7 +36,7 @@ def call(handler: Handler, message: Message, recall: Recall, *arguments: str) ->
 
 
 def checked(handler: Handler, outcome: Any) -> Outcome:
-    """The outcome, if it is one. Raises `HandlerError`."""
+    """The same outcome. Raises `HandlerError` for a value that is none."""
     if outcome is None or isinstance(outcome, Reply | Deferred | Remember):
         return outcome
     write = "return TextReply(...)" if isinstance(outcome, str) else "return a reply, Deferred(...) or None"
@@ -47,7 +47,8 @@ def checked(handler: Handler, outcome: Any) -> Outcome:
 
 @lru_cache(maxsize=1000)
 def takes_memory(handler: Handler, arguments: int = 0) -> bool:
-    """Whether it takes one more than the message and so many arguments. Raises `HandlerError` for other numbers."""
+    """Whether it takes one more than the message and `arguments` further ones. Raises `HandlerError` if it takes
+    neither number."""
     if not callable(handler):
         raise HandlerError(f"{handler!r:.80} is no function: name one that takes a message")
     signature = inspect.signature(handler)

@@ -1,7 +1,7 @@
-"""Deferred: what a handler returns whose reply takes longer than a moment; and Account, what its work may do.
+"""Deferred: what a handler returns if its reply takes longer than a moment; and Account, what its work may do.
 
-Knows only the values themselves. Who runs the work, how long a delivery waits for it, and how a late reply gets to
-the fan is not known here: `answers/late.py`. It stands apart from the HANDLERS table, which imports the handlers.
+Knows only the values. Must not know what runs the work, how long a delivery waits for it, or how a late reply reaches
+the fan: `answers/late.py` does. Apart from the HANDLERS table, since that imports the handlers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from wechat.replies import Reply
 
 
 class Account(Protocol):
-    """What work may do for its fan before it returns. Neither call is recorded: work that is run again does it again.
+    """What work may do for its fan before it returns. Neither call is recorded: work that runs again repeats it.
 
-    Both raise an error of `wechat.errors` when the platform refuses. What work does not catch ends it.
+    Both raise an error of `wechat.errors` when the platform refuses. An error that the work does not catch ends it.
     """
 
     def send(self, reply: Reply) -> None:
@@ -34,7 +34,7 @@ class Deferred:
     """A reply that takes longer than a moment. Only `work` may call services; it returns a reply, `Remember`, or None.
     Work with an argument gets an `Account`.
 
-    It runs in a thread of its own. After a crash it is run again, so that it should bear to be begun twice. Raises
+    It runs in a thread of its own. After a crash it runs again, so it must be safe to start twice. Raises
     TypeError for work that cannot be called.
     """
 
@@ -49,7 +49,7 @@ class Deferred:
             raise TypeError(f"{self.work!r:.80} cannot be called: write def work(), or def work(account)")
 
     def run(self, account: Account) -> Reply | Remember | None:
-        """Do the work; what it returns. Raises what it raises."""
+        """Runs the work, and returns what it returns. Raises what it raises."""
         work: Callable[..., Reply | Remember | None] = self.work
         return work() if _takes(work) else work(account)
 

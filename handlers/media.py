@@ -1,7 +1,7 @@
 """图尚往来: a fan who sends a picture, a voice or a video gets it back.
 
-A handler answers with the MediaId that the message came with. How that reaches the fan is not known here: with
-`ECHO_VIA=auto` a video, which is reported not to be shown under the fan's own id, is uploaded first (`answers/`).
+A handler answers with the MediaId that the message came with. Must not know how that reaches the fan: with
+`ECHO_VIA=auto` a video is uploaded again first, since the platform is said not to show it under that id (`answers/`).
 https://developers.weixin.qq.com/doc/service/guide/dev/start.html
 """
 

@@ -1,7 +1,7 @@
 """Remember: a reply, and what the bot is to know of this fan when the next message comes.
 
-Knows what a memory may be: a mapping that is JSON, of 8 kB at most. Who keeps it, and that message, reply and memory
-are kept together or not at all, is not known here: `answers/`.
+Knows what a memory may be: a mapping that is JSON, of 8 kB at most. Must not know where it is kept, or that message,
+reply and memory share one commit: `answers/` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Memory: TypeAlias = Mapping[str, Any]
 class Remember:
     """`reply` is the answer (None for none), `memory` replaces what was known of the fan; an empty one forgets it.
 
-    Raises TypeError for what is no JSON, and ValueError for more than MAX_MEMORY_BYTES.
+    Raises TypeError for a memory that is not JSON, and ValueError for more than MAX_MEMORY_BYTES.
     """
 
     reply: Reply | None
@@ -39,5 +39,5 @@ class Remember:
 
 
 def as_json(memory: Memory) -> str:
-    """The memory as it is kept. Raises TypeError or ValueError for what is no JSON."""
+    """The memory as it is kept. Raises TypeError or ValueError for one that is not JSON."""
     return json.dumps(dict(memory), allow_nan=False, separators=(",", ":"), sort_keys=True)

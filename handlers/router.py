@@ -1,7 +1,7 @@
-"""Router: many answers to words, as a table that is read from the top; menu keys and scan scenes alike.
+"""Router: a table of answers to words. The first route that fits wins.
 
-Knows how words are compared, and nothing else: it is as pure as the handlers that it names. The words are a text's
-content, what a voice was recognised as, a menu button's key, or a QR code's scene.
+Knows how words are compared, and nothing else: it is as pure as the handlers in it. The words are a text's content,
+the recognised text of a voice, a menu button's key, or a QR code's scene.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wechat.messages import Event, Message, TextMessage, VoiceMessage
 
 @dataclass(frozen=True)
 class Route:
-    """A test of the words: `arguments` returns what the handler gets beside the message, None when it does not fit."""
+    """A test of the words: `arguments` returns the handler's further arguments, or None if the words do not fit."""
 
     arguments: Callable[[str], tuple[str, ...] | None]
     count: int
@@ -24,13 +24,13 @@ class Route:
 
 
 def exact(*words: str) -> Route:
-    """One of these words and nothing else, in capitals or not. The handler gets no argument."""
+    """Exactly one of these words; capitals do not matter. The handler gets no argument."""
     known = {word.strip().casefold() for word in words}
     return Route(lambda said: () if said.casefold() in known else None, 0)
 
 
 def prefix(*words: str) -> Route:
-    """What begins with one of these words. The handler gets what follows as one argument, which may be empty.
+    """Words that begin with one of these. The handler gets the rest as one argument, which may be empty.
 
     `weather` fits "weather", "Weather Oslo" and "weather奥斯陆", but not "weatherman".
     """
@@ -49,7 +49,8 @@ def prefix(*words: str) -> Route:
 
 
 def pattern(expression: str) -> Route:
-    """What the regular expression fits as a whole. The handler gets its groups; one that took no part is empty."""
+    """Words that the regular expression matches as a whole. The handler gets its groups; a group without a match is
+    empty."""
     compiled = re.compile(expression)
 
     def arguments(said: str) -> tuple[str, ...] | None:
@@ -60,7 +61,7 @@ def pattern(expression: str) -> Route:
 
 
 class Router:
-    """A handler that passes the message on to the first route that fits, else to `default`, else answers nothing."""
+    """A handler that passes the message to the first route that fits, or else to `default`, if there is one."""
 
     def __init__(self, *routes: tuple[Route, Handler], default: Handler | None = None) -> None:
         """Raises HandlerError for a handler that does not take its route's arguments."""
@@ -71,7 +72,7 @@ class Router:
             takes_memory(default)
 
     def answer(self, message: Message, recall: Recall) -> Outcome:
-        """What the handler that fits returns. Raises as `call()` does."""
+        """The outcome of the first handler that fits. Raises as `call()` does."""
         said = words_of(message)
         for route, handler in self.routes:
             arguments = route.arguments(said)
@@ -81,7 +82,7 @@ class Router:
 
 
 def words_of(message: Message) -> str:
-    """What the routes look at, without white space around it."""
+    """The words that the routes compare, without white space around them."""
     if isinstance(message, TextMessage):
         return message.content.strip()
     if isinstance(message, VoiceMessage):

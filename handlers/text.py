@@ -1,4 +1,4 @@
-"""What the bot says to words: a short hint what to send instead."""
+"""What the bot says to text: a short hint what to send instead."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""GET and POST /wechat, or /wechat/NAME: what the platform calls. Converts a request, calls, converts the answer back.
+"""GET and POST /wechat, or /wechat/NAME: what the platform calls.
 
-The view opens the push, parses it, asks `answers` and seals the reply. Does not know cryptography, XML, SQL, or what
-the bot says. A refusal is told to our log in one line and to the caller by its status alone.
+The view opens the push, parses it, asks `answers` and seals the reply. Must not know cryptography, XML, SQL, or what
+the bot says. A refusal is one line in our log; the caller gets the status alone.
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
@@ -51,7 +51,7 @@ def callback(
 ) -> Blueprint:
     """The two views of one account, at each of `paths`; `account` is its name in ACCOUNTS, empty without.
 
-    `token` is the callback Token, by which `flask doctor` is known; `clock` gives unix seconds.
+    `token` is the callback Token, by which `flask doctor` is recognised; `clock` gives unix seconds.
     """
     blueprint = Blueprint(f"callback {account}".strip(), __name__)
     counts = metrics.Counts(account)
@@ -119,7 +119,7 @@ def callback(
     def refused(refusal: PushError) -> Response:
         if is_doctor():
             return Response(status=refusal.status)
-        # A doctor with another Token leaves no mark that counts, but is not the console either.
+        # A doctor with another Token has no valid mark, but its requests are not the platform's either.
         if doctor_mark.HEADER not in request.headers and _looks_like_the_platform():
             refusals.count(refusal.reason, clock())
         return refuse(counts, refusal.status, refusal.reason, explained(refusal))
@@ -134,7 +134,7 @@ def callback(
 
     @blueprint.errorhandler(UnicodeDecodeError)
     def undecodable(error: UnicodeDecodeError) -> Response:
-        # werkzeug raises on the first look at it
+        # werkzeug raises it when the query is first read
         return refuse(counts, 403, "signature", "the query is not UTF-8")
 
     @blueprint.errorhandler(DatabaseUnavailableError)
@@ -146,7 +146,7 @@ def callback(
 
     @blueprint.errorhandler(HeldError)
     def held(error: HeldError) -> Response:
-        # Nobody reads this: the platform hung up before. If somebody does, it must not pass for an answer.
+        # The platform has hung up already. Anything else that reads this must not take it for an answer.
         return Response(status=503)
 
     @blueprint.errorhandler(RequestEntityTooLarge)
@@ -168,7 +168,7 @@ def kind(reply: bytes | None) -> str:
 
 def body(limit: int) -> bytes:
     """The request's body. Raises `RequestEntityTooLarge`, and `ClientDisconnected` for one that is not whole."""
-    request.max_content_length = limit + 1  # at this length werkzeug cuts a chunked body off without a word
+    request.max_content_length = limit + 1  # at this length werkzeug silently cuts off a chunked body
     data = request.get_data(cache=False)
     if len(data) > limit:
         raise RequestEntityTooLarge
@@ -178,7 +178,7 @@ def body(limit: int) -> bytes:
 
 
 def _looks_like_the_platform() -> bool:
-    """A stranger who tries addresses does not know what the platform sends."""
+    """Whether the query has the form of the platform's. A scanner that tries addresses does not know that form."""
     signature = request.args.get("msg_signature") or request.args.get("signature", "")
     return bool(re.fullmatch(r"[0-9a-f]{40}", signature)) and {"timestamp", "nonce"} <= request.args.keys()
 
@@ -196,10 +196,10 @@ def tell_of_wrong_requests(app: Flask, accounts: Mapping[str, str]) -> None:
 
     @app.errorhandler(NotFound)
     def not_found(error: NotFound) -> Response:
-        # Who sends a signature is perhaps the platform, with a wrong URL in the console.
+        # A request with a signature may be the platform's, with a wrong URL in the console.
         if re.search(r"(^|&)(signature|echostr)=", request.environ.get("QUERY_STRING", "")):
             log.warning(
-                "the callback is at %s: mend the URL in the console (请检查服务器配置中的 URL)",
+                "the callback is at %s: correct the URL in the console (请检查服务器配置中的 URL)",
                 places,
                 extra={"path": request.path[:100]},
             )
@@ -207,7 +207,7 @@ def tell_of_wrong_requests(app: Flask, accounts: Mapping[str, str]) -> None:
 
 
 def refuse(counts: metrics.Counts, status: int, reason: str, why: str) -> Response:
-    # One label for all that strangers could try on an envelope: our count of bad paddings would help them to open it.
+    # One label for every fault of an envelope: a separate count of bad paddings would help an attacker.
     counts.refusals("envelope" if reason == "appid" else reason).inc()
     log.warning("refused: %s", why, extra={"reason": reason, "status": status})
     return Response(status=status)

@@ -1,7 +1,7 @@
 """A ZIP of what fans sent: a table (CSV) and the files, made piece by piece while it is sent.
 
-Knows ZIP and CSV. Must not know which entries are asked for, nor where their files are. However many and large the
-files, memory holds one piece and the list of names at the end of a ZIP.
+Knows ZIP and CSV. Must not know which entries are asked for, nor where their files are. Memory holds only one piece
+and the list of names for the end of the ZIP.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def exported(
     when: Callable[[float], str],
     accounts: Mapping[str, str],
 ) -> Iterator[bytes]:
-    """The ZIP in pieces. `entries` is called twice; a file that was deleted by then is left out. `accounts` are the
-    names by AppID where there are several: then the table has a column more."""
+    """The ZIP in pieces. `entries` is called twice; a file that was deleted meanwhile is left out. `accounts` are the
+    names by AppID if there are several: the table then has a column for them."""
     unsent = _Unsent()
     with zipfile.ZipFile(unsent, "w") as archive:
         with archive.open("messages.csv", "w", force_zip64=True) as table:

@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
-COUNTED = 1000  # entries, then the page says that there are more
-MEDIA_LIFE_SECONDS = 3 * 86400.0  # the platform deletes a file then
+COUNTED = 1000  # entries; above that the page says that there are more
+MEDIA_LIFE_SECONDS = 3 * 86400.0  # after that the platform deletes the file
 
 COOKIE = "gallery"
 
@@ -66,8 +66,8 @@ _PAGE_POLICY = (
     "frame-ancestors 'none'"
 )
 _FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
-# A browser may keep a copy, but asks before it shows it: after a sign-out, a purge or a restored backup the answer may
-# be another one.
+# A browser may keep a copy, but must ask before showing it: the answer differs after a sign-out, a purge or a restored
+# backup.
 _FILE_CACHE = "private, no-cache"
 
 
@@ -117,7 +117,7 @@ def gallery(
         return URLSafeSerializer(key(), salt="gallery", signer_kwargs={"digest_method": hashlib.sha256})
 
     def attempts() -> Attempts:
-        # A new password begins with no tries. Two bytes of a digest in the database do not help to guess it.
+        # A new password starts with no failed tries. Two bytes of a digest in the database do not help to guess it.
         return Attempts(database, f"gallery {hmac.digest(key(), b'attempts', 'sha256')[:2].hex()}")
 
     # -- sessions ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The counters that the web processes keep themselves; names as Prometheus shows them.
+"""The counters of the web processes, with their names in Prometheus.
 
-Knows names and buckets. Must not know what is counted when, nor the figures in the database: web/ops.py reads those
-at each scrape. Under gunicorn all processes count into one folder (PROMETHEUS_MULTIPROC_DIR, see metrics_folder.py).
+Knows names and buckets. Must not know when something is counted, nor the figures in the database: web/ops.py reads
+those at each scrape. Under gunicorn all processes share one folder (PROMETHEUS_MULTIPROC_DIR, metrics_folder.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LOOK_SECONDS = 1.0
 
 
 class _Identity:
-    """What prometheus_client calls this process in the names of its files. If they are gone, another name, by which it
-    makes them anew: something may have cleaned the temporary directory.
+    """The name of this process in prometheus_client's file names. If the files are gone (something may have cleaned the
+    temporary directory), another name, so that it makes new ones.
 
     https://prometheus.github.io/client_python/multiprocess/
     """
@@ -67,7 +67,7 @@ _REPLY_SECONDS = Histogram(
 
 
 class Counts:
-    """The counters of one account, by its name in ACCOUNTS; '' for the only account, and for what is of none."""
+    """The counters of one account, by its name in ACCOUNTS. '' is the only account, or what belongs to no account."""
 
     def __init__(self, account: str = "") -> None:
         self.deliveries = cache(partial(_DELIVERIES.labels, account))
@@ -81,12 +81,12 @@ class Counts:
 
 
 class Counted(Collector):
-    """What all web processes have counted. The label `account` is only there where a process has several accounts."""
+    """What all web processes have counted. The label `account` is only there if there are several accounts."""
 
     def collect(self) -> Iterable[Metric]:
         counted = REGISTRY
         if FOLDER:
-            with suppress(OSError):  # prometheus_client says what is wrong with a folder that is not there
+            with suppress(OSError):  # prometheus_client reports a missing folder itself
                 os.makedirs(FOLDER, mode=0o700, exist_ok=True)
             counted = CollectorRegistry()
             MultiProcessCollector(counted, FOLDER)  # type: ignore[no-untyped-call]

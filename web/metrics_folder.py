@@ -1,8 +1,8 @@
 """The folder into which all web processes of one server count. A scrape of any of them adds the counts up.
 
 Knows where the folder is, how it is locked, and when it is deleted. It is in the temporary directory. The first process
-locks it and its children share the lock. So the next start finds and deletes the folders of killed servers, and
-systemd-tmpfiles deletes none that is in use (https://man7.org/linux/man-pages/man5/tmpfiles.d.5.html).
+locks it and its children share the lock. So the next start can delete the folders of killed servers, and
+systemd-tmpfiles leaves alone those in use (https://man7.org/linux/man-pages/man5/tmpfiles.d.5.html).
 Must not know what is counted, nor import prometheus_client, which looks for the folder when it is imported.
 """
 
@@ -21,7 +21,7 @@ _PREFIX = "wechat-counters-"  # earlier versions used another prefix, and no loc
 
 
 class MetricsFolder:
-    """Makes the folder and names it in the environment. One that is named there already is used, and never deleted."""
+    """Makes the folder and names it in the environment. A folder named there already is used, and never deleted."""
 
     def __init__(self) -> None:
         self._own = NAME not in os.environ

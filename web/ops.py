@@ -1,7 +1,7 @@
 """GET /, /healthz, /readyz and /metrics, for a browser, a load balancer, an operator and Prometheus.
 
-Knows which figures there are: the web processes' counters, and what the database says at the time of the request.
-Must not know how they are counted. Shows no secret and no OpenID.
+Knows the figures: the web processes' counters, and what the database holds at the time of the request. Must not know
+how they are counted. Shows no secret and no OpenID.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def ops(
         return jsonify(ready=ready, checks=checks, last_claim_seconds=seconds), 200 if ready else 503
 
     def of_each(look: Callable[[Watched], object]) -> object:
-        """By the accounts' names, where they have any."""
+        """What `look` gives, by account name; without names, the only account's alone."""
         found = {name: look(one) for name, one in accounts.items()}
         return found.get("", found)
 
@@ -103,7 +103,7 @@ def fault(error: InternalServerError) -> Response:
 
 
 def _is_near() -> bool:
-    """Whether the request is from this machine or a private network, and came through no proxy."""
+    """Whether the request comes from this machine or a private network, without a proxy."""
     try:
         near = not is_public(request.remote_addr or "")
     except ValueError:  # a Unix socket has no address

@@ -1,6 +1,6 @@
 """Where a request comes from: the address it is counted under, and whether a page of another site sent it.
 
-Knows the request's headers, and its address as PROXY_HOPS has corrected it. Must not know what is done about it.
+Knows the request's headers, and its address as PROXY_HOPS has corrected it. Must not know what follows from that.
 https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Sec-Fetch-Site
 """
 
@@ -12,7 +12,7 @@ from flask import request
 
 
 def sender_address() -> str:
-    """The address under which tries are counted. An IPv6 /64 network counts as one: one customer has all of it."""
+    """The address under which tries are counted. An IPv6 /64 network, which one customer has, counts as one."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:

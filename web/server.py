@@ -1,7 +1,7 @@
-"""The one seam to gunicorn: how a web process takes connections, sends answers, and ends.
+"""The one place that changes gunicorn: how a web process takes connections, sends answers, and ends.
 
-Knows gunicorn 27's threaded worker, of which it changes a few methods, and looks at import whether they are all there:
-with another gunicorn the plain worker runs instead, and `MISSING` says why. Must not know what is answered.
+Knows gunicorn 27's threaded worker, and changes a few of its methods. It checks at import that all are there: if not,
+the plain worker runs instead, and `MISSING` says why. Must not know what is answered.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import cores
 from config import Settings, SettingsError
 from storage import writable
 
-WORK_SECONDS = 20.0  # for work in hand, after the signal
+WORK_SECONDS = 20.0  # for running requests, after the signal
 LINGER_SECONDS = (
     0.3  # after the signal: a client may be sending a request on a kept connection, which is answered
 )
-REQUEST_SECONDS = 30.0  # for a request to come in: one that is never finished would hold a thread for ever
+REQUEST_SECONDS = 30.0  # for a whole request to arrive: an unfinished one would hold a thread for ever
 STAY_MILLISECONDS = (
-    20  # a thread waits for its connection's next request, then gives it back to the one poller
+    20  # a thread waits for its connection's next request, then gives the connection back to the poller
 )
-PAUSE_SECONDS = 0.5  # without new connections, when the process may open no more files
+PAUSE_SECONDS = 0.5  # without new connections, when the process has too many open files
 FIRST_FREE_PORT = 1024
 LOG_AGAIN_SECONDS = 60.0
 _USED_UP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -59,7 +59,7 @@ _NEEDED = {
 
 
 def _missing() -> list[str]:
-    """The names of gunicorn's that are needed here and are not there."""
+    """The names that are needed here and that this gunicorn does not have."""
     missing = []
     for path, names in _NEEDED.items():
         found: Any = gthread
@@ -75,27 +75,27 @@ MISSING = _missing()
 
 
 def worker_class() -> Any:
-    """What gunicorn's `worker_class` is to be: ours, or the plain one where names are `MISSING`."""
+    """The value for gunicorn's `worker_class`: ours, or the plain worker if names are `MISSING`."""
     return "gthread" if MISSING else PushWorker
 
 
 def tell_what_is_missing(master: Any) -> None:
-    """One warning when the plain worker runs."""
+    """Logs one warning if the plain worker runs."""
     if MISSING:
         master.log.warning("this gunicorn has no %s: its plain worker runs, slower", ", ".join(MISSING))
 
 
 FAULTS = (SettingsError, writable.NotWritableError, PermissionError)
-"""What `settings` raises; each says what to do."""
+"""What `settings` raises. Each message says what to do."""
 
 
 def settings() -> Settings:
-    """The settings of this server, checked with what they name: the folders and the port. Raises one of `FAULTS`.
+    """The settings of this server. The folders and the port are checked too. Raises one of `FAULTS`.
 
-    All processes that the master starts from now on have them.
+    All processes that the master starts from now on use them.
     """
     accounts = Settings.of_accounts(os.environ)
-    found = accounts[0]  # what is read here is the same in all
+    found = accounts[0]  # what is used here is the same for all accounts
     writable.check(found.database_url.get_secret_value(), found.media_store)
     check_port(found.port)
     config.of_this_server = accounts
@@ -103,7 +103,7 @@ def settings() -> Settings:
 
 
 def reload_without_faults_only(master: Any) -> None:
-    """HUP with faulty settings changes nothing, and is said in the log. gunicorn would end the whole server."""
+    """HUP with faulty settings changes nothing but logs it. gunicorn itself would end the whole server."""
     reload = master.handle_hup
 
     def handle_hup() -> None:
@@ -121,7 +121,7 @@ def reload_without_faults_only(master: Any) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise PermissionError that says what to do when this process may not listen there. gunicorn would try for 5 s."""
+    """Raises PermissionError, with what to do, if this process may not use the port. gunicorn would retry for 5 s."""
     if port >= FIRST_FREE_PORT:
         return
     with socket.socket() as probe:
@@ -129,8 +129,8 @@ def check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
             raise PermissionError(
-                f"PORT: {port} is one of root's, below {FIRST_FREE_PORT}: take a higher one, and let the proxy before "
-                f"the bot (or a container's --publish {port}:8000) listen there "
+                f"PORT: {port}: only root may listen below {FIRST_FREE_PORT}: take a higher one, and let the proxy "
+                f"before the bot (or a container's --publish {port}:8000) listen there "
                 f"({FIRST_FREE_PORT} 以下的端口只有 root 能用：请改用更大的 PORT，由反向代理或容器端口映射监听该端口)",
             ) from None
         except OSError:
@@ -138,7 +138,7 @@ def check_port(port: int) -> None:
 
 
 class QuietLogger(Logger):  # type: ignore[misc]
-    """gunicorn's own, without its access lines: given a logconfig_dict it makes one for each request, wanted or not."""
+    """gunicorn's own, without its access lines: with a logconfig_dict it logs one for each request, wanted or not."""
 
     access_log_enabled = False
 
@@ -155,7 +155,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._connections: WeakSet[Any] = WeakSet()
-        self._began: dict[Any, float] = {}  # connections with a request in hand: since when
+        self._began: dict[Any, float] = {}  # when each running request began, by connection
         self._next_look = 0.0
         self._stopping_since: float | None = None
         self._accept_after = 0.0
@@ -177,7 +177,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._pause(error)
 
     def _pause(self, error: OSError) -> None:
-        """No new connections for a moment: those that are there go on, and some of them end."""
+        """Takes no new connections for a moment: open ones go on, and some of them end."""
         now = time.monotonic()
         self._accept_after = now + PAUSE_SECONDS
         self.set_accept_enabled(False)
@@ -196,19 +196,19 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # -- answering -----------------------------------------------------------------------------------------------------
 
     def handle(self, conn: Any) -> Any:
-        """In a thread: one request, and those that follow at once. Otherwise gunicorn hands the connection back to the
-        process's one poller after each of them, and from there to another thread."""
+        """In a thread: one request, and those that follow at once. gunicorn itself hands the connection back to the
+        poller after each request, and from there to another thread."""
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         if not (conn.initialized or conn.data_ready):
             if not poll.poll(STAY_MILLISECONDS):
-                return gthread._DEFER  # it holds no thread until it says something
+                return gthread._DEFER  # it holds no thread until it sends something
             conn.data_ready = True
         while (kept := self._handle_one(conn)) is True and self.alive:
             if not conn.parser.unreader.buf.getvalue() and not poll.poll(STAY_MILLISECONDS):
                 break
         if not kept:
-            # gunicorn would do it where connections are accepted, and there wait 2 s for a peer that does not hang up.
+            # gunicorn would do it in the accepting thread, and wait there 2 s for a peer that does not hang up.
             with suppress(OSError):
                 conn.close(graceful=True)
         return kept
@@ -221,7 +221,7 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
             del self._began[conn]
 
     def _end_half_requests(self, now: float) -> None:
-        """No more is read of a request that has been in hand for so long. One that had come whole is still answered."""
+        """Reads no more of requests older than REQUEST_SECONDS. One that has arrived whole is still answered."""
         self._next_look = now + 1.0
         for conn, began in list(self._began.items()):
             if now - began >= REQUEST_SECONDS:
@@ -265,14 +265,14 @@ class PushWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
 
 def _shut(conn: Any, how: int) -> None:
-    """With SHUT_RD nothing more is read, but answers are still sent: a thread or a poller that waits for a request sees
-    the end of its connection."""
+    """With SHUT_RD nothing more is read, but answers are still sent. A thread or the poller that waits for a request
+    sees the end of the connection."""
     with suppress(OSError):
         conn.sock.shutdown(how)
 
 
 class _Reader:
-    """A body's reader to which bad chunks and trailers are a broken connection, as they are to the application."""
+    """A body's reader that reports bad chunks and trailers as a broken connection, which the application handles."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader

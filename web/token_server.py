@@ -1,8 +1,8 @@
 """The central token server (中控服务器): gives an account's access_token to clients with TOKEN_SERVER_KEY.
 
 Knows our own routes (`/token`, `/token/refresh`) and the platform's (`/cgi-bin/token`, `/cgi-bin/stable_token`), for
-SDKs whose API host can be set. Such an SDK asks again after its token was refused, and cannot say which token it was.
-Then the platform is asked whether our token works, so that no client can use up the account's fetches. A report to
+SDKs whose API host can be set. Such an SDK asks again after its token was refused, but cannot say which token it was.
+The bot then asks the platform whether our token works, so that no client can use up the account's fetches. A report to
 `/token/refresh` is checked in the same way. Must not know how the token is fetched or stored.
 https://developers.weixin.qq.com/doc/service/en/Basic_Information/Get_access_token.html
 """
@@ -34,8 +34,8 @@ TOO_MANY = "too many wrong keys from this address: the client's key must be TOKE
 
 @dataclass(frozen=True)
 class Served:
-    """One account's token, and the keys that open it: its own, and the one for all accounts. `name` is empty where
-    there is one account."""
+    """One account's token, and the keys for it: its own, and the one for all accounts. `name` is empty if there is only
+    one account."""
 
     name: str
     token: AccessToken
@@ -168,7 +168,7 @@ def _json_body() -> dict[str, Any] | None:
 
 
 def _opens(served: Served, given: object) -> bool:
-    """Looks at all keys, whichever fits, so that the time tells nothing."""
+    """Whether one of the keys fits. Compares with all of them, so that the time reveals nothing."""
     if not isinstance(given, str):
         return False
     fits = [hmac.compare_digest(given.encode("utf-8", "replace"), key.encode()) for key in served.keys]
