@@ -14,6 +14,8 @@ import time
 import weakref
 from pathlib import Path
 
+import flask
+import jinja2
 import pytest
 import requests
 
@@ -56,6 +58,15 @@ def _databases():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Database, "__init__", noted)
         yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_are_compiled_once(tmp_path_factory):
+    """And not for each application that a test makes."""
+    cache = jinja2.FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flask.Flask, "jinja_options", {"bytecode_cache": cache})
+        yield
 
 
 @pytest.fixture(autouse=True)

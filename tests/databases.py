@@ -5,7 +5,9 @@ alone and started when the first test asks.
 """
 
 import uuid
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -32,6 +34,23 @@ def postgresql():
     server.close()
 
 
+def sqlite_url(path):
+    """A DATABASE_URL of a file with its schema; where there is none it is copied, which is quicker than made."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(_migrated_sqlite())
+    return f"sqlite:///{path}"
+
+
+@cache
+def _migrated_sqlite():
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bot.db"
+        connect(f"sqlite:///{path}").close()
+        return path.read_bytes()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request, tmp_path):
     """A DATABASE_URL of a database without any tables."""
@@ -48,9 +67,7 @@ def empty_url(request, tmp_path):
 def database_url(request, tmp_path):
     """A DATABASE_URL of a database with its schema and no rows."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/data/bot.db"
-        connect(url).close()
-        yield url
+        yield sqlite_url(tmp_path / "data" / "bot.db")
         return
     server = request.getfixturevalue("postgresql")
     url = server.new_migrated()

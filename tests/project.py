@@ -9,7 +9,7 @@ from dotenv import dotenv_values
 from tests.conftest import ROOT, clean_environ
 
 _LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "data", "__pycache__", ".*_cache", ".hypothesis", ".coverage*", "tests", "bench", ".env"
+    ".git", ".venv", "data", "*.pyc.*", ".*_cache", ".hypothesis", ".coverage*", "tests", "bench", ".env"
 )
 
 

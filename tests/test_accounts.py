@@ -19,6 +19,7 @@ from handlers import HandlerError
 from sandbox import Account, running_sandbox
 from tests import pushing
 from tests.conftest import Bot, eventually, free_port
+from tests.databases import sqlite_url
 from tests.test_flow import PHOTO, SHA256
 from wechat.access_token import TokenRow
 from wechat.messages import TextMessage, parse_message
@@ -111,7 +112,7 @@ def make_app(tmp_path):
     """make_app(SETTING=value) -> the application of the three accounts."""
 
     def make(**environ):
-        given = THREE | {"DATABASE_URL": f"sqlite:///{tmp_path}/bot.db", "MEDIA_STORE": f"{tmp_path}/media"}
+        given = THREE | {"DATABASE_URL": sqlite_url(tmp_path / "bot.db"), "MEDIA_STORE": f"{tmp_path}/media"}
         return create_app(Settings.of_accounts(given | environ, tmp_path))
 
     return make

@@ -31,6 +31,7 @@ from storage.database import Database
 from storage.errors import DatabaseUnavailableError
 from tests import pushing
 from tests.conftest import ACCOUNT, Bot, eventually, free_port
+from tests.databases import sqlite_url
 from tests.stub_platform import Leaks, StubPlatform, raw, reply
 from wechat.errors import MediaTooLargeError, TransportError, UnsafeMediaUrlError
 from wechat.media import open_media
@@ -75,7 +76,7 @@ def make_app(tmp_path, platform):
     def make(**environ):
         given = ACCOUNT | {
             "WECHAT_API_BASE": platform.url,
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
             "ADMIN_PASSWORD": PASSWORD,
             "TOKEN_SERVER_KEY": SERVER_KEY,

@@ -20,6 +20,7 @@ from sandbox import THROWAWAY
 from sandbox.cipher import Envelope
 from tests import pushing
 from tests.conftest import ACCOUNT
+from tests.databases import sqlite_url
 from wechat.elements import legal
 from wechat.messages import TextMessage, parse_message
 from wechat.replies import Article, ImageReply, NewsReply, TextReply
@@ -32,7 +33,7 @@ OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
 def make_app(tmp_path):
     def make(**environ):
         given_environ = ACCOUNT | {
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
         }
         return create_app(Settings.from_env(given_environ | environ, tmp_path))

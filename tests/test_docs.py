@@ -23,6 +23,7 @@ from app import create_app
 from commands import COMMANDS
 from config import NAMES, Settings, known_names
 from tests.conftest import ACCOUNT, ROOT, clean_environ, eventually, free_port
+from tests.databases import sqlite_url
 from tests.project import copy, sandbox_settings
 from tests.test_layers import ALLOWED
 from tests.test_ops import METRICS
@@ -101,7 +102,7 @@ def first_column(path, *heads):
 def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     given = ACCOUNT | {"TOKEN_SERVER_KEY": "key-of-the-documents", "ADMIN_PASSWORD": "password"}
-    given |= {"DATABASE_URL": f"sqlite:///{folder}/bot.db", "MEDIA_STORE": f"{folder}/media"}
+    given |= {"DATABASE_URL": sqlite_url(folder / "bot.db"), "MEDIA_STORE": f"{folder}/media"}
     return create_app(Settings.from_env(given, folder))
 
 

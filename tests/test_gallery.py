@@ -28,7 +28,7 @@ from storage.errors import DatabaseUnavailableError
 from storage.gallery import KINDS, STATES, Filter, GalleryRows
 from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
-from tests.databases import APPID
+from tests.databases import APPID, sqlite_url
 from wechat.codes import explain
 from wechat.formats import extension
 from wechat.messages import parse_message
@@ -117,7 +117,7 @@ def make_rig(tmp_path):
     def make(**environ):
         given = ACCOUNT | {
             "WECHAT_APPID": APPID,
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
             "ADMIN_PASSWORD": PASSWORD,
         }

@@ -13,6 +13,7 @@ from app import create_app
 from config import Settings
 from tests import pushing
 from tests.conftest import ACCOUNT, eventually
+from tests.databases import sqlite_url
 from tests.test_flow import control, send, stored
 
 METRICS = {
@@ -158,7 +159,7 @@ def test_not_ready_without_the_database(sandbox, make_bot, postgresql):
 def make_app(tmp_path):
     def make(**environ):
         given = ACCOUNT | {
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
         }
         return create_app(Settings.from_env(given | environ, tmp_path)).test_client()

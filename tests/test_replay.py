@@ -11,6 +11,7 @@ from config import Settings
 from sandbox import THROWAWAY
 from tests import pushing
 from tests.conftest import ACCOUNT
+from tests.databases import sqlite_url
 from tests.test_flow import calls, entries, send
 from wechat.messages import ImageMessage, TextMessage
 from wechat.replies import ImageReply, TextReply
@@ -22,7 +23,7 @@ def make_app(tmp_path):
         given = ACCOUNT | {
             "WECHAT_AES_KEY": THROWAWAY.aes_key,
             "WECHAT_API_BASE": "http://127.0.0.1:9",
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
         }
         return create_app(Settings.from_env(given | environ, tmp_path))

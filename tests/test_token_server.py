@@ -14,6 +14,7 @@ from app import create_app
 from config import Settings
 from storage import sign_ins
 from tests.conftest import ACCOUNT, eventually
+from tests.databases import sqlite_url
 from tests.serving import serving
 from tests.test_flow import calls, control
 
@@ -25,7 +26,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 def make_app(sandbox, tmp_path):
     def make(name="central", **environ):
         given = ACCOUNT | {
-            "DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db",
+            "DATABASE_URL": sqlite_url(tmp_path / f"{name}.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
             "WECHAT_API_BASE": sandbox.url,
         }

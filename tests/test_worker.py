@@ -12,6 +12,7 @@ from app import create_app
 from config import Settings
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
+from tests.databases import sqlite_url
 from tests.serving import serving
 from wechat import client
 from worker import downloads
@@ -74,7 +75,7 @@ def make_rig(sandbox, tmp_path):
 
     def make(**environ):
         given = ACCOUNT | {
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_url(tmp_path / "bot.db"),
             "MEDIA_STORE": f"{tmp_path}/media",
             "WECHAT_API_BASE": sandbox.url,
         }
