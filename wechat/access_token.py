@@ -21,15 +21,15 @@ from wechat.token_sources import Grant, TokenSource
 
 log = logging.getLogger(__name__)
 
-#: A lease outlives any request of a source (10 s; a host's last connect may overrun by its 3 s), and is taken anew
-#: before each.
+#: A lease is longer than any request of a source (10 s; the last connect may overrun by 3 s), and is renewed before
+#: each request.
 FETCH_LEASE_SECONDS = 15.0
 #: How long a caller waits for another thread's renewal, and then for another process's.
 WAIT_SECONDS = 20.0
 
-_MARGIN_SECONDS = 10.0  # what is left of a life must be enough for the call it is taken for
-_FETCHES_APART = 60.0  # whatever life a token is said to have
-_EARLIEST_RENEWAL = 300.0  # before that stable_token gives the same token again
+_MARGIN_SECONDS = 10.0  # a token must live long enough for the call that uses it
+_FETCHES_APART = 60.0  # however short a token's life is said to be
+_EARLIEST_RENEWAL = 300.0  # earlier, stable_token gives the same token again
 _LATEST_RENEWAL = 240.0
 _SHORT_LIFE = 600.0
 _CLOCK_ERROR = 60.0
@@ -51,8 +51,8 @@ class TokenRow:
 
     `expires_at` 0 beside a value means that the platform refuses this value. `retry_at`, `failures`, `reason`,
     `reason_zh` and `code` describe the failed fetches since the last good one. `checked_at` says when the source was
-    last asked whether this value lives, `checks` how often it was of late. `forced_*` count the force_refresh calls,
-    `forced_day` in days since 1970 by Beijing's clock.
+    last asked whether this value is valid, `checks` how many recent checks count. `forced_*` count the force_refresh
+    calls, `forced_day` in days since 1970, Beijing time.
     """
 
     value: str | None = field(default=None, repr=False)
@@ -77,13 +77,13 @@ class TokenStore(Protocol):
     """The row and its lease, shared by all processes of the account."""
 
     def load(self) -> TokenRow:
-        """The row, EMPTY when there is none."""
+        """The row, or EMPTY if there is none."""
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
-        """Take the lease, or prolong one's own; False while another holds it."""
+        """Take the lease, or extend our own. False while another holds it."""
 
     def save(self, holder: str, row: TokenRow, now: float) -> bool:
-        """Write the row if `holder` holds the lease; the lease goes on."""
+        """Write the row if `holder` holds the lease, and keep the lease."""
 
     def release(self, holder: str) -> None:
         """Give the lease back if `holder` holds it."""
@@ -126,7 +126,7 @@ class AccessToken:
 
     `clock` is wall-clock seconds, `sleep` the pause while another process fetches, `random` a number in
     [0, 1). `on_fetch` is called with each fetch's result: "ok", the platform's code, or "failed". `explained` turns a
-    failed fetch into the reason that people will read, in English and in Chinese.
+    failed fetch into a reason for people, in English and in Chinese.
     """
 
     def __init__(
@@ -153,22 +153,22 @@ class AccessToken:
     def get(self) -> str:
         """The token. It never waits while there is a valid one.
 
-        Raises TokenUnavailableError: at once during the pause after a failed fetch, else after that fetch, or
-        when another process has not brought a token within 20 s.
+        Raises TokenUnavailableError: at once during the pause after a failed fetch, or when the fetch fails, or
+        when another process has not fetched a token within 20 s.
         """
         return self._usable(self._store.load()) or self._alone(self._usable, self._replace)
 
     def replace(self, stale: str | None, *, reported: bool = False, at_once: bool = False) -> str:
         """The token after `stale`, which the platform refused. Many reports of one token cost one fetch.
 
-        If the normal fetch gives `stale` again, the source is asked whether it really is dead; only then a
-        forced renewal follows, within the platform's limits. A token that the source vouches for is returned
-        as it is: the caller's one repeat then shows what is wrong.
+        If the normal fetch gives `stale` again, the source is asked whether it is really invalid. Only then a
+        forced renewal follows, within the platform's limits. A token that the source calls valid is returned:
+        the caller's one repeat then shows what is wrong.
 
-        `reported`: others say so, which may be wrong, repeated or made up. Nothing is fetched before the source has
-        said that `stale` is dead. All processes together ask that of one token at most five times at once, and once
-        in 20 s in the long run; else it is returned as it is, and so it is when the source cannot be asked.
-        `at_once`: an operator wants it, who has mended something. No back-off is waited for.
+        `reported`: another program says so, and may be wrong. Nothing is fetched before the source confirms that
+        `stale` is invalid. All processes together check one token at most five times at once, and once in 20 s
+        in the long run. Without a check `stale` is returned.
+        `at_once`: an operator asks, after a correction. It does not wait for the back-off.
 
         Raises TokenUnavailableError.
         """
@@ -185,15 +185,15 @@ class AccessToken:
         return newer(self._store.load()) or self._alone(newer, act, patient=not at_once)
 
     def get_checked(self) -> str:
-        """The token, one that lives as far as the source may be asked: as `replace` of what others report."""
+        """The token; unless it was just fetched, checked as in `replace` with `reported`."""
         began = self._clock()
         value = self.get()
         return value if self._store.load().fetched_at >= began else self.replace(value, reported=True)
 
     def keep_fresh(self) -> float:
-        """Renew the token if it is due; the seconds until the next look. For a loop in each process.
+        """Renew the token if it is due. Returns the seconds until the next call. For a loop in each process.
 
-        A token that nobody has asked for yet is not fetched. A failed fetch is in the row and in the log.
+        The first token is fetched only when it is needed. A failed fetch is in the row and in the log.
         """
         pause = self._until_due()
         if pause > 0:
@@ -206,7 +206,7 @@ class AccessToken:
         return min(max(self._until_due(), 1.0), _LOOK_SECONDS)
 
     def row(self) -> TokenRow:
-        """The shared row, for those who show its state."""
+        """The shared row, to show its state."""
         return self._store.load()
 
     def _usable(self, row: TokenRow) -> str | None:
@@ -222,7 +222,7 @@ class AccessToken:
             self._jitter = (row.value, self._random())
         life = row.expires_at - row.fetched_at
         if now < row.fetched_at - _CLOCK_ERROR:
-            due = now  # the clock was set back, and what it says of this token is worth nothing
+            due = now  # the clock was set back: the row's times mean nothing
         elif life < _SHORT_LIFE:
             due = row.fetched_at + max(life / 2, _FETCHES_APART)
         else:
@@ -237,14 +237,14 @@ class AccessToken:
             if self._until_due() <= 0:
                 self._replace(holder)
         except (TokenUnavailableError, _LeaseLostError):
-            pass  # it is in the row and in the log; another look comes
+            pass  # it is in the row and in the log; the loop tries again
         finally:
             self._store.release(holder)
 
     def _alone(
         self, found: Callable[[TokenRow], str | None], act: Callable[[str], str], *, patient: bool = True
     ) -> str:
-        """What is `found` in the row, or else what `act` brings, by one thread of one process at a time."""
+        """The token `found` in the row, or else the result of `act`, which one thread of one process runs at a time."""
 
         def look() -> str | None:
             row = self._store.load()
@@ -255,7 +255,7 @@ class AccessToken:
                 )
             return value
 
-        holder = secrets.token_hex(8)  # of this very call: a forked process never shares it
+        holder = secrets.token_hex(8)  # new for each call, so that a forked process never shares it
         if self._lock.acquire(timeout=WAIT_SECONDS):
             try:
                 for _ in range(int(WAIT_SECONDS / _POLL_SECONDS)):
@@ -266,7 +266,7 @@ class AccessToken:
                         try:
                             return look() or act(holder)
                         except _LeaseLostError:
-                            pass  # another process has it, and brings the token
+                            pass  # another process has it, and fetches the token
                         finally:
                             self._store.release(holder)
                     self._sleep(_POLL_SECONDS)
@@ -281,10 +281,10 @@ class AccessToken:
         row = self._store.load()
         if suspect is not None and row.value == suspect and self._usable(row):
             now = self._clock()
-            # Only under the lease: before it, the row may tell of a check that is still under way.
+            # Only under the lease: without it, a check may still be running elsewhere.
             if began < row.checked_at <= now:
                 return suspect
-            row = replace(row, checked_at=now, checks=_checks_of_late(row, now) + 1)
+            row = replace(row, checked_at=now, checks=_recent_checks(row, now) + 1)
             self._save(holder, row)  # before the call: one that is cut off counts too
             try:
                 dead = self._is_dead(holder, suspect)
@@ -293,13 +293,13 @@ class AccessToken:
                 dead = False
             if not dead:
                 return suspect
-            # The platform itself said so: this token must not be handed out again.
+            # The platform itself refused it: never hand out this token again.
             if self._source.force_is_limited:
                 self._save(holder, replace(row, expires_at=0.0))
         return self._replace(holder, suspect)
 
     def _replace(self, holder: str, stale: str | None = None) -> str:
-        """One renewal under the lease. A failure goes into the row, beside the old token."""
+        """One renewal under the lease. A failure goes into the row; the old token stays."""
         failure: WeChatError
         try:
             return self._replaced(holder, stale)
@@ -402,21 +402,21 @@ class AccessToken:
 
 
 class _LeaseLostError(Exception):
-    """Another process took the lease over; what we know is out of date."""
+    """Another process took over the lease; our copy of the row is out of date."""
 
 
 def _back_off_left(row: TokenRow, now: float) -> float:
-    """Seconds until the next fetch may be tried; a moment that only a changed clock explains is void."""
+    """Seconds until the next fetch may be tried. A time too far ahead is ignored: the clock was changed."""
     left = row.retry_at - now
     return left if left <= _LONGEST_BACKOFF + _CLOCK_ERROR else 0.0
 
 
-def _checks_of_late(row: TokenRow, now: float) -> float:
-    """How many checks of the current token count: one is forgotten every 20 s, all when the clock was set back."""
+def _recent_checks(row: TokenRow, now: float) -> float:
+    """How many recent checks of the current token count: one expires every 20 s, all if the clock was set back."""
     since = now - row.checked_at
     return max(row.checks - max(since, 0.0) / _CHECKS_APART, 0.0) if since > -_CLOCK_ERROR else 0.0
 
 
 def _may_check(row: TokenRow, now: float) -> bool:
-    """Whether the source may be asked now if the current token lives. Not while no new one could be fetched."""
-    return _checks_of_late(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0
+    """Whether the source may be asked now about the current token. Not during the back-off."""
+    return _recent_checks(row, now) <= _CHECKS - 1 and _back_off_left(row, now) <= 0

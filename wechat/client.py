@@ -2,7 +2,7 @@
 
 It knows that an answer with an errcode is an error whatever its content type says, and what follows from a refused
 token. It must not know sockets (`wechat.transport` does), what a single API means, where the access_token comes
-from (a CurrentToken brings it) or what is stored.
+from (a CurrentToken gives it) or what is stored.
 https://developers.weixin.qq.com/doc/service/Basic_Information/Interface_field_description.html (hosts)
 https://developers.weixin.qq.com/doc/service/en/Getting_Started/Global_Return_Code.html (codes)
 """
@@ -31,7 +31,7 @@ from wechat.transport import Answer, Body, Deadline, Transport, place, shown_hos
 
 Result = TypeVar("Result")
 
-#: Seconds before a call is made again that a busy platform could not answer; the next pause is twice as long.
+#: Seconds before a call is repeated when the platform is busy; the next pause is twice as long.
 FIRST_PAUSE = 1.0
 
 _JSON_BYTES = 1024 * 1024
@@ -42,9 +42,9 @@ _SWITCH_BACK_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: `connect` for all addresses of a host together, `read` of silence, `host` for all that one
-    host gets (from connecting to the last byte), `call` after which no host is tried again. The system's
-    look-up of a name takes its own time; nothing is sent if it took too long."""
+    """In seconds. `connect`: for all addresses of a host together. `read`: longest silence. `host`: for one host, from
+    connecting to the last byte. `call`: after it no further host is tried. A DNS look-up has no limit of its own, but
+    nothing is sent if it took too long."""
 
     connect: float = 3.0
     read: float = 5.0
@@ -80,7 +80,7 @@ class ApiClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        # A base that is no web address stays in its place, as "": each call then says so.
+        # A base that is no web address stays in its place as "", and each call reports it.
         self._bases = [(web_address(base) or "").rstrip("/") for base in bases]
         self._token = token
         self._clock = clock
@@ -94,7 +94,7 @@ class ApiClient:
         return f"ApiClient({', '.join(map(shown_host, self._bases))})"
 
     def with_token(self, token: CurrentToken | None) -> ApiClient:
-        """The same hosts over the same connections, with another token or with none."""
+        """The same hosts and connections, with another token or with none."""
         other = copy.copy(self)
         other._token = token
         return other
@@ -111,7 +111,7 @@ class ApiClient:
         repeatable: bool,
         timeout: Timeouts = ORDINARY,
     ) -> dict[str, Any]:
-        """The answer's JSON object. `json` or `body` is sent; `exchange` says what is raised and repeated."""
+        """The answer's JSON object. Sends `json` or `body`. Raises and repeats as `exchange` does."""
         return self.exchange(
             method,
             path,
@@ -135,13 +135,13 @@ class ApiClient:
         repeatable: bool,
         timeout: Timeouts = ORDINARY,
     ) -> Result:
-        """What `read` makes of the first usable answer; the answer stays open unless `read` raises.
+        """The result of `read` for the first usable answer, which stays open unless `read` raises.
 
         Raises ApiError for an errcode, TransportError without a usable answer, TokenUnavailableError without a token.
         The next host is tried where nothing was sent; after a read time-out or an HTTP 5xx only if
         the call is `repeatable`; never for an errcode. HTTP 5xx (if repeatable) and errcode -1 (which says
-        that nothing was done) are repeated with pauses, up to three such answers. An answer that the token is
-        invalid leads to one renewal and one repeat; a second one is the caller's InvalidTokenError.
+        that nothing was done) are repeated with pauses, up to three such answers. The first answer that the token
+        is invalid leads to one renewal and one repeat; the second raises InvalidTokenError.
         """
 
         def once(token: str | None) -> Result:
@@ -159,12 +159,12 @@ class ApiClient:
         return once(self._token.replace(token))
 
     def get_url(self, url: str, *, path: str, timeout: Timeouts) -> Answer:
-        """One GET of a URL that an answer named: no token, no redirect, any status.
+        """One GET of a URL from an answer: no token, no redirect, any status.
 
         It goes to the API's own hosts or, past any proxy, to public addresses only. `path` names the URL in errors.
         Raises UnsafeMediaUrlError or TransportError.
         """
-        # What is judged is the very address that will be used, not the text it was made from.
+        # Check the address that will be used, not the text that it was made from.
         address = web_address(url)
         if address is None or "@" in urlsplit(address).netloc:
             raise UnsafeMediaUrlError("video_url is no plain http or https address")
@@ -220,7 +220,7 @@ class ApiClient:
             pause *= 2
 
     def _in_order(self) -> list[str]:
-        """The preferred host first again, once its minute as a failed one is over."""
+        """The hosts to try, in order. A host that failed comes last for a minute."""
         now = self._clock()
         return sorted(self._bases, key=lambda base: self._down_until.get(base, now) > now)
 
@@ -232,7 +232,7 @@ def _deadline(timeout: Timeouts, seconds: float) -> Deadline:
 def json_object(body: bytes) -> dict[str, Any] | None:
     """The JSON object that `body` begins with, or None if it begins with anything else, or ends too early.
 
-    Read leniently, as the platform's answers want it: control characters inside texts, GBK, UTF-16, a byte order
+    Read leniently, since the platform's answers need it: control characters inside texts, GBK, UTF-16, a byte order
     mark, undecodable bytes (U+FFFD), a page after the object. A number of more than 20 digits is a float.
     """
     try:
@@ -242,14 +242,14 @@ def json_object(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-_LONGEST_NUMBER = 20  # digits; Python refuses to read some thousands of them
+_LONGEST_NUMBER = 20  # digits; Python refuses numbers of some thousands of digits
 _JSON = jsonlib.JSONDecoder(
     strict=False, parse_int=lambda text: int(text) if len(text) <= _LONGEST_NUMBER else float(text)
 )
 
 
 def decoded(body: bytes) -> str:
-    """The text of an answer that names no encoding one can believe: UTF-8, UTF-16, else GBK where that fits."""
+    """The text of an answer whose stated encoding cannot be trusted: UTF-8, UTF-16, or GBK if that fits."""
     encoding = jsonlib.detect_encoding(body)
     if encoding.startswith("utf-8"):
         for each in (encoding, "gb18030"):
@@ -295,7 +295,7 @@ def _read_json(answer: Answer) -> dict[str, Any]:
 
 
 def beginning(body: bytes) -> str:
-    """What an answer begins with, for the reason of an error: printable, short, and without secrets."""
+    """The beginning of an answer for an error message: printable, short, and without secrets."""
     start = body[:_SHOWN_BYTES]
     return repr(printable(decoded(start), _SHOWN_CHARACTERS)) if start else "nothing"
 

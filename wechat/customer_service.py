@@ -1,7 +1,7 @@
 """Customer-service messages (客服消息): say something to a fan outside the answer to a push.
 
-It knows the JSON of the kinds we send. It must not know when a fan may be written to: the platform says so
-with 45015, 45047 and 48001. A message that may have gone out is never sent a second time.
+It knows the JSON of the kinds we send. It must not know when a fan may be written to: the platform decides
+(45015, 45047, 48001). A message that may have gone out is never sent a second time.
 https://developers.weixin.qq.com/doc/service/api/customer/message/api_sendcustommessage
 """
 

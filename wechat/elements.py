@@ -1,6 +1,6 @@
-"""XML as the platform uses it: what reads it, strictly and then leniently, and the one function that escapes.
+"""XML as the platform uses it: read strictly, then leniently; and the one function that escapes.
 
-A push is read strictly first: UTF-8 only (a byte order mark is tolerated, another declared encoding is not believed),
+A push is read strictly first: UTF-8 only (a byte order mark is tolerated, another declared encoding is ignored),
 no DOCTYPE, no entities, no network, bounded depth. The platform puts what people type into CDATA as it is, so a body
 that is not well-formed is read a second time, by `mended`. `texts` finds an element without any parser, for bodies
 whose signature is not checked yet. It must not know messages, replies or envelopes.
@@ -39,7 +39,7 @@ class _Parsers(threading.local):
 
 _PARSERS = _Parsers()
 
-# A DOCTYPE stands before the root element or nowhere: in a message's CDATA the same characters are just text.
+# A DOCTYPE can only stand before the root element: in a message's CDATA the same characters are just text.
 # The quantifiers are possessive, so that a long prolog costs one pass.
 _DOCTYPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s++|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
 
@@ -54,9 +54,9 @@ def parse(xml: bytes) -> etree._Element:
 
 
 def read(xml: bytes) -> etree._Element:
-    """The root element, read strictly, and where that fails once more by `mended`. Raises as `parse` does.
+    """The root element, read strictly, and if that fails again after `mended`. Raises as `parse` does.
 
-    Only for what is known to be the platform's: the parser keeps the names of elements for as long as its thread runs.
+    Only for pushes known to be the platform's: the parser keeps the names of elements for as long as its thread runs.
     """
     refuse_doctype(xml)
     root = _strict(xml)
@@ -69,7 +69,7 @@ def read(xml: bytes) -> etree._Element:
 
 def refuse_doctype(xml: bytes) -> None:
     """Raises DoctypeError if a DOCTYPE stands before the root element."""
-    # The plain search is all that a usual push pays.
+    # This plain search is all that a usual push costs.
     if b"<!DOCTYPE" in xml and _DOCTYPE.match(xml):
         raise DoctypeError("the XML has a DOCTYPE")
 
@@ -91,13 +91,13 @@ JSON_PUSH = "the push is JSON: choose XML as the data format (数据格式) in t
 
 
 def is_json(body: bytes) -> bool:
-    """Does this begin like a JSON object?"""
+    """Whether this begins like a JSON object."""
     return body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 # -- the lenient reading ------------------------------------------------------------------------------------------
 
-# The quantifiers are possessive: what does not match costs one pass.
+# The quantifiers are possessive: a mismatch costs one pass.
 _OPENING = re.compile(rb"<([A-Za-z_][A-Za-z0-9_.:-]*+)([^<>]*+)>")
 _CLOSING = re.compile(rb"</([A-Za-z_][A-Za-z0-9_.:-]*+)\s*+>")
 _CDATA = b"<![CDATA["
@@ -105,8 +105,8 @@ _CDATA_OPENING = re.compile(rb"\s*+<!\[CDATA\[")
 _CDATA_CLOSING = re.compile(rb"\]\]>\s*+</([A-Za-z_][A-Za-z0-9_.:-]*+)\s*+>")
 _CDATA_BORDER = re.compile(rb"<!\[CDATA\[|\]\]>")
 
-# What people write. Its CDATA may hold its own closing tag, so that only the last one counts: nothing that a fan types
-# can begin another element. The other names may repeat, and there the first closing tag counts.
+# Elements that people write. Their CDATA may hold their own closing tag, so the last one counts: nothing that a fan
+# types can begin another element. Other elements may repeat: their first closing tag counts.
 _WRITTEN = frozenset(
     b"Content Title Description Url Label Poiname EventKey ScanResult Recognition Nickname".split()
 )
@@ -120,7 +120,7 @@ def mended(xml: bytes) -> bytes:
     """The push rewritten as well-formed XML, with the meaning that it most likely has.
 
     Undecodable bytes become U+FFFD. What XML cannot carry is left out, character references to it too. CDATA ends
-    before its own element's closing tag, so that `]]>` and elements in what a fan typed are text. Takes one pass for
+    before its own element's closing tag, so that `]]>` and tags that a fan typed are text. Takes one pass for
     each level; raises DoctypeError if the DOCTYPE was hidden behind such characters.
     """
     clean = legal(xml.decode("utf-8", "replace")).encode()
@@ -167,15 +167,15 @@ def _children(xml: bytes, start: int) -> Iterator[tuple[bytes, bytes, bool]]:
 
 
 class _Closings:
-    """The closing tags in `xml`, by name. Each is looked up once, however often its name is asked for: a body that
-    anybody may have sent must not cost the square of its length."""
+    """The closing tags in `xml`, by name. Each is looked up once, however often its name is asked for: a
+    stranger's body must not cost the square of its length."""
 
     def __init__(self, tags: re.Pattern[bytes], xml: bytes) -> None:
         self._tags, self._xml = tags, xml
         self._found: dict[bytes, list[tuple[int, int]]] | None = None
 
     def find(self, name: bytes, start: int, *, last: bool = False) -> tuple[int, int] | None:
-        """Where the first closing tag of that name from `start` on begins and ends, or the last one."""
+        """Start and end of a closing tag of that name after `start`: the first one, or the last one."""
         if self._found is None:
             next_one = self._tags.search(self._xml, start)
             # In a usual push it is the next one.
@@ -204,7 +204,7 @@ def _rewritten(content: bytes, depth: int) -> bytes:
 
 def _text(content: bytes, is_cdata: bool) -> str:
     if is_cdata:
-        # Two sections side by side are one text, as they are in XML.
+        # Two adjacent sections are one text, as in XML.
         return content.replace(b"]]>" + _CDATA, b"").decode("utf-8", "replace")
     return _REFERENCE.sub(_referred, _CDATA_BORDER.sub(b"", content).decode("utf-8", "replace"))
 

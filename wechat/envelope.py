@@ -36,7 +36,7 @@ def decode_aes_key(encoding_aes_key: str) -> bytes:
 
 
 class Envelope:
-    """One account's key and AppID: opens what the platform sealed, seals what it will open."""
+    """Opens and seals envelopes with one account's key and AppID."""
 
     def __init__(self, encoding_aes_key: str, appid: str) -> None:
         """Raises ValueError for a malformed key."""

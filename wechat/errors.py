@@ -25,11 +25,11 @@ from wechat.codes import Kind, explain
 # +-- MediaError                  a download that failed; .retryable
 # |   +-- TruncatedMediaError, MediaTooLargeError, UnsafeMediaUrlError
 # +-- MediaRefusedError           our own check before an upload
-# +-- TokenUnavailableError       no valid access_token, and none to be had now
+# +-- TokenUnavailableError       no valid access_token, and none can be fetched now
 
 
 class Cause(enum.Enum):
-    """What the caller has configured that an error may come from. Which setting that is, the caller knows."""
+    """A value that the caller configured and that may have caused an error. The caller knows the setting's name."""
 
     TOKEN = enum.auto()  # the callback token
     NO_AES_KEY = enum.auto()  # an encrypted push, and no key is set
@@ -45,11 +45,11 @@ class Cause(enum.Enum):
 
 
 class WeChatError(Exception):
-    """The root of all errors of this package. Each tells what to do about it, as data.
+    """The root of all errors of this package. Each holds, as data, what to do about it.
 
     `what` says what happened, without a hint; `what_zh` says it in Chinese, or is empty. `code` is the platform's, with
-    its hints in both languages. `final`: a repeat would end alike. `retry_at` (unix seconds): not before. `cause`:
-    which of the caller's values to look at.
+    its hints in both languages. `final`: a repeat would fail too. `retry_at` (unix seconds): do not retry before.
+    `cause`: which of the caller's values to check.
     """
 
     code: int | None = None
@@ -66,7 +66,7 @@ class WeChatError(Exception):
 
 
 class PushError(WeChatError):
-    """A push that gets no answer of a handler: `status` is the HTTP status, `reason` one word for the log and the
+    """A push that reaches no handler: `status` is the HTTP status, `reason` one word for the log and the
     metrics. A status of 200 means the answer `success`."""
 
     status: int
@@ -85,7 +85,7 @@ class SignatureError(PushError):
 
 
 class TimestampError(PushError):
-    """A right signature over a time outside the window.
+    """A correct signature over a time outside the window.
 
     `seconds_off` is push time minus our time in seconds, or None where the timestamp is no number.
     """
@@ -124,7 +124,7 @@ class DoctypeError(PushError):
 
 
 class UnreadablePushError(PushError):
-    """A push that is the platform's and cannot be read, not even leniently, or lacks what every message has.
+    """A push from the platform that cannot be read, not even leniently, or lacks what every message has.
 
     It is answered `success`: the platform would repeat the same bytes, and show the fan a failure at the end.
     """
@@ -166,7 +166,7 @@ class ApiError(WeChatError):
 
 
 class InvalidTokenError(ApiError):
-    """The access_token is dead (40001, 40014, 42001) or was not sent (41001): renew it, repeat once."""
+    """The access_token is invalid (40001, 40014, 42001) or was not sent (41001): renew it, repeat once."""
 
 
 class TransportError(WeChatError):
@@ -242,7 +242,7 @@ class MediaRefusedError(WeChatError):
 
 
 class TokenUnavailableError(WeChatError):
-    """No valid access_token, and none to be had now.
+    """No valid access_token, and none can be fetched now.
 
     `reason` and `what_zh` say why and what to do, `code` is the platform's code where there was one, `retry_at` (unix
     seconds) when the next fetch will be tried. The message has both languages.
@@ -276,7 +276,7 @@ _INVALID_TOKEN = frozenset({40001, 40014, 42001, 41001})
 def api_error(code: object, errmsg: object, path: str) -> ApiError:
     """The error for an answer of the platform. Never fails.
 
-    `code` and `errmsg` are the answer's as they came out of the JSON, of any type and size; `path` is the API's path.
+    `code` and `errmsg` are as they came out of the JSON, of any type and size; `path` is the API's path.
     """
     number = whole_code(code)
     text = errmsg if isinstance(errmsg, str) else ""

@@ -1,7 +1,7 @@
-"""The formats of media files: which one a file has, by its first bytes, and the content type of each.
+"""The formats of media files, found by their first bytes, and the content type of each.
 
-It knows the formats that the platform sends and takes, and nothing of where a file comes from or goes to. No name and
-no header is trusted.
+It knows the formats that the platform sends and takes. It must not know where a file comes from or goes to. File names
+and headers are not trusted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import filetype
 #: How much of a file's beginning `extension` looks at.
 HEAD_BYTES = 512
 
-#: By the extension that a file gets here. What is not in it is "bin".
+#: By the extension that a file gets here. Any other format is "bin".
 CONTENT_TYPES: Mapping[str, str] = {
     "jpg": "image/jpeg",
     "png": "image/png",
@@ -32,7 +32,7 @@ def extension(head: bytes) -> str:
     if head.startswith(b"OggS"):
         return "speex" if b"Speex   " in head else "bin"
     if head[4:8] == b"ftyp":
-        # An ftyp box of a brand it does not know, or longer than what we show it, still is one.
+        # An ftyp box with an unknown brand, or longer than HEAD_BYTES, is an mp4 too.
         return _BY_FILETYPE.get(filetype.guess_extension(head), "bin") if filetype.guess(head) else "mp4"
     found = _BY_FILETYPE.get(filetype.guess_extension(head), "bin")
     return "mp3" if found == "bin" and _is_mp3_frame(head) else found
@@ -50,7 +50,7 @@ _BY_FILETYPE: Mapping[str | None, str] = {
 
 
 def _is_mp3_frame(head: bytes) -> bool:
-    """An MPEG audio frame of layer III, whatever its version; filetype knows three of the possible heads."""
+    """An MPEG audio frame of layer III, whatever its version; filetype knows three of the possible headers."""
     return (
         len(head) > 2
         and head[0] == 0xFF

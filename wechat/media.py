@@ -31,7 +31,7 @@ from wechat.formats import CONTENT_TYPES, HEAD_BYTES, extension
 from wechat.messages import MediaKind
 from wechat.transport import CHUNK_BYTES, Answer
 
-#: What one upload, and one download, may take.
+#: Time limits for one upload, and for one download.
 UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
 DOWNLOAD_TIMEOUT = Timeouts(host=600.0, call=600.0)
 
@@ -58,7 +58,7 @@ _LIMITS: Mapping[str, _Limit] = {
 
 
 def kind_of(head: bytes) -> MediaKind:
-    """As what a file with these first bytes is uploaded. What is no media is an image, for `upload` to refuse."""
+    """The type to upload a file as, by its first bytes. A file that is no media is an image, for `upload` to refuse."""
     kinds: tuple[MediaKind, ...] = ("image", "voice", "video")
     return next((kind for kind in kinds if extension(head) in _LIMITS[kind].extensions), "image")
 
@@ -75,9 +75,9 @@ def upload(
     """Upload `size` bytes of `file`, from where it stands; the platform's JSON (see `uploaded_media_id`).
 
     Type, size and format (by content) are checked first: MediaRefusedError, which calls the file `filename`;
-    the platform gets a plain name of ours. The file is streamed and sent from its beginning again if the
+    the platform gets a plain name of ours. The file is streamed, and sent again from its beginning if the
     call is repeated. `progress` is called with the bytes sent since the last time, a negative number at a new
-    beginning. Raises ApiError, TransportError and TokenUnavailableError too.
+    start. Raises ApiError, TransportError and TokenUnavailableError too.
     """
     shown = filename.encode("unicode_escape").decode()
     limit = _LIMITS.get(kind)
@@ -125,7 +125,7 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
 
     Raised on entering or while iterating: ApiError; TokenUnavailableError; TransportError (no usable
     answer); TruncatedMediaError (broken off, stalled, or empty); MediaTooLargeError; UnsafeMediaUrlError.
-    What was iterated before an error is no file.
+    Chunks that came before an error are not a whole file.
     """
     opened = client.exchange(
         "GET",
@@ -147,10 +147,10 @@ def open_media(client: ApiClient, media_id: str, *, max_bytes: int) -> Iterator[
 
 
 def _file_or_url(answer: Answer) -> Answer | str:
-    """The answer if it is a file, or the address it names. Raises ApiError, TransportError.
+    """The answer if it is a file, or the address in it. Raises ApiError, TransportError.
 
-    The content decides: no header proves a file, and none proves an error. If it is none of the known formats, and
-    begins like JSON or a page or is called text, it is read as JSON. If that fails too, another attempt may do better.
+    The content decides: headers prove neither a file nor an error. If it has none of the known formats, and begins like
+    JSON or a page or is called text, it is read as JSON. If that fails too, another attempt may succeed.
     """
     head, complete = answer.peek(0)
     if extension(head[:HEAD_BYTES]) != "bin" or not head:
@@ -233,7 +233,7 @@ def _read(answer: Answer, total: int) -> bytes:
 
 @contextmanager
 def _rewindable(file: BinaryIO, size: int) -> Iterator[IO[bytes]]:
-    """The file itself, or a copy on disk of one that cannot be read twice (an object of a remote store)."""
+    """The file itself, or a copy on disk if it cannot be read twice (an object of a remote store)."""
     if file.seekable():
         yield file
         return
@@ -244,7 +244,7 @@ def _rewindable(file: BinaryIO, size: int) -> Iterator[IO[bytes]]:
 
 
 class _Multipart:
-    """A form with the one file, at a known length: the platform is not known to take chunked bodies."""
+    """A form with the one file, at a known length: the platform may not take chunked bodies."""
 
     def __init__(
         self,

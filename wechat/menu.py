@@ -1,6 +1,6 @@
-"""The custom menu (自定义菜单): what it is now, another one, none.
+"""The custom menu (自定义菜单): read it, set it, delete it.
 
-Knows the three calls. What may stand in a menu is the platform's to judge.
+Knows the three calls. Must not know which menus are valid: the platform checks that.
 https://developers.weixin.qq.com/doc/service/api/custommenu/api_createcustommenu.html
 """
 
@@ -25,10 +25,10 @@ def get_menu(client: ApiClient) -> dict[str, Any] | None:
 
 
 def set_menu(client: ApiClient, menu: Mapping[str, Any]) -> None:
-    """Make `menu`, `{"button": [...]}`, the account's. Fans see it after some minutes. Raises as `client.call` does."""
+    """Set the account's menu, `{"button": [...]}`. Fans see it after some minutes. Raises as `client.call` does."""
     client.call("POST", "/cgi-bin/menu/create", json=menu, repeatable=True)
 
 
 def delete_menu(client: ApiClient) -> None:
-    """Take the menu away. Raises as `client.call` does."""
+    """Delete the menu. Raises as `client.call` does."""
     client.call("GET", "/cgi-bin/menu/delete", repeatable=True)

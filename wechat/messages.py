@@ -24,7 +24,7 @@ from wechat.errors import UnreadablePushError
 
 MediaKind: TypeAlias = Literal["image", "voice", "video"]
 
-#: An element's text; the elements inside it by name; or, where a name repeats, all of that name in order.
+#: An element's text, or its child elements by name. A name that repeats has a tuple of all its values, in order.
 ElementValue: TypeAlias = "str | Mapping[str, ElementValue] | tuple[str | Mapping[str, ElementValue], ...]"
 
 _MAX_OPENID = 128  # characters; real ones have 28
@@ -34,11 +34,11 @@ _MAX_ID_DIGITS = 20  # what 64 bits need
 _MAX_DEPTH = 32  # the platform nests five deep
 
 
-# Slots let a subclass's field stand where its base has a property (media_id).
+# Slots let a subclass have a field where its base has a property (media_id).
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """What every push has. `create_time` is in unix seconds, 0 where the push names no time; `raw` is the push as it
-    came, of which `parse_message` makes the same message again; `account` the name that it was told."""
+    """What every push has. `create_time` is in unix seconds, 0 if the push has no time. `raw` is the push as it came:
+    `parse_message` makes the same message of it again. `account` is the name given to `parse_message`."""
 
     to_user_name: str
     from_user_name: str
@@ -49,7 +49,7 @@ class Message:
     idx: int | None = None
     account: str = ""
     raw: bytes = field(default=b"", repr=False)
-    #: Of all of its own elements, where there is no MsgId to tell it by.
+    #: Hash of all its own elements, for a push without a MsgId.
     elements_hash: str = field(default="", repr=False)
 
     media_kind: ClassVar[MediaKind | None] = None
@@ -63,15 +63,15 @@ class Message:
     def dedupe_key(self) -> str:
         """Equal for repeated deliveries of one message, short and ASCII. Unique for one sender of one account.
 
-        The platform tells messages apart by MsgId, and events by their second. Distinct events are known to share
-        one, and a repeat carries the same elements: so their elements count too.
+        The platform tells messages apart by MsgId, and events by their second. Different events may share
+        a second, and a repeat has the same elements: so the elements count too.
         https://developers.weixin.qq.com/doc/offiaccount/Message_Management/Receiving_standard_messages.html
         """
         return self._elements_key() if self.msg_id is None else f"m:{self.msg_id}"
 
     @property
     def former_dedupe_keys(self) -> tuple[str, ...]:
-        """The keys under which earlier versions may have recorded this message: look there too."""
+        """The keys under which earlier versions may have recorded this message."""
         return (self._time_key("", ""),) if self.msg_id is None else ()
 
     def _elements_key(self) -> str:
@@ -93,7 +93,7 @@ class TextMessage(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMessage(Message):
-    """A picture. `pic_url` is the platform's own page of it."""
+    """A picture. `pic_url` is its address at the platform."""
 
     media_kind: ClassVar[MediaKind | None] = "image"
 
@@ -199,14 +199,14 @@ class Event(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubscribeEvent(Event):
-    """Somebody follows. Via a QR code with a parameter: `event_key` is `qrscene_` and the scene's value."""
+    """A user follows the account. Via a QR code with a parameter: `event_key` is `qrscene_` and the scene's value."""
 
     ticket: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnsubscribeEvent(Event):
-    """Somebody no longer follows. A reply cannot reach them; the platform asks to delete their data."""
+    """A fan no longer follows. A reply cannot reach them; the platform asks to delete their data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,10 +285,10 @@ class OtherEvent(Event):
 def parse_message(xml: bytes, account: str = "") -> Message:
     """The message or event in a push's XML, UTF-8. Only for pushes whose signature was checked.
 
-    `account`: what the caller calls the account that it was sent to, where it has several.
+    `account` is the caller's name for the receiving account, if it has several.
 
-    White space around values and between elements and the elements' order do not matter. Of an element that
-    repeats where one is meant, the first counts. What is no well-formed XML is read leniently. Raises DoctypeError,
+    White space around values and the order of elements do not matter. If an element repeats that should not, the
+    first counts. XML that is not well-formed is read leniently. Raises DoctypeError,
     and UnreadablePushError for what cannot be read even so, or lacks a sender or a type.
     """
     root = read(xml)
@@ -331,25 +331,25 @@ class _EventHead(_Head, total=False):
 
 
 class _Misfit(Exception):
-    """An own element of a known kind is missing or cannot be converted: the kind is not what it says."""
+    """An element of a known kind is missing or cannot be converted, so the message is not of that kind."""
 
 
 def _whole(text: str) -> int | None:
-    # Not int(): that takes signs, underscores and any length.
+    # Not int(): that accepts signs, underscores and any length.
     if text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS:
         return int(text)
     return None
 
 
 def _time(text: str) -> int:
-    """Unix seconds, 0 for anything else than a time. Thirteen digits are milliseconds."""
+    """Unix seconds, 0 for anything that is not a time. Thirteen digits are milliseconds."""
     number = _whole(text) or 0
     time = number // 1000 if number >= _MILLISECONDS else number
     return time if time <= _MAX_TIME else 0
 
 
 def _id(text: str) -> int | None:
-    """A MsgId, None for anything else than a number of 64 bits."""
+    """A MsgId, None for anything that is not a 64-bit number."""
     number = _whole(text)
     return number if number is not None and number < 2**64 else None
 
@@ -363,7 +363,7 @@ class _Elements:
             self._texts.setdefault(str(child.tag), child.text or "")
 
     def text(self, tag: str) -> str:
-        """What people wrote, as it is; empty where there is none."""
+        """What people wrote, unchanged; empty if there is none."""
         return self._texts.get(tag, "")
 
     def name(self, tag: str) -> str:
@@ -501,7 +501,7 @@ _MESSAGES: Mapping[str, Callable[[_Elements, _Head], Message]] = {
 
 def _event(root: etree._Element, elements: _Elements, head: _Head) -> Message:
     name = elements.name("Event")
-    # Result events spell it MsgID. What is no number there is no reason to refuse an event.
+    # Result events spell it MsgID. An event is not refused if that is no number.
     head["msg_id"] = _whole(elements.name("MsgID") or elements.name("MsgId"))
     head["elements_hash"] = _hash(root)
     event_head = _EventHead(event=name, event_key=elements.name("EventKey"), **head)
@@ -515,7 +515,7 @@ def _event(root: etree._Element, elements: _Elements, head: _Head) -> Message:
     return OtherEvent(elements=MappingProxyType(own), **event_head)
 
 
-# Encrypt is there when a compat body is read without a key.
+# A compat body that is read without a key contains Encrypt.
 _COMMON = frozenset({"ToUserName", "FromUserName", "CreateTime", "MsgType", "Event", "Encrypt"})
 
 
@@ -529,12 +529,12 @@ def _nested(parent: etree._Element, depth: int) -> dict[str, ElementValue]:
     return {tag: values[0] if len(values) == 1 else tuple(values) for tag, values in found.items()}
 
 
-# What `dedupe_key` has beside the hash, and what differs between deliveries of one message.
+# Left out of the hash: `dedupe_key` has them already, or they differ between deliveries of one message.
 _NOT_HASHED = frozenset({"ToUserName", "FromUserName", "CreateTime", "Encrypt"})
 
 
 def _hash(root: etree._Element) -> str:
-    """32 digits for what the message says: the same in any order and layout, with and without empty elements."""
+    """A hash of the content, 32 hex digits: independent of order, layout and empty elements."""
     return _combined(b"", [child for child in root if child.tag not in _NOT_HASHED]).hex()[:32]
 
 

@@ -1,4 +1,4 @@
-"""What decides whether a push is the platform's: signature, time, envelope, AppID, in the account's mode.
+"""Decides whether a push is the platform's: signature, time, envelope, AppID, in the account's mode.
 
 With an AES key `msg_signature` alone decides and the message comes from the envelope; without one `signature`
 decides and the body is the message. During a rotation the previous token and key are accepted as well. The
@@ -23,7 +23,7 @@ _MAX_TIMESTAMP_DIGITS = 15
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """An accepted push: `xml` is the message, and `seal` answers it the way that it came."""
+    """An accepted push: `xml` is the message, and `seal` answers it in the same mode."""
 
     xml: bytes = field(repr=False)
     _envelope: Envelope | None = field(default=None, repr=False)
@@ -37,15 +37,15 @@ class Push:
         nonce: str | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> bytes:
-        """The response's body for a reply: as it is for a plain push, else in an envelope.
+        """The response's body for a reply: unchanged for a plain push, in an envelope for an encrypted one.
 
         The envelope is made with the key and the token that opened the push. `now` is in unix seconds; `nonce`
-        is by default the push's; `random` gives so many fresh bytes. `success` is never sealed: do not pass it.
+        is by default the push's; `random` returns that many random bytes. `success` is never sealed: do not pass it.
         """
         if self._envelope is None:
             return reply_xml
         encrypt = self._envelope.seal(reply_xml, random(RANDOM_BYTES))
-        # Signed as it will be read: without what XML cannot carry.
+        # Sign the nonce as it will be read: without characters that XML cannot carry.
         nonce = legal(self._nonce if nonce is None else nonce)
         signature = sign(self._token, str(now), nonce, encrypt)
         return (
@@ -56,7 +56,7 @@ class Push:
 
 
 class Receiver:
-    """One account's callback: says which requests are the platform's."""
+    """One account's callback: checks which requests are the platform's."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Receiver:
     def open(self, query: Mapping[str, str], body: bytes, now: float) -> Push:
         """The push in a POST, once it is known to be the platform's. `now` is in unix seconds.
 
-        Raises SignatureError, TimestampError, EnvelopeError, AppIdError, DoctypeError. Whether what was pushed is a
-        message is not looked at. No XML parser is used: it would keep the names of elements that anybody may send.
+        Raises SignatureError, TimestampError, EnvelopeError, AppIdError, DoctypeError. It does not check
+        that the push is a message. No XML parser is used: it would keep every element name that strangers send.
         """
         if self._envelopes:
             return self._open_sealed(query, body, now)
@@ -110,7 +110,7 @@ class Receiver:
         return Push(body)
 
     def _open_sealed(self, query: Mapping[str, str], body: bytes, now: float) -> Push:
-        # Nothing is looked for in a request that could not be verified anyway.
+        # Do not search a request that cannot be verified anyway.
         signable = all(query.get(name) for name in ("msg_signature", "timestamp", "nonce"))
         encrypt = _encrypt(body) if signable else None
         if encrypt is None:
@@ -123,7 +123,7 @@ class Receiver:
             try:
                 xml = envelope.open(encrypt)
             except (EnvelopeError, AppIdError) as error:
-                # Another AppID says more than what the other key made of it.
+                # A wrong AppID is a more useful error than a wrong key.
                 if not isinstance(refusal, AppIdError):
                     refusal = error
             else:
@@ -161,7 +161,7 @@ class Receiver:
         if not self._window:
             return
         timestamp = query["timestamp"]
-        # Not int(): that takes signs, white space, other digits and any length.
+        # Not int(): that accepts signs, white space, other digits and any length.
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= _MAX_TIMESTAMP_DIGITS):
             raise TimestampError(None)
         off = int(timestamp) - now

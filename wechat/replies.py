@@ -1,6 +1,6 @@
 """Passive replies: what a handler may answer, and the XML of each.
 
-A reply is checked when it is built (ReplyError), so that rendering has only the message to look at. Every value
+A reply is checked when it is built (ReplyError), so that rendering only has to check the message. Every value
 passes the one escaping function. It must not know handlers, encryption or HTTP. No reply at all, the platform's
 `success`, is None and has no class here.
 
@@ -16,7 +16,7 @@ from wechat.elements import cdata, legal, parse
 from wechat.errors import ReplyError
 from wechat.messages import Event, Message
 
-#: Bytes of UTF-8. The platform's page says 2048; one byte less is what arrives whole.
+#: Bytes of UTF-8. The platform's page says 2048, but only one byte less arrives whole.
 MAX_TEXT_BYTES = 2047
 _MAX_ARTICLES_AFTER_EVENT = 8
 _MAX_ARTICLES_AFTER_MESSAGE = 1
@@ -26,7 +26,7 @@ _MAX_ARTICLES_AFTER_MESSAGE = 1
 class TextReply:
     """Text. `content` becomes what XML can carry (line ends as \\n) and at most 2047 bytes, cut on a character.
 
-    `cut_from` is how many bytes it had before it was cut, None if it was not: worth a line in the log.
+    `cut_from` is its length in bytes before the cut, None if it was not cut.
     """
 
     content: str
@@ -185,7 +185,7 @@ Reply: TypeAlias = (
 
 
 def render_reply(reply: Reply, message: Message, now: int) -> bytes:
-    """The reply to `message` as plain XML, UTF-8, the names swapped. `now` is in unix seconds.
+    """The reply to `message` as plain XML, UTF-8, sender and receiver swapped. `now` is in unix seconds.
 
     Raises ReplyError for more than one article in answer to a message that is no event.
     """
@@ -201,8 +201,8 @@ def render_reply(reply: Reply, message: Message, now: int) -> bytes:
 
 
 def parse_reply(xml: bytes) -> Reply:
-    """The reply that `render_reply` made this XML of. Raises ReplyError for XML that it did not make, and
-    UnreadablePushError for anything else than XML."""
+    """The reply from which `render_reply` made this XML. Raises ReplyError for other XML, and UnreadablePushError for
+    anything that is not XML."""
     root = parse(xml)
 
     def text(path: str) -> str | None:
@@ -239,7 +239,7 @@ def parse_reply(xml: bytes) -> Reply:
 
 
 def _need(value: str | None, otherwise: str) -> None:
-    # None is what a message's media_id may be.
+    # A message's media_id may be None.
     if not value or not legal(value):
         raise ReplyError(otherwise)
 

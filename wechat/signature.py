@@ -28,7 +28,7 @@ def sign(token: str, *parts: str) -> str:
 
 
 def verify(signature: str, token: str, *parts: str) -> None:
-    """Check that `signature` is that of `parts` under `token`. Raises SignatureError if it is not."""
+    """Check that `signature` is the one of `parts` under `token`. Raises SignatureError if it is not."""
     # Compared as bytes: compare_digest refuses text that is not ASCII.
     if not hmac.compare_digest(sign(token, *parts).encode(), signature.encode("utf-8", "surrogatepass")):
         raise SignatureError("the signature is wrong", Cause.TOKEN)

@@ -1,8 +1,8 @@
 """Where new access_tokens come from: stable_token, the classic call, or a central token server (中控服务器).
 
 It knows each source's request and answer. It must not know when a token is due, where it is kept, or who else fetches
-(`wechat.access_token` does). Tokens from /cgi-bin/token and /cgi-bin/stable_token are two slots of the platform that
-never disturb each other.
+(`wechat.access_token` does). The platform keeps tokens of
+/cgi-bin/token and of /cgi-bin/stable_token apart: a new one of one kind does not end one of the other.
 https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html
 https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
 """
@@ -22,12 +22,12 @@ from wechat.errors import Cause, InvalidTokenError, TokenUnavailableError, Trans
 FETCH_TIMEOUT = Timeouts(connect=3.0, read=4.0, host=5.0, call=10.0)
 
 _LONGEST_LIFE = 7200.0
-_SHORTEST_LIFE = 70.0  # whatever the answer says: fetches stay a minute apart
+_SHORTEST_LIFE = 70.0  # even if the answer says less: fetches stay a minute apart
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token as it was handed out, and the seconds it is taken to live from then on (70 <= life <= 7200)."""
+    """A new token, and its life in seconds from now (70 <= life <= 7200)."""
 
     value: str = field(repr=False)
     life: float
@@ -40,17 +40,17 @@ class TokenSource(Protocol):
     force_is_limited: bool
 
     def fetch(self) -> Grant:
-        """The token of the day; it may be the one we have."""
+        """The current token; it may be the one that we have."""
 
     def is_dead(self, token: str) -> bool:
-        """Does the source itself refuse this token, although it handed it out as valid?"""
+        """Whether the source itself refuses this token, which it gave out as valid."""
 
     def force(self, stale: str) -> Grant:
         """A token instead of `stale`."""
 
 
 class _Platform:
-    """What both calls of the platform have in common."""
+    """Common to both calls of the platform."""
 
     force_is_limited = True
 
@@ -94,7 +94,7 @@ class StableTokenSource(_Platform):
                 "secret": self._secret,
                 "force_refresh": force,
             },
-            repeatable=not force,  # a second forced one within 30 s changes nothing but the day's count
+            repeatable=not force,  # a second forced call within 30 s only uses up the daily count
             timeout=FETCH_TIMEOUT,
         )
         return _grant(answer)
@@ -119,7 +119,7 @@ class ClassicTokenSource(_Platform):
 
 class CentralTokenSource:
     """A central token server that does the fetching: no AppSecret here, and no call of ours to
-    the platform's token APIs. It is told the AppID, since it may have several accounts."""
+    the platform's token APIs. It gets the AppID, since it may have several accounts."""
 
     force_is_limited = False
 
@@ -133,7 +133,7 @@ class CentralTokenSource:
         return self._call("GET", "/token")
 
     def is_dead(self, token: str) -> bool:
-        return True  # the central server judges that itself when the token is reported to it
+        return True  # the central server checks a reported token itself
 
     def force(self, stale: str) -> Grant:
         return self._call("POST", "/token/refresh", json={"access_token": stale})
@@ -192,5 +192,5 @@ def _grant(answer: dict[str, Any]) -> Grant:
         life = 0.0
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise TokenUnavailableError("the answer holds no usable access_token", "返回中没有可用的 token")
-    # Also without a usable number of seconds: the token itself may be good.
+    # A token without a usable expires_in may still be good.
     return Grant(value, min(life, _LONGEST_LIFE) if life > _SHORTEST_LIFE else _SHORTEST_LIFE)

@@ -2,7 +2,7 @@
 
 It knows proxies, certificates, pools of connections, and which addresses are public. It must not know the platform's
 API, its tokens, which host is tried next, or what an answer's body means.
-URLs hold tokens and the AppSecret, so no URL leaves: errors have our own words and no foreign exception as their
+URLs hold tokens and the AppSecret, so no URL leaves this module: errors have our own words and no foreign exception as
 context, and urllib3's log lines lose their query strings when this module is imported.
 """
 
@@ -36,10 +36,10 @@ from wechat.errors import TransportError, UnsafeMediaUrlError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-CHUNK_BYTES = 256 * 1024  # smaller chunks cost the downloading threads more switches than they bring bytes
+CHUNK_BYTES = 256 * 1024  # smaller chunks cost too many switches between the downloading threads
 _BUFFER_BYTES = 16 * 1024
-_POOLS = 100  # more than there are hosts of the API: a pool of theirs is never thrown out
-_POOLED_CONNECTIONS = 32  # per host: 16 downloads and the web threads, without throwing any away
+_POOLS = 100  # more than the API has hosts: their pools are never dropped
+_POOLED_CONNECTIONS = 32  # per host: enough for 16 downloads and the web threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Body(Protocol):
 
 
 class Answer:
-    """An answer whose headers have come and whose body is still on the wire. Its holder closes it."""
+    """An answer whose headers have come and whose body is still on the wire. The caller closes it."""
 
     def __init__(self, raw: BaseHTTPResponse, path: str, host: str) -> None:
         self.status = raw.status
@@ -113,18 +113,18 @@ class Transport:
     """Opens requests. Any number of threads may share one.
 
     Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE). `public_only`
-    is for URLs that strangers name: public addresses alone, and no proxy. The address is checked in the very act of
-    connecting, so no second look-up can change it.
+    is for URLs from strangers: public addresses only, and no proxy. The address is checked while connecting, so
+    that no second look-up can change it.
 
     Threads share urllib3's connection pools, which are made for that. What requests.Session keeps between
     calls (cookies, redirects, the .netrc that would replace our Authorization) is not used at all.
     """
 
     def __init__(self, *, public_only: bool = False) -> None:
-        self._session = requests.Session()  # knows the environment, and is used for that alone
+        self._session = requests.Session()  # only to read the environment
         self._public_only = public_only
         self._adapter = _Adapter()
-        # To look for a way at each call, as requests does, would be a third of the call's cost.
+        # Kept, since finding the proxy at each call, as requests does, is a third of its cost.
         self._ways: dict[str, _Way] = {}
 
     def open(
@@ -140,7 +140,7 @@ class Transport:
         """The answer as soon as its headers are there, whatever its status. Nothing is repeated, no redirect followed.
 
         `url` is a `web_address`; `path` names it in errors. Raises TransportError, and UnsafeMediaUrlError
-        where only public addresses are allowed.
+        if only public addresses are allowed.
         """
         parts = urlsplit(url)
         attempt = _Attempt(deadline, self._public_only)
@@ -209,7 +209,7 @@ _USUAL_PORTS = {"http": 80, "https": 443}
 
 
 def shown_host(url: str) -> str:
-    """Host and port to show: all else may hold a password or a token."""
+    """Host and port to show: the rest may hold a password or a token."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
@@ -261,7 +261,7 @@ class _Way(NamedTuple):
 
 @dataclass(slots=True)
 class _Attempt:
-    """One request on its way: until when, whereto, and whether any of it has left."""
+    """One request under way: its deadline, its target, and whether any of it was sent."""
 
     deadline: Deadline
     public_only: bool
@@ -274,7 +274,7 @@ class _NotPublicError(Exception):
 
 class _TimedReader(io.RawIOBase):
     """A socket's bytes, each wait cut to the silence allowed and to the deadline: neither headers nor a
-    body that drip in byte by byte can hold a thread longer."""
+    body that arrive byte by byte can hold a thread longer."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
         self._raw = raw
@@ -289,7 +289,7 @@ class _TimedReader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         wait = min(self._deadline.silence, left)
-        if wait != self._sock.gettimeout():  # to set it anew is a call of the system
+        if wait != self._sock.gettimeout():  # setting it again costs a system call
             self._sock.settimeout(wait)
         return self._raw.readinto(buffer)
 
@@ -323,7 +323,9 @@ class _Connection(HTTPConnection):
         give_up_at = min(time.monotonic() + deadline.connect, deadline.at)
         for number, address in enumerate(addresses, 1):
             left = max(give_up_at - time.monotonic(), 0.001)
-            wait = left if number == len(addresses) else left / 2  # a dead address leaves time for the others
+            wait = (
+                left if number == len(addresses) else left / 2
+            )  # a dead address must leave time for the others
             try:
                 sock = create_connection((address, self.port), wait, socket_options=self.socket_options)
             except OSError:
@@ -360,7 +362,7 @@ class _TlsPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
     def _prepare_proxy(self, conn: HTTPSConnection) -> None:  # type: ignore[override]
-        """Say which tunnel is wanted. urllib3's own would also open it, before the attempt is known."""
+        """Note which tunnel to open. urllib3's own method also opens it, before the attempt is known."""
         scheme = "https" if self.proxy and self.proxy.scheme == "https" else "http"
         conn.set_tunnel(self._tunnel_host, self.port, self.proxy_headers, scheme)
 
