@@ -1,8 +1,8 @@
 """Deferred replies: work that takes longer than a push may wait, its result, and how the fan gets it.
 
-A message whose handler deferred has a row in `works` beside its row in the ledger, whose send lane says what the fan is
-still to get. The states of both: storage.states. Each step is one transaction, so that however many processes look, the
-fan is answered once. Knows no handler, HTTP or clock.
+A deferred message has a row in `works` beside its row in the ledger. The ledger row's send lane says what the fan still
+has to get. The states of both: storage.states. Each step is one transaction, so that the fan is answered once however
+many processes there are. Must not know handlers, HTTP or the clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from storage.models import (
 from storage.states import SendState, WorkState
 from wechat.messages import Message
 
-# No delivery comes so long after the last one: then a result that none has fetched goes another way.
+# This long after the last delivery no other comes: a result that none fetched is then sent or kept.
 DELIVERIES_OVER_SECONDS = 20.0
 
 
@@ -88,7 +88,7 @@ class DeferredWork:
         """Keep the message and its work, claimed for that long (None: for the first process that claims it).
 
         `wait_for_file`: nobody can claim the work before the message's file is stored.
-        The work is None when the message was already there, or is not claimed; then what was recorded is returned.
+        The work is None if the message was already there (what was recorded is returned), or if it is not claimed.
         `change`: of the fan's memory, in the same commit; raises MemoryChangedError as `Memories.record()` does.
         """
         if wait_for_file:
@@ -123,7 +123,7 @@ class DeferredWork:
         return self._database.transact(both)
 
     def count_delivery(self, ledger_id: int) -> int:
-        """One more delivery of this message came in: which one it is, from 1."""
+        """Count one more delivery of this message. Returns its number, from 1."""
         statement = (
             update(works)
             .where(works.c.id == ledger_id)
@@ -140,11 +140,11 @@ class DeferredWork:
     ) -> Recorded | None:
         """What this delivery is to be answered: the result, or what was decided before; None while the work runs.
 
-        `otherwise`, when it still runs, decides: LATER, by customer-service message and `success` now, or KEPT, the
-        fan's next text gets it and `text` (plain XML) is said now.
+        `otherwise` decides if it still runs. LATER: `success` now, the result by customer-service message. KEPT: `text`
+        (plain XML) now, the result in answer to the fan's next text.
         """
 
-        if otherwise is None:  # a waiting delivery looks often, and must not lock the row each time
+        if otherwise is None:  # a waiting delivery asks often, and must not lock the row each time
             running = self._database.run(
                 lambda connection: connection.execute(self._running, {"an_id": ledger_id}).scalar()
             )
@@ -177,9 +177,9 @@ class DeferredWork:
         memory: str | None = None,
     ) -> bool:
         """The work is done; `result` is the reply's plain XML, None for none. `reason` says that it failed, for the
-        platform's `code` if it gave one: then both are in the message's send lane, and `retry` begins anew.
+        platform's `code` if it gave one: then both are in the message's send lane, and `retry` starts again.
 
-        `memory` (JSON) is what is known of the fan from now on, in the same commit. False: the claim was lost.
+        `memory` (JSON) is the fan's new memory, in the same commit. False: the claim was lost.
         """
 
         def end(connection: Connection) -> bool:
@@ -216,7 +216,7 @@ class DeferredWork:
     def claim(
         self, now: float, lease_seconds: float, limit: int, *, running: Collection[int] = ()
     ) -> list[Work]:
-        """Take work whose process is gone, or that nobody has begun; not what is `running` here, by its id."""
+        """Claim work whose process is gone, or that no process has started; not what is `running` here (ids)."""
         claim = secrets.randbits(63)
         due = (
             select(works.c.id)
@@ -253,12 +253,12 @@ class DeferredWork:
         return self._mark(work, lease_until=now + lease_seconds)
 
     def give_back(self, work: Work) -> bool:
-        """Somebody else may have the work at once. False: the claim was lost."""
+        """Give the work back: another process may claim it at once. False: the claim was lost."""
         return self._mark(work, lease_until=None, claim=None, attempts=works.c.attempts - 1)
 
     def put_off(self, work: Work, due: float, code: int | None, reason: str) -> bool:
-        """Nobody takes the work before then; the reason is visible meanwhile, and this attempt does not count. False:
-        the claim was lost."""
+        """No process claims the work before that time. The reason is visible meanwhile; this attempt does not count.
+        False: the claim was lost."""
 
         def both(connection: Connection) -> bool:
             values = {"lease_until": None, "claim": None, "attempts": works.c.attempts - 1, "due": due}
@@ -278,7 +278,7 @@ class DeferredWork:
         return found
 
     def memory(self, openid: str) -> str:
-        """What is known of this fan, JSON."""
+        """This fan's memory, JSON."""
         return self._memories.read(openid).json
 
     def push(self, ledger_id: int) -> bytes:
@@ -289,7 +289,7 @@ class DeferredWork:
     def record_with_kept_result(self, message: Message, now: float) -> Recorded | None:
         """The fan's next text: record it with the oldest result that is kept for the fan as its reply.
 
-        None, and nothing is written, when there is none.
+        Returns None, and writes nothing, if there is none.
         """
         oldest = (
             select(messages.c.id, works.c.result)
@@ -311,7 +311,7 @@ class DeferredWork:
             if row is None:  # another text of this fan took it since we looked
                 return None
             recorded, new = insert_in_transaction(self._ledger, connection, message, row.result, now)
-            if new:  # else another delivery of this text came at the same instant, and has got one
+            if new:  # otherwise another delivery of this text came at the same time and got it
                 connection.execute(
                     update(messages).where(messages.c.id == row.id).values(send_state=SendState.FETCHED)
                 )
@@ -321,8 +321,7 @@ class DeferredWork:
         return self._database.transact(record)
 
     def settle(self, now: float, state: Literal[SendState.PENDING, SendState.KEPT]) -> int:
-        """Results that no delivery fetched although all are over (their process died): send them, or keep each for its
-        fan's next text."""
+        """Send results that no delivery fetched in time (their process died), or keep each for its fan's next text."""
         over = (
             select(works.c.id)
             .join_from(messages, works, works.c.id == messages.c.id)

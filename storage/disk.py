@@ -1,7 +1,7 @@
 """The media in a folder.
 
-Knows how a file is made to last: written beside, synced, moved to its key, and its folder synced. Unfinished files lie
-in `.tmp/`. Must not know what the files are.
+Knows how a file survives a crash: it is written to `.tmp/`, synced, moved to its key, and its folder is synced. Must
+not know what the files are.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class DiskStore:
         except BaseException:
             self.discard(stem, attempt)
             raise
-        if attempt > 1:  # those before may have been killed in the middle
+        if attempt > 1:  # earlier attempts may have been killed half-way
             self.discard(stem, attempt)
         return stored
 
     def _write(
         self, stem: str, chunks: Iterable[bytes], extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
-        # The random part keeps apart two workers with the same attempt, of which one has lost its claim.
+        # The random part: two workers may have the same attempt, if one has lost its claim.
         name = f"{_flat(stem)}.{attempt}.{secrets.token_hex(4)}"
         unfinished = os.path.join(self._unfinished, name)
         with self._begun(unfinished) as file:
@@ -143,5 +143,7 @@ def _delete_from(folder: str, stems: set[str]) -> int:
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
-    sync_folder(folder)  # also where nothing was found: who deleted it may have died before this
+    sync_folder(
+        folder
+    )  # even if nothing was found: the process that deleted it may have died before its sync
     return len(names)

@@ -1,6 +1,6 @@
-"""What goes wrong with what is kept, as types that a caller can act on.
+"""The errors of the database, as types that a caller can act on.
 
-Knows no database and no driver. A message says what to do next, and never holds a URL, a value or a secret.
+Must not know a database or a driver. A message says what to do next, and never holds a URL, a value or a secret.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where the media lie: a folder, or a bucket of an S3-compatible store, behind the same few verbs.
 
-A key is `APPID/YYYY/MM/DD/ID.ext`; a stem is a key without its extension, which only the content decides. A file
-appears under its key whole or not at all, and writing the same key twice is harmless. Knows bytes, keys and what is
-promised of a store; how that is done is in storage.disk and storage.s3. No messages, no ledger, no platform.
+A key is `APPID/YYYY/MM/DD/ID.ext`; a stem is a key without its extension, which the content decides. A file appears
+under its key whole or not at all, and writing the same key twice is harmless. Knows bytes, keys and what a store
+promises; storage.disk and storage.s3 keep the promises. Must not know messages, the ledger or the platform.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEY = re.compile(rf"{STEM.pattern}\.[a-z0-9]{{1,8}}")
 
 
 class StoreError(OSError):
-    """The store could not be reached, or did not do what it was asked. Nothing half done is left in it."""
+    """The store could not be reached, or a call failed. Nothing half done is left in it."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class StoredFile:
 
 
 class FileStore(Protocol):
-    """A place for media. What goes wrong with the place is an OSError; a key or stem of another form a ValueError."""
+    """A place for media. A fault of the place is an OSError, a malformed key or stem a ValueError."""
 
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
         """Keep the bytes under `stem` and the extension that their first 512 tell. Returns when they would survive a
-        crash of the machine. What the chunks raise passes through, and nothing of this attempt is left."""
+        crash of the machine. Raises what the chunks raise, and then leaves nothing of this attempt."""
 
     def open(self, key: str) -> BinaryIO:
         """The file, to be read and closed. Raises FileNotFoundError."""
@@ -53,8 +53,8 @@ class FileStore(Protocol):
         """Delete the file; one that is not there is no error. It does not come back after a crash of the machine."""
 
     def delete_all(self, stems: Sequence[str]) -> int:
-        """Delete whatever lies under these stems, whatever its extension, whole or not; returns how many whole files
-        there were. Nothing of it comes back after a crash of the machine."""
+        """Delete everything under these stems, with any extension, whole or not; returns how many whole files there
+        were. Nothing of it comes back after a crash of the machine."""
 
     def discard(self, stem: str, attempt: int) -> None:
         """Delete what this attempt and those before it left unfinished."""

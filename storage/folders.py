@@ -1,4 +1,4 @@
-"""Folders that are ours alone, and that outlast a power cut.
+"""Folders that only our user may open, and that survive a power cut.
 
 A file's name lives in its folder, and a folder's name in the folder above: each is on the disk only after an fsync of
 the folder that holds it. Knows the file system. Must not know what lies in the folders.
@@ -30,11 +30,11 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def sync_parents(folder: str | Path) -> None:
-    """Sync every folder above this one, as far up as this process may: who made them may have died before that."""
+    """Sync every folder above this one, as far up as allowed: their maker may have died before its own sync."""
     for parent in Path(folder).absolute().parents:
         try:
             sync_folder(parent)
-        except OSError:  # closed to us, or on a medium that is only read: none of us made what is in it
+        except OSError:  # no permission, or read-only: then no process of ours made what is in it
             return
 
 
@@ -51,7 +51,7 @@ def belongs_to_another(path: Path) -> str | None:
 
 
 def refuse_root(folder: Path) -> None:
-    """Raise PermissionError when this is root and the folder another user's: it could not open what root makes."""
+    """Raise PermissionError if this is root and the folder another user's, who could not open what root makes."""
     try:
         owner = folder.stat().st_uid
     except OSError:
@@ -66,7 +66,7 @@ def refuse_root(folder: Path) -> None:
 
 
 def user_name(uid: int) -> str:
-    """As chown takes it: the name, or the number of a user who has none here, as in a container."""
+    """For chown: the user's name, or the number of a user without a name here, as in a container."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

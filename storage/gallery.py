@@ -1,9 +1,8 @@
 """What the gallery shows of the ledger, newest first.
 
-Knows the queries and the indexes behind them. Must not know pages, pictures or who looks at them. A page is found by
-the place where the one before it ended, so that the last page costs what the first does; by its number only among the
-entries that are counted. What no index serves (texts, a part of an OpenID) is looked for row by row, for a moment; the
-page says how far it got.
+Knows the queries and their indexes. Must not know how a page looks. A page begins where the one before it ended, so
+that the last page costs what the first does; pages have numbers only among the entries that are counted. A search
+without an index (texts, a part of an OpenID) reads row by row, for a limited time; the page says how far it got.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ Place: TypeAlias = tuple[float, int]
 """Where an entry stands: (`received_at`, `id`)."""
 
 SCAN_IDS, SCAN_SECONDS = 5000, 0.3
-"""How many ids are looked through at once, and for how long in all."""
+"""How many ids one search step reads, and how long a search takes at most."""
 
-_SLACK_SECONDS = 3600.0  # by which ids and times may differ in their order: processes reserve ids
+_SLACK_SECONDS = 3600.0  # how far the order of ids may differ from that of times: processes reserve ids
 _OPENID_LENGTH = 28
 
 
@@ -113,7 +112,7 @@ class GalleryRows:
         return Page([Shown(**row) for row in rows], searched_to)
 
     def entry(self, ledger_id: int) -> Entry | None:
-        """The whole row of that id; None also for an event's, and for another account's."""
+        """The whole row of that id; None for an event or another account's row."""
         statement = select(messages).where(
             messages.c.id == ledger_id, messages.c.appid.in_(self._appids), messages.c.event.is_(None)
         )
@@ -126,7 +125,7 @@ class GalleryRows:
         return min(len(rows), most), len(rows) <= most and searched_to is None
 
     def place(self, which: Filter, number: int) -> Place | None:
-        """Where the entry of that number stands, 1 the newest; the last one's place when there are fewer."""
+        """The place of the entry of that number, from 1, the newest; the last entry's place if there are fewer."""
         rows, _ = self._find(which, None, None, number, [messages.c.received_at, messages.c.id])
         return (rows[-1]["received_at"], rows[-1]["id"]) if rows else None
 
@@ -196,8 +195,8 @@ class GalleryRows:
         return found if after is None else found[::-1], searched_to
 
     def _ids(self, which: Filter) -> tuple[int, int]:
-        """Between which ids the entries of that time are, both included."""
-        # One question for each end: both in one would read all rows.
+        """The first and the last id of the entries of that time."""
+        # One query for each end: a single one would read all rows.
         ends = [select(end(messages.c.id)).scalar_subquery() for end in (func.min, func.max)]
         first, last = self._rows(select(*ends))[0].values()
         if first is None:
@@ -209,7 +208,7 @@ class GalleryRows:
         return first, last
 
     def _first_id(self, at: float, low: int, high: int) -> int:
-        """About the first id that came in at that time or later: found by halves, since ids grow with the time."""
+        """Roughly the first id that came in at that time or later. A binary search, since ids grow with time."""
         columns = messages.c
         while low < high:
             middle = (low + high) // 2
@@ -244,7 +243,7 @@ class GalleryRows:
     def _streams(
         self, which: Filter, before: Place | None, after: Place | None
     ) -> Iterator[Select[int, float]]:
-        """For each account, state and kind its own: each reads its index and ends with the page."""
+        """One query for each account, state and kind: each reads its index and stops at the end of the page."""
         for appid in self._of(which):
             yield from self._streams_of(appid, which, before, after)
 
@@ -267,7 +266,7 @@ class GalleryRows:
                         columns.media_kind == kind,
                     )
         if which.state in (None, "pending"):
-            # The queue, which is short as a rule, is read through, in its index alone. When it is long the newest come
+            # The queue is usually short, and is read whole, in its index alone. When it is long the newest come
             # last in it: read from that end (the limit keeps SQLite to it), little is left to be sorted.
             pending = stream.where(columns.media_state == PENDING)
             if which.kind is not None:

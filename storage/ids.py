@@ -1,8 +1,8 @@
-"""Ids of messages that are never given twice, though a power cut may take the newest rows (LEDGER_SYNC=normal).
+"""Ids of messages, never used twice, although a power cut may lose the newest rows (LEDGER_SYNC=normal).
 
 An id names a file, which is on the disk at once; the row follows a second later. So ids are reserved in blocks: the end
-of a block is on the disk before its first id is given, and after a power cut the next id is one behind the block.
-Nothing is done for a single message. Where each commit is on the disk by itself there is nothing to reserve.
+of a block is on the disk before its first id is used, and after a power cut the next id comes after the block. A single
+message costs nothing. If each commit is synced, nothing is reserved. Knows no messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storage.database import Database
 
 BLOCK = 1000
-_AHEAD = BLOCK // 2  # left when the next block is reserved: other processes give ids meanwhile
+_AHEAD = BLOCK // 2  # ids left when the next block is reserved: other processes use some meanwhile
 
 # SQLite's own table: the highest id that each table with AUTOINCREMENT ever gave.
 _sequence = table("sqlite_sequence", column("name"), column("seq"))
@@ -26,7 +26,7 @@ _given = _sequence.c.name == messages.name
 
 
 class IdReserve:
-    """One process's view of the ids that may be given."""
+    """The ids that this process may use."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,12 +34,12 @@ class IdReserve:
         self._lock = threading.Lock()
 
     def before_insert(self) -> None:
-        """Return when the next ids may be given. Raises DatabaseUnavailableError."""
+        """Return when the next ids may be used. Raises DatabaseUnavailableError."""
         if self._database.loses_newest and self._newest + _AHEAD >= self._upto:
             self._reserve()
 
     def note(self, ledger_id: int) -> None:
-        """This id was given."""
+        """Note that this id was used."""
         self._newest = max(self._newest, ledger_id)
 
     def _reserve(self) -> None:
@@ -54,7 +54,7 @@ class IdReserve:
 
 
 def skip_reserved(connection: Connection) -> None:
-    """The next id is one that was not even reserved. For a SQLite database that no other process has open."""
+    """Skip to an id that was never reserved. For a SQLite database that no other process has open."""
     upto = connection.execute(select(id_reserve.c.upto)).scalar_one()
     newest = connection.execute(select(func.max(_sequence.c.seq)).where(_given)).scalar()
     if newest is None and upto:

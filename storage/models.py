@@ -42,7 +42,7 @@ metadata = MetaData()
 
 # Only an INTEGER primary key is SQLite's row id.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
-# Bytewise order: cheaper to compare, and the order in which the keys grow, whatever the database's language.
+# Byte order: cheaper to compare, and the order in which the keys grow, in any locale.
 _KEY = Text().with_variant(Text(collation="C"), "postgresql")
 
 
@@ -60,12 +60,12 @@ def _lane(name: str) -> list[Column[object]]:
     ]
 
 
-# No pause and no lease is as long: what lies further ahead was written by a clock that ran ahead, and is due now.
+# Longer than any pause or lease: a time further ahead was written by a wrong clock, and the work is due now.
 AHEAD_SECONDS = 3600.0
 
 
 def lease_over(until: Column[float], now: float | ColumnElement[float]) -> ColumnElement[bool]:
-    """The row is not claimed: it never was, the lease has ended, or a clock that ran ahead gave it."""
+    """The row is not claimed: it never was, the lease has ended, or a wrong clock set it too far ahead."""
     return or_(until.is_(None), until <= now, until > now + AHEAD_SECONDS)
 
 
@@ -99,7 +99,7 @@ messages = Table(
     sqlite_autoincrement=True,
 )
 
-# States stand in the SQL as they are: a bound value would keep both databases from using a partial index.
+# States are literals in the SQL: with a bound value neither database uses a partial index.
 PENDING = literal_column("'pending'", Text)
 STORED = literal_column("'stored'", Text)
 FAILED = literal_column("'failed'", Text)
@@ -141,7 +141,7 @@ files_to_delete = Table(
 # With LEDGER_SYNC=normal: the highest id of a message that may be given now. One row. See storage.ids.
 id_reserve = Table("id_reserve", metadata, Column("upto", BigInteger, nullable=False))
 
-# When any process last asked for work and was answered, whether there was some or not.
+# When any process last asked for work with success, even if there was none.
 last_claims = Table(
     "last_claims",
     metadata,

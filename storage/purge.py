@@ -1,8 +1,8 @@
-"""Deletes what is no longer to be kept: rows, their files and thumbnails, in batches, while the rest goes on.
+"""Deletes rows, their files and thumbnails for good, in batches, while the bot goes on.
 
-Knows the order: first the rows, whose commit keeps what is to be deleted; then the files and thumbnails, until their
-folders are on the disk without them; then what was kept for that. A crash or a power cut in between repeats a deletion
-and forgets none. `purge_index` finds the rows of a fan or of a time. Does not know why something is to go.
+Knows the order: first the rows, whose commit notes the files to delete; then the files and thumbnails, until their
+folders are synced; then the notes. After a crash or a power cut a deletion may be repeated, but none is forgotten.
+`purge_index` finds the rows of a fan or of a time. Must not know why something is deleted.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from storage.models import (
 from storage.queue import file_stem
 from storage.thumbnails import Thumbnails
 
-# PostgreSQL gives ids before it commits: a row may appear below the newest id, but not this far below it.
+# PostgreSQL assigns ids before it commits: a row may appear below the newest id, but not this far below.
 UNSETTLED_IDS = 10_000
 BLOCK = 20_000  # how many ids purge_index takes in at a time; what is indexed stays in its block
 
-# Stands in the SQL as it is, as the states do: for the partial index.
+# A literal in the SQL, as the states are, for the partial index.
 _UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
 
 
@@ -77,7 +77,7 @@ def purge(
     """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
 
     A file that a worker is writing at this moment is deleted later, by `delete_files()`. Raises
-    `DatabaseUnavailableError` or `OSError`; what is left then goes with the next call.
+    `DatabaseUnavailableError` or `OSError`; the next call then deletes the rest.
     """
     count = 0
     while deleted := rows.purge(now, before=before, fan=fan):
@@ -96,9 +96,9 @@ def delete_files(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, n
 
 
 def forget_unsubscribed(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
-    """Purges each fan who unsubscribed, up to and with that event; returns how many fans.
+    """Purges each fan who unsubscribed, up to and including that event; returns how many fans.
 
-    The event's own row is what is still to be done, so that a crash in between loses no purge.
+    The event's own row marks what is still to do, so that a crash loses no purge.
     """
     unsubscribed = rows.unsubscribed()
     for event in unsubscribed:
@@ -114,7 +114,7 @@ def forget_unsubscribed(rows: PurgeRows, files: FileStore, thumbnails: Thumbnail
 
 
 class PurgeRows:
-    """The rows of one account that go. Every method raises DatabaseUnavailableError when the database is away."""
+    """Deletes rows of one account. Every method raises DatabaseUnavailableError when the database is away."""
 
     def __init__(self, database: Database, appid: str) -> None:
         self._database = database
@@ -126,8 +126,8 @@ class PurgeRows:
         """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
 
         Call it until it returns 0. (The first call indexes the ledger, some seconds for a million rows, in
-        transactions short enough for pushes to go on.) The same commit keeps what is then to be deleted from the
-        store: `files_to_delete`. A pending download goes with its row; a worker that has it sees that its mark returns
+        transactions short enough for pushes to go on.) The same commit notes the files to
+        delete: `files_to_delete`. A pending download goes with its row; the worker's next mark returns
         False.
         """
         if before is None and fan is None:
@@ -139,7 +139,7 @@ class PurgeRows:
         return self._delete(ids, now)
 
     def delete(self, ledger_id: int, now: float) -> bool:
-        """Delete this row, as `purge` does; False where there is none."""
+        """Delete this row, as `purge` does; False if there is none."""
         return self._delete([ledger_id], now) == 1
 
     def unsubscribed(self, limit: int = 100) -> list[Unsubscribed]:
@@ -154,7 +154,7 @@ class PurgeRows:
         return [Unsubscribed(row.sender, row.received_at) for row in rows]
 
     def files_to_delete(self, now: float, limit: int = 500) -> list[str]:
-        """Stems of files whose rows are purged: delete from the stores now whatever lies under them."""
+        """Stems of files whose rows are purged: delete everything under them from the stores."""
         statement = (
             select(files_to_delete.c.stem)
             .where(files_to_delete.c.appid == self._appid, files_to_delete.c.due <= now)
@@ -162,16 +162,16 @@ class PurgeRows:
         )
         stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))
         if stems:
-            self._database.sync()  # else a power cut could bring back a row whose file is deleted
+            self._database.sync()  # otherwise a power cut could bring back a row without its file
         return stems
 
     def mark_deleted(self, stems: Sequence[str]) -> None:
-        """Nothing lies under these stems any more, and a power cut would not bring it back."""
+        """Forget these stems: their files are deleted, and a power cut would not bring them back."""
         statement = delete(files_to_delete).where(files_to_delete.c.stem.in_(stems))
         self._database.write(lambda connection: connection.execute(statement))
 
     def count(self, *, before: float | None = None, fan: str | None = None) -> tuple[int, int]:
-        """How many rows, and how many stored files, `purge` would delete by and by."""
+        """How many rows, and how many stored files, `purge` would delete in all."""
         wanted = [messages.c.appid == self._appid]
         if before is not None:
             wanted.append(messages.c.received_at < before)
@@ -202,7 +202,7 @@ class PurgeRows:
                 {
                     "stem": file_stem(self._appid, row.received_at, row.id),
                     "appid": self._appid,
-                    # A worker may be at it until its lease is over, and die after its file is in place.
+                    # A worker may have it until its lease ends, and die after its file is in place.
                     "due": max(now, row.media_lease_until or 0.0, row.thumbnail_due or 0.0),
                 }
                 for row in rows
@@ -215,7 +215,7 @@ class PurgeRows:
         return self._database.transact(remove)
 
     def _ids_to_purge(self, before: float | None, fan: str | None, limit: int) -> list[int]:
-        """By purge_index, brought up to date, and by a look through the few rows that are too new for it."""
+        """From the updated purge_index, and from the few rows that are too new for it."""
         while (upto := self._database.transact(_index_step)) is None:
             pass
 
@@ -241,7 +241,7 @@ class PurgeRows:
 
 
 def _forget(appid: str, before: float | None, fan: str | None, connection: Connection) -> None:
-    """Delete what is remembered of the fans whose messages are purged."""
+    """Delete the memories of fans whose messages are purged."""
     conditions = [memories.c.appid == appid]
     if fan is not None:
         conditions.append(memories.c.sender == fan)
@@ -251,13 +251,13 @@ def _forget(appid: str, before: float | None, fan: str | None, connection: Conne
 
 
 def _lock_index(connection: Connection) -> int:
-    """Keep others from filling or emptying purge_index; returns the last id that it knows."""
+    """Lock purge_index against other processes; returns the last id in it."""
     statement = select(purge_index_upto.c.id).with_for_update()
     return int(connection.execute(statement).scalar_one())
 
 
 def _index_step(connection: Connection) -> int | None:
-    """Bring purge_index a step further; returns the last id that it knows, or None when there are more to come."""
+    """Add one batch to purge_index; returns the last id in it, or None if more rows remain."""
     upto = _lock_index(connection)
     newest = connection.execute(select(func.max(messages.c.id))).scalar() or 0
     block = upto // BLOCK

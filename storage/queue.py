@@ -1,8 +1,8 @@
-"""The queue: which work is due, who has it, and how it ended. The rows of the ledger are the queue.
+"""The queue: which work is due, which process has it, and how it ended. The rows of the ledger are the queue.
 
 Work is claimed under a lease and never deleted: when a process dies, its lease ends and another takes the work. Every
-mark names the claim that it belongs to. Knows the states of a row and the SQL that moves them; no files, no HTTP, no
-clock (`now` is an argument, in unix seconds).
+mark names its claim. Knows the states of a row and the SQL that changes them. Must not know files, HTTP or the clock
+(`now` is an argument, in unix seconds).
 
 Lane `media` is the download, lane `send` what is sent back later; their states: storage.states. Thumbnails are made
 from `thumbnail_due` on.
@@ -52,9 +52,9 @@ from storage.models import (
 from storage.states import SendState
 
 CLAIMS_NOTED_SECONDS = 10.0
-"""How often each process notes at most that it could claim."""
+"""The shortest time between two notes of a process that it could claim."""
 
-BATCH = 1000  # rows that one transaction changes at most, so that pushes get their turn in between
+BATCH = 1000  # most rows per transaction, so that pushes get their turn in between
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Download:
 
     @property
     def stem(self) -> str:
-        """The file's name in the store, but for its extension."""
+        """The file's name in the store without its extension."""
         return file_stem(self.appid, self.received_at, self.id)
 
 
@@ -82,8 +82,7 @@ class Download:
 class Send:
     """A claimed customer-service send of a stored file.
 
-    `sending`: an earlier attempt began the send request and it is not known how it ended, so this one must not send:
-    mark it unknown.
+    `sending`: an earlier attempt began the request, and its result is not known. Do not send; mark it unknown.
     """
 
     lane: ClassVar[str] = "send"
@@ -106,7 +105,7 @@ Job: TypeAlias = Download | Send
 
 @dataclass(frozen=True)
 class Picture:
-    """A stored picture that is to be made small."""
+    """A stored picture that needs a thumbnail."""
 
     id: int
     media_key: str
@@ -121,7 +120,7 @@ class Backlog:
 
 
 class _Claimed(NamedTuple):
-    """What a claim returns of a row, in this order."""
+    """The columns that a claim returns, in this order."""
 
     id: int
     sender: str
@@ -151,7 +150,7 @@ class _Lane:
         self.done_at = columns[f"{name}_done_at"]
         now: ColumnElement[float] = bindparam("now", type_=Double)
         # SQLAlchemy leaves FOR UPDATE SKIP LOCKED out on SQLite, where the one writer needs no row locks. PostgreSQL
-        # evaluates a CTE that locks exactly once; a plain subquery may be run again, and lock more than the limit.
+        # evaluates a locking CTE exactly once; a plain subquery may run again, and lock more than the limit.
         due = (
             select(columns.id)
             .where(
@@ -247,13 +246,13 @@ class Queue:
         ]
 
     def last_claim_at(self) -> float | None:
-        """When any process last asked for work and was answered, to CLAIMS_NOTED_SECONDS; None when none ever did."""
+        """When any process last asked for work with success, give or take CLAIMS_NOTED_SECONDS; None if never."""
         statement = select(last_claims.c.at).where(last_claims.c.appid == self._appid)
         at: float | None = self._database.run(lambda connection: connection.execute(statement).scalar())
         return at
 
     def bring_back(self, now: float) -> int:
-        """What a clock that ran ahead has put off by more than AHEAD_SECONDS is due now; returns how much it was."""
+        """Make work due now that a wrong clock put off by more than AHEAD_SECONDS; returns how many rows."""
         brought = 0
         for due, waiting in _PUT_OFF:
             late = waiting & (messages.c.appid == self._appid) & (due > now + AHEAD_SECONDS)
@@ -268,8 +267,7 @@ class Queue:
         return self._mark(job, [PENDING], {lane.lease_until: now + lease_seconds})
 
     def mark_stored(self, job: Download, stored: StoredFile, now: float) -> bool:
-        """The file is in the store; a send that waited for it is due, and so is a picture's thumbnail, in the same
-        commit.
+        """The file is in the store. The same commit makes a send that waited for it due, and a picture's thumbnail.
 
         False: the claim was lost. The file may be another attempt's by then: delete it only if `get(job.id)` is None
         (purged) or has `media_state` "failed".
@@ -293,14 +291,14 @@ class Queue:
             connection.execute(update(works).where(*waits).values(state=PENDING, due=now))
             return True
 
-        if job.media_kind == "video":  # the one kind that work waits for
+        if job.media_kind == "video":  # work waits only for videos
             return self._database.transact(mark_and_release)
         return self._database.write(mark)
 
     def mark_retry(self, job: Job, due: float, code: int | None, reason: str) -> bool:
-        """This attempt failed, for the platform's code if it gave one; the next is due then. False: claim lost.
+        """This attempt failed, with the platform's code if there was one; the next is due then. False: claim lost.
 
-        Of a send it says that the platform's answer came, so that the request may be repeated.
+        For a send it means that the platform answered, so that the request may be repeated.
         """
         lane = _LANES[job.lane]
         values = {
@@ -315,7 +313,7 @@ class Queue:
         return self._mark(job, [PENDING], values)
 
     def mark_failed(self, job: Job, code: int | None, reason: str, now: float) -> bool:
-        """There will be no further attempt, unless `retry` is asked for. False: the claim was lost.
+        """There will be no further attempt before a `retry`. False: the claim was lost.
 
         A send, or work, that waited for a failed download fails with it, for the same reason.
         """
@@ -349,7 +347,7 @@ class Queue:
         return self._mark(send, [PENDING], {messages.c.send_sending: True})
 
     def mark_sent(self, send: Send, now: float) -> bool:
-        """The platform took it. False: the claim was lost."""
+        """The platform accepted it. False: the claim was lost."""
         return self._mark(send, [PENDING, SENT], _done(_LANES["send"], SENT, None, None, now))
 
     def mark_unknown(self, send: Send, reason: str, now: float) -> bool:
@@ -357,20 +355,20 @@ class Queue:
         return self._mark(send, [PENDING, UNKNOWN], _done(_LANES["send"], UNKNOWN, None, reason, now))
 
     def give_back(self, job: Job) -> bool:
-        """Somebody else may have the job at once, and this attempt does not count. False: the claim was lost."""
+        """Another process may claim the job at once, and this attempt does not count. False: the claim was lost."""
         lane = _LANES[job.lane]
         return self._mark(
             job, [PENDING], {lane.lease_until: None, lane.claim: None, lane.attempts: lane.attempts - 1}
         )
 
     def claim_picture(self, now: float, lease_seconds: float) -> Picture | None:
-        """A picture to make small, the newest first; no other process gets it for that long (seconds)."""
+        """Claim a picture for a thumbnail, the newest first; no other process gets it for that long (seconds)."""
         values = {"of_appid": self._appid, "now": now, "until": now + lease_seconds}
         rows = self._database.write(lambda connection: connection.execute(self._claim_picture, values).all())
         return Picture(*rows[0]) if rows else None
 
     def mark_thumbnail(self, picture: Picture, *, made: bool) -> bool:
-        """Its thumbnail is there, or cannot be made. False: the row is purged, so that nothing of it may stay."""
+        """Its thumbnail is made, or cannot be. False: the row is purged, so delete the thumbnail."""
         values = {
             messages.c.thumbnail_due: null(),
             messages.c.thumbnail_state: "made" if made else "failed",
@@ -379,7 +377,7 @@ class Queue:
         return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
     def miss_thumbnail(self, ledger_id: int, now: float) -> None:
-        """The thumbnail that was made is gone: it is to be made again."""
+        """The thumbnail is gone: make it again."""
         statement = (
             update(messages)
             .where(messages.c.id == ledger_id, messages.c.appid == self._appid)
@@ -391,7 +389,7 @@ class Queue:
     def retry(self, ids: Sequence[int] | None, now: float) -> int:
         """Make failed downloads due again, and failed sends whose file is stored; returns how many rows that were.
 
-        `ids` None: all of them. A send in state unknown may have arrived, so that only its id given makes it due.
+        `ids` None: all of them. A send in state unknown may have arrived, so it becomes due only by its id.
         """
         if ids is not None:
             pages = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
@@ -431,7 +429,7 @@ class Queue:
         return Backlog(held, waiting)
 
     def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list[_Claimed]]:
-        claim = secrets.randbits(63)  # a fencing value that no claim had before
+        claim = secrets.randbits(63)  # a new fencing token for each claim
         values = {
             "of_appid": self._appid,
             "now": now,
@@ -452,8 +450,8 @@ class Queue:
         return claim, sorted(map(_Claimed._make, rows), key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:
-        """Change the row if the claim still holds. The state aimed at is among the states that are let through, so
-        that a mark whose first commit lost only its answer finds itself done."""
+        """Change the row if the claim still holds. A row that already has the new state passes too: the first commit
+        of the same mark may have succeeded although its answer was lost."""
         mark = _update_of_claimed(_LANES[job.lane], states).values(values)
         given = {"job_id": job.id, "job_claim": job.claim}
         return self._database.write(lambda connection: connection.execute(mark, given).rowcount == 1)
@@ -463,7 +461,7 @@ class Queue:
 
 
 def file_stem(appid: str, received_at: float, ledger_id: int) -> str:
-    """A file's name in the store, but for its extension; `received_at` in unix seconds."""
+    """A file's name in the store without its extension; `received_at` in unix seconds."""
     return f"{appid}/{datetime.fromtimestamp(received_at, UTC):%Y/%m/%d}/{ledger_id}"
 
 
@@ -527,7 +525,7 @@ def _mark_stored() -> Update:
 
 
 def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: Connection) -> int:
-    """Make these rows' failed work due again, in a transaction; returns how many rows it was."""
+    """Make these rows' failed work due again, in a transaction; returns how many rows."""
     here = [messages.c.appid == appid, messages.c.id.in_(ids)]
     send_failed = messages.c.send_state == FAILED
     again = or_(send_failed, messages.c.send_state == UNKNOWN) if named else send_failed
@@ -574,7 +572,7 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
     sends = (
         update(messages)
         .where(*here, or_(is_copy, has_result), again)
-        # The file is uploaded anew: what was uploaded may be older than the platform keeps it.
+        # Upload the file again: the platform may have deleted the earlier upload.
         .values(
             due_again(_LANES["send"])
             | {messages.c.send_uploaded_media_id: None, messages.c.send_sending: False}

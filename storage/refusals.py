@@ -1,7 +1,7 @@
-"""Which requests were refused lately, counted by minute and reason for `flask doctor`, by all processes together.
+"""Counts of recently refused requests, by minute and reason, over all processes; for `flask doctor`.
 
-Knows counters that are deleted after an hour. A process writes them at most once a second, so that a stranger who is
-refused ever again costs no write each time. Must not know what a request is, or why it was refused.
+Knows counters that are deleted after an hour. A process writes them at most once a second, so that a stranger's
+many requests cost few writes. Must not know what a request is, or why it was refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Refusals:
         self._written_at = 0.0
 
     def count(self, reason: str, now: float) -> None:
-        """One more request was refused. Never fails: what cannot be written in time is forgotten."""
+        """One more request was refused. Never fails: counts that cannot be written in time are dropped."""
         with self._lock:
             self._counted[reason] += 1
             if abs(now - self._written_at) < WRITE_SECONDS:
@@ -51,7 +51,7 @@ class Refusals:
             connection.execute(delete(refusals).where(refusals.c.minute < (now - KEPT_SECONDS) // 60))
             for reason, more in sorted(
                 counted.items()
-            ):  # in this order everywhere, or two could wait for each other
+            ):  # the same order in every process, or two could deadlock
                 row = {"appid": self._appid, "minute": now // 60, "reason": reason}
                 connection.execute(
                     self._database.insert(refusals)

@@ -1,6 +1,6 @@
 """The media in a bucket of an S3-compatible store: AWS, Tencent COS, Aliyun OSS, MinIO.
 
-Knows boto3, which is imported when a store is made, and turns what it raises into an OSError that says what to look at.
+Knows boto3, which is imported when a store is made, and turns its errors into an OSError that says what to check.
 Must not know what the files are.
 """
 
@@ -21,7 +21,7 @@ from wechat.formats import CONTENT_TYPES
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# These two know a bucket only as the first part of the host's name.
+# These two accept a bucket only as the first part of the host's name.
 _HOSTS_WITHOUT_PATH_STYLE = (".myqcloud.com", ".aliyuncs.com")
 
 
@@ -42,7 +42,7 @@ class S3Store:
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
         check_stem(stem)
-        # On disk first: the length and the checksum go before the body, and the body may have to go twice.
+        # On disk first: length and checksum precede the body, and the body may have to be sent twice.
         with tempfile.TemporaryFile() as spool:
             md5 = hashlib.md5(usedforsecurity=False)
             head, size, digest = copy(chunks, spool, md5)
@@ -56,7 +56,7 @@ class S3Store:
                     Key=name,
                     Body=spool,
                     ContentLength=size,
-                    # The server compares, and keeps nothing that differs.
+                    # The server compares the checksum, and rejects a body that differs.
                     ContentMD5=base64.b64encode(md5.digest()).decode(),
                     ContentType=CONTENT_TYPES.get(suffix, "application/octet-stream"),
                 )
@@ -110,7 +110,7 @@ class S3Store:
 
 
 class _Body(io.RawIOBase):
-    """An object's bytes while they come in; what goes wrong on the way is a StoreError."""
+    """An object's bytes as they arrive. Raises StoreError if the transfer fails."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -137,7 +137,7 @@ def _s3_client() -> S3Client:
         connect_timeout=5,
         read_timeout=30,
         retries={"total_max_attempts": 3, "mode": "standard"},
-        # Other than AWS's own stores refuse the checksums that boto3 would send on top.
+        # Stores other than AWS refuse the additional checksums that boto3 would send.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -150,7 +150,7 @@ def _s3_client() -> S3Client:
 
 @contextlib.contextmanager
 def _store_errors(verb: str) -> Iterator[None]:
-    """Turn what the client raises into an OSError that says what to look at."""
+    """Turn the client's errors into an OSError that says what to check."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

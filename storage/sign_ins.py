@@ -1,7 +1,7 @@
-"""How often a secret was tried, which key signs the gallery's sessions, and which of them were signed out.
+"""How often a secret was tried, which key signs the gallery's sessions, and which sessions were signed out.
 
-One truth for all processes. Knows counters that begin anew when their time is over, and from which addresses the right
-password came before. Must not know passwords, cookies or who is asking: an address is a name to count under.
+Shared by all processes. Knows counters that restart when their window is over, and the addresses that once sent the
+right password. Must not know passwords or cookies: an address is only a name to count under.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from storage.models import ended_sessions, gallery_key, known_addresses, sign_in
 
 WINDOW_SECONDS = 900.0
 PER_ADDRESS, IN_ALL = 10, 100
-"""How many tries one address has within a window, and all addresses together from which nobody signed in yet."""
+"""Tries within a window: for one address, and for all addresses together without an earlier sign-in."""
 
 KNOWN_SECONDS = 90 * 86400.0
-"""How long an address is remembered from which somebody signed in."""
+"""How long an address is remembered after a sign-in."""
 
 _columns = sign_in_attempts.c
 
@@ -45,28 +45,28 @@ class Attempts:
         )
 
     def try_one(self, address: str, now: float) -> float:
-        """Count a try before it is made. Returns 0 when it may be made, else in how many seconds there is one again.
+        """Count a try before it is made. Returns 0 if it is allowed, otherwise the seconds until the next one.
 
-        What is refused is not counted and writes nothing: however often somebody knocks, the database has no work
-        by it. Strangers together cannot use up the tries of an address from which somebody signed in before.
+        A refused try is not counted and writes nothing, so that an attack costs the database no work. Strangers cannot
+        use up the tries of an address with an earlier sign-in.
         """
         if seconds := self._database.run(lambda connection: self._wait(connection, address, now)):
             return seconds
 
         def count(connection: Connection) -> float:
             connection.execute(delete(sign_in_attempts).where(_over(now)))
-            # Everybody's first everywhere, or two could wait for each other.
+            # The common counter first in every process, or two could deadlock.
             limits = self._limits(connection, address, now)
             tries = {
                 who: connection.execute(self._count, {"who": who, "now": now}).scalar_one() for who in limits
             }
-            # Others may have come in between: of those at the border the first ones counted are let through.
+            # Others may have counted in between: then the first ones up to the limit are allowed.
             return 0.0 if all(tries[who] <= limits[who] for who in limits) else WINDOW_SECONDS
 
         return self._database.transact(count)
 
     def forgive(self, address: str, now: float) -> None:
-        """The secret was right: this address begins anew and is known, and the try does not count for the others."""
+        """The secret was right: reset and remember this address, and take its try off the common counter."""
 
         def forget(connection: Connection) -> None:
             counted = _columns.address.in_(self._limits(connection, address, now))
@@ -80,7 +80,7 @@ class Attempts:
         self._database.transact(forget)
 
     def _limits(self, connection: Connection, address: str, now: float) -> dict[str, int]:
-        """Under which names a try of this address is counted, and how many there may be."""
+        """The names under which a try of this address is counted, with their limits."""
         known = select(known_addresses.c.until).where(
             known_addresses.c.address == address, known_addresses.c.until > now
         )
@@ -88,7 +88,7 @@ class Attempts:
         return own if connection.execute(known).first() else {f"{self._what} *": IN_ALL} | own
 
     def _wait(self, connection: Connection, address: str, now: float) -> float:
-        """In how many seconds there is a try again; 0 for now."""
+        """Seconds until the next allowed try; 0 for now."""
         limits = self._limits(connection, address, now)
         statement = select(_columns.address, _columns.first_at, _columns.count).where(
             _columns.address.in_(limits), not_(_over(now))
@@ -122,7 +122,7 @@ class Sessions:
         return self._database.transact(find)
 
     def end(self, session: str, until: float, now: float) -> None:
-        """This session is signed out; it is remembered until it would have ended by itself."""
+        """Sign this session out. It is remembered until it would have ended by itself."""
 
         def remember(connection: Connection) -> None:
             connection.execute(delete(ended_sessions).where(ended_sessions.c.until <= now))
@@ -137,5 +137,5 @@ class Sessions:
 
 
 def _over(now: float | ColumnElement[float]) -> ColumnElement[bool]:
-    """The window's end has come; or a clock that ran ahead began it, and nobody is kept out until that time."""
+    """Whether the window has ended. A window that a wrong clock started in the future counts as ended."""
     return or_(_columns.first_at <= now - WINDOW_SECONDS, _columns.first_at > now + WINDOW_SECONDS)

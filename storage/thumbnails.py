@@ -1,7 +1,7 @@
 """Where the thumbnails of stored pictures lie: beside the media store, under the same names.
 
-Knows the place, and how much room must stay free there. Must not know how a picture is made small, or which thumbnails
-are wanted.
+Knows the place, and how much room must stay free there. Must not know how a thumbnail is made, or which ones are
+wanted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def thumbnail_store(media_store: str) -> str:
 
 
 class Thumbnails:
-    """All thumbnails of one media store. What goes wrong with their place is an OSError."""
+    """All thumbnails of one media store. A fault of the place is an OSError."""
 
     def __init__(self, media_store: str) -> None:
         self._media_store = media_store

@@ -33,7 +33,7 @@ class SqlTokenStore:
         return TokenRow(**dict(zip(_NAMES, rows[0], strict=True))) if rows else EMPTY
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:
-        # One statement: for the second process the condition is no longer true.
+        # One statement, so that the condition fails for the second process.
         mine_now = {"lease_holder": holder, "lease_until": now + seconds}
         statement = (
             self._database.insert(tokens)
@@ -66,7 +66,7 @@ class SqlTokenStore:
         )
 
     def count_fetch(self, result: str) -> None:
-        """One more fetch ended with `result`, for `fetches()`."""
+        """Count a fetch that ended with `result`, for `fetches()`."""
         statement = (
             self._database.insert(token_fetches)
             .values(appid=self._appid, result=result, count=1)

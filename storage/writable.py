@@ -1,7 +1,7 @@
-"""Whether a process that starts may write where its settings say; if not, it ends with the command that mends it.
+"""Checks at the start that the process may write to its folders. If not, the error names the command that helps.
 
-Knows owners of folders, and where temporary files go. What is merely away stops no start: it comes back by itself, and
-a folder of another user does not. Must not know what is written.
+Knows owners of folders, and where temporary files go. A store that is merely unreachable stops no start, since it
+comes back by itself; a folder of another user does not. Must not know what is written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
 
 
 def _closed(path: Path) -> str | None:
-    """What to do when another user owns this, or the nearest folder above it that is there, and lets nobody write."""
+    """What to do if this, or the nearest existing folder above it, belongs to another user and is not writable."""
     path = there = path.absolute()
     while not there.exists():
         there = there.parent
