@@ -1,4 +1,4 @@
-"""Pages in a real Chromium: one browser for a session, a context of its own for each test.
+"""Pages in a real Chromium: one browser for a process of pytest, a context of its own for each test.
 
 `open_page` is the way in: at the end of the test every page it gave must have stayed on this machine and must have
 written no error into the console. Without Chromium these tests are skipped, or fail where CI=true is set. It knows no
@@ -17,8 +17,11 @@ from playwright.sync_api import sync_playwright
 from sandbox import THROWAWAY
 from tests.conftest import ACCOUNT, Bot, free_port, missing
 
-ONE_BROWSER = pytest.mark.xdist_group("browser")
-"""For `pytestmark` of a module: all browser tests run in one worker and share its browser."""
+
+def one_browser(name):
+    """For `pytestmark` of a module: its tests run in one worker, and share its browser, the sandbox and the bot."""
+    return pytest.mark.xdist_group(f"browser-{name}")
+
 
 DESKTOP = {"width": 1200, "height": 800}
 NARROW = {"width": 360, "height": 740}

@@ -167,13 +167,10 @@ def test_an_answer_in_chunks_is_read_to_its_end():
 def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part, full):
     if not full and part in ("soak", "downloads", "start"):  # a quarter of a minute each
         pytest.skip("with --full: pytest --full tests/test_bench.py, after a change in bench/")
-    monkeypatch.setattr(
-        scale,
-        "SMALL",
-        replace(
-            scale.SMALL, rows=(0, 200), records=5, rounds=1, soak=100, downloads=4, large_picture=scale.MB
-        ),
-    )
+    small = {"rows": (0, 200), "records": 5, "rounds": 1, "soak": 100, "downloads": 4, "account_pushes": 20}
+    monkeypatch.setattr(scale, "SMALL", replace(scale.SMALL, **small, large_picture=scale.MB))
+    monkeypatch.setattr(scale, "MANY_ACCOUNTS", 3)
+    monkeypatch.setattr(scale, "IDLE_SECONDS", 0.5)
     assert scale.main(["--small", "--only", part, "--results", str(tmp_path)]) == 0
     assert "these figures prove nothing" in capsys.readouterr().out
     (lines,) = tmp_path.glob("scale-*.json")

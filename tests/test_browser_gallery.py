@@ -12,9 +12,9 @@ from sandbox import running_sandbox
 from tests.browser import (
     DESKTOP,
     NARROW,
-    ONE_BROWSER,
     assert_accessible,
     assert_fits,
+    one_browser,
     running_bot,
     tab_to,
 )
@@ -23,7 +23,7 @@ from wechat.codes import explain
 from wechat.formats import extension
 from wechat.messages import parse_message
 
-pytestmark = ONE_BROWSER
+pytestmark = one_browser("gallery")
 
 PASSWORD = "a password for this test 密码"
 PHOTO = ROOT / "sandbox" / "photos" / "china.jpg"

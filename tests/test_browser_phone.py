@@ -14,9 +14,9 @@ from sandbox import THROWAWAY, Account, running_sandbox
 from tests.browser import (
     DESKTOP,
     NARROW,
-    ONE_BROWSER,
     assert_accessible,
     assert_fits,
+    one_browser,
     running_bot,
     same_pixels,
     tab_to,
@@ -25,7 +25,7 @@ from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.serving import serving
 from tests.test_accounts import THREE
 
-pytestmark = ONE_BROWSER
+pytestmark = one_browser("phone")
 
 HOPPER = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 CHINA = ROOT / "sandbox" / "photos" / "china.jpg"
