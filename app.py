@@ -1,7 +1,7 @@
-"""The web entry: create_app(settings) makes the Flask application and hangs the parts into it.
+"""The web entry: create_app(settings) makes the Flask application from the parts.
 
-Knows which routes and commands there are. Does not know cryptography, XML or SQL. Under the `flask` command with faulty
-settings the application has its commands alone, so that `flask doctor` and `--help` can tell what is wrong.
+Knows which routes and commands there are. Must not know cryptography, XML or SQL. With faulty settings the `flask`
+command gets an application without routes, so that `flask doctor` and `--help` still work.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _add_callbacks(app: Flask, accounts: parts.Accounts) -> None:
 
 
 def _add_token_server(app: Flask, accounts: parts.Accounts) -> None:
-    """For all accounts that have a key: one of their own, or the common one."""
+    """For all accounts with a key: their own, or the common one."""
     served = {}
     for one in accounts.of.values():
         keys = (one.settings.own_token_server_key, one.settings.token_server_key)
@@ -124,7 +124,7 @@ def _secret(setting: SecretStr | None) -> str | None:
 
 
 class _NoSessions(SessionInterface):
-    """Nothing here uses Flask's session: without this it looks for one, and makes an empty one, for each push."""
+    """No Flask session: otherwise Flask would look for one, and make an empty one, for each push."""
 
     _none = NullSession()
 

@@ -91,7 +91,7 @@ def token_reason(error: WeChatError) -> tuple[str, str]:
     """Why there is no access_token, and what to do, in English and in Chinese: kept in the shared token row."""
     english, chinese, cause = error.hint_en, error.hint_zh, error.cause
     if error.code in _OF_TOKEN_CALLS:
-        # When a token is fetched, 40001 is about the AppSecret: no access_token was sent.
+        # While a token is fetched, 40001 means the AppSecret: no access_token was sent.
         cause = _OF_TOKEN_CALLS[error.code]
         known = explain(40125 if error.code == 40001 else error.code)
         english, chinese = known.hint_en, known.hint_zh
@@ -306,7 +306,7 @@ AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
 
 class Settings(BaseModel):
     """The settings of one account: one field per setting, with the setting's name in lower case. docs/reference.md says
-    what each one does. What does not belong to an account is the same in the settings of all accounts of a process.
+    what each one does. Settings that belong to no account are the same in all of them.
     """
 
     model_config = ConfigDict(
@@ -408,7 +408,7 @@ class Settings(BaseModel):
                 for fault in wrong
             ]
         if faults:
-            raise SettingsError(list(dict.fromkeys(faults)))  # what holds for all is wrong once
+            raise SettingsError(list(dict.fromkeys(faults)))  # list a fault that all accounts share once
         return tuple(found)
 
 
@@ -429,7 +429,7 @@ OF_AN_ACCOUNT = frozenset(
         "TOKEN_SERVER_KEY",
     )
 )
-"""Those that may have an account's name in front (SHOP_WECHAT_APPID). What has none in front holds for all accounts."""
+"""Those that may have an account's name in front (SHOP_WECHAT_APPID). Without a name they hold for all accounts."""
 
 
 def known_names(values: Mapping[str, str]) -> list[str]:
@@ -444,7 +444,7 @@ def accounts(values: Mapping[str, str]) -> list[str]:
 
 
 def texts_of(values: Mapping[str, str], account: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The texts that are the account's own, and those that hold for all, both by names without one in front."""
+    """The account's own texts, and the texts for all accounts, both by setting name without the account's."""
     common = {name: text for name, text in values.items() if name in NAMES}
     if not account:
         return {}, common
@@ -477,7 +477,7 @@ def _wrong_names(names: Sequence[str]) -> Iterator[Fault]:
 
 
 of_this_server: tuple[Settings, ...] | None = None
-"""Of each account, as gunicorn's master found them good. A process that it starts while .env is edited has them too."""
+"""The settings of each account that gunicorn's master checked. Later processes use them too, even if .env is edited."""
 
 
 def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
@@ -489,7 +489,7 @@ def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> M
 
 
 def names_an_account(values: Mapping[str, str]) -> bool:
-    """Whether there is an account, so that `make run` needs none of its own."""
+    """Whether an account is set, so that `make run` need not make one up."""
     return "WECHAT_APPID" in values or "ACCOUNTS" in values
 
 
@@ -511,7 +511,7 @@ def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
 
 
 def _missing(values: Mapping[str, str], account: str) -> Iterator[Fault]:
-    """Settings that are missing because another one needs them, or because there is one account."""
+    """Missing settings: those that another one requires, and those of an account without a name."""
     if not account and "WECHAT_TOKEN" not in values:
         yield Fault("WECHAT_TOKEN", *_WORDS["missing"])
     source = values.get("WECHAT_TOKEN_SOURCE", "stable")

@@ -1,8 +1,8 @@
 """On which core a thread runs (PIN_CORES), how many files a process may open, and how it ends at once.
 
-Python runs one thread of a process at a time. Threads that move from core to core lose what the cache holds, and are
-slower for it. Knows the system's scheduler and limits; must not know what the threads do. Where the system has no such
-calls, or forbids them, threads run on any core.
+Python runs one thread of a process at a time. Threads that move between cores lose their cache, and are
+slower. Knows the system's scheduler and limits; must not know what the threads do. If the system lacks or forbids these
+calls, threads run on any core.
 https://man7.org/linux/man-pages/man7/sched.7.html
 """
 
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 
 def _usable() -> list[int]:
-    """The cores that this process may use. The one it runs on now comes first: the scheduler chose it as a free one."""
+    """The cores that this process may use. The current one comes first: the scheduler chose it because it was free."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))
@@ -70,9 +70,9 @@ def raise_file_limit() -> int:
 
 
 def end_process() -> NoReturn:
-    """Ends this process, which has stopped all that it does: with status 0, or 1 when an exception is ending it.
+    """Ends this process, after its work has stopped: with status 0, or 1 if an exception is ending it.
 
-    Python by itself would first take apart all that was imported, which takes longer than all the rest of a stop.
+    Python by itself would first unload every module, which takes longer than the rest of a stop.
     """
     ending = sys.exc_info()[1]
     failed = ending is not None and not (isinstance(ending, SystemExit) and ending.code in (None, 0))

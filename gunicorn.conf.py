@@ -1,7 +1,7 @@
 """How gunicorn runs the web processes: its settings and hooks.
 
-Knows gunicorn's names. What we change in gunicorn itself is in web/server.py. Faulty settings, and folders that cannot
-be written, end gunicorn here, before it starts a process.
+Knows gunicorn's names. Changes to gunicorn itself are in web/server.py. Faulty settings and folders that cannot be
+written end gunicorn here, before it starts a process. Must not know what is answered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-chdir = str(Path(__file__).resolve().parent)  # gunicorn may be started in any folder
+chdir = str(Path(__file__).resolve().parent)  # gunicorn may be started from any folder
 sys.path.insert(0, chdir)
 
 import cores  # noqa: E402
@@ -30,9 +30,9 @@ bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a plat
 workers = _settings.web_concurrency
 worker_class = server.worker_class()
 worker_connections = min(_files - min(256, _files // 2), 10_000)  # the ledger and downloads need files too
-threads = min(512, worker_connections // 2)  # waiting deliveries and slow clients hold up no others
+threads = min(512, worker_connections // 2)  # so that waiting deliveries and slow clients do not block others
 keepalive = 75
-graceful_timeout = 25  # 20 s for work in hand, 5 s to give back what is not done then
+graceful_timeout = 25  # 20 s for running work, 5 s to give the rest back
 forwarded_allow_ips = ""  # PROXY_HOPS alone says whether X-Forwarded-* are believed
 control_socket_disable = True  # one machine may run several bots; signals are enough
 logconfig_dict = logs.config(_settings.log_format, _settings.log_level)

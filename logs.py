@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-# No line of ours says these, and each answered push has a line:
+# Our lines do not show these, and collecting them costs time for each push:
 # https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
@@ -58,7 +58,7 @@ class Formatter(logging.Formatter):
         text = f"{self._moment(record)} {record.levelname} {record.name}: {escaped(record.getMessage())}"
         for name, value in fields.items():
             text += f" {name}={value!r}"
-        # An exception's text may look like a log line: the blank in front tells the two apart.
+        # An exception's text may look like a log line: the blank in front marks it.
         return "\n ".join([text, *map(escaped, trouble.splitlines())]) if trouble else text
 
 
@@ -106,7 +106,7 @@ def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
             "gunicorn.error": elsewhere | {"filters": ["without requests"]},
             "gunicorn.access": elsewhere | {"level": "CRITICAL"},
             "alembic": elsewhere | {"level": "WARNING"},
-            # At INFO each thread's client logs where its credentials are from.
+            # At INFO each thread's client logs where its credentials come from.
             "botocore": elsewhere | {"level": "WARNING"},
         },
     }

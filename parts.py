@@ -1,7 +1,7 @@
-"""Puts the parts together: who needs whom, said once for the web, the worker and the commands.
+"""Puts the parts together, once for the web, the worker and the commands.
 
-Knows which setting goes to which part. Building costs no I/O: the database, the media store and the platform are met
-when they are first used, so that a process can start, and say what is wrong, while one of them is away.
+Knows which part needs which other, and which settings. Building does no I/O: the database, the media store and the
+platform are first used later, so that a process can start, and report the fault, while one of them is down.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from worker.thumbnails import Decoder, ThumbnailMaker
 
 @dataclass(frozen=True)
 class Parts:
-    """What one process works with for one account. Database, files, thumbnails and worker are those of all accounts."""
+    """The parts of one process for one account. Database, files, thumbnails and worker are those of all accounts."""
 
     settings: Settings
     database: Database
@@ -66,8 +66,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Accounts:
-    """Everything one process works with. `of` has the parts of each account by its name in ACCOUNTS, which is empty
-    where that is not set."""
+    """All parts of one process. `of` has the parts of each account by its name in ACCOUNTS (empty if that is not
+    set)."""
 
     of: Mapping[str, Parts]
     database: Database
@@ -77,25 +77,25 @@ class Accounts:
     worker: Worker
 
     def start(self, threads: int, *, orphans: bool) -> None:
-        """Begins what runs beside the requests: `threads` jobs of each account at once, and with `orphans` deferred
-        work whose process is gone."""
+        """Starts the background work: `threads` jobs of each account at once, and with `orphans` deferred work whose
+        process is gone."""
         self.worker.start(threads)
         for parts in self.of.values():
             parts.deferred.start(orphans=orphans)
 
     def ask_to_stop(self) -> None:
-        """From now on nothing more is claimed; returns at once."""
+        """Stops claiming work. Returns at once."""
         self.worker.ask_to_stop()
         for parts in self.of.values():
             parts.deferred.ask_to_stop()
 
     def stop(self) -> None:
-        """Ends what runs beside the requests: work in hand is finished or given back, and the ledger closed."""
+        """Ends the background work: running work is finished or given back, and the ledger is closed."""
         self.ask_to_stop()
         for parts in self.of.values():
             parts.deferred.stop()
         self.worker.stop()
-        # The last one to close a SQLite file takes its log in. The collector would not.
+        # The last close of a SQLite file merges its log. The garbage collector would not do it.
         self.database.close()
 
 
@@ -106,7 +106,7 @@ def build(
 ) -> Accounts:
     """All parts of one process with these accounts. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's.
 
-    Raises `handlers.HandlerError` when a table of handlers cannot be.
+    Raises `handlers.HandlerError` for a faulty table of handlers.
     """
     handlers.check([settings.account for settings in accounts if settings.account])
     common = accounts[0]
@@ -202,7 +202,7 @@ def _of_account(
 
 
 def token_source(settings: Settings, client: ApiClient) -> TokenSource:
-    """Where WECHAT_TOKEN_SOURCE says that tokens come from."""
+    """The source that WECHAT_TOKEN_SOURCE names."""
     source, key, secret = (
         settings.wechat_token_source,
         settings.wechat_token_source_key,

@@ -1,7 +1,7 @@
 """`make run`: runs the bot until Ctrl-C; without an account also the sandbox, with one photo sent through both.
 
-Knows processes, ports and what to print. Must not know what the bot does with a message. Without WECHAT_APPID an
-account is made up at the first start and kept, with all its data, in data/sandbox/. If the photo is not echoed,
+Knows processes, ports and what to print. Must not know what the bot does with a message. Without WECHAT_APPID the
+first start makes up an account and keeps it, with all its data, in data/sandbox/. If the photo is not echoed,
 everything ends with exit code 1. With RELOAD=1 the bot is restarted when a file changes.
 """
 
@@ -38,7 +38,7 @@ GUNICORN = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
 T = TypeVar("T")
 
 _here = requests.Session()
-_here.trust_env = False  # a proxy of the environment does not lead to this machine
+_here.trust_env = False  # a proxy from the environment cannot reach this machine
 _here.headers["Connection"] = "close"
 
 
@@ -92,7 +92,7 @@ class Processes:
         self._started.append(Process(name, command, environ, log, self._one_ended))
 
     def pause(self, seconds: float | None) -> None:
-        """Waits for so long, None for ever, but not longer than until a process ends."""
+        """Waits for `seconds` (None: for ever), or until a process ends."""
         self._one_ended.wait(seconds)
         self._one_ended.clear()
 
@@ -138,7 +138,7 @@ def _sources() -> dict[Path, int]:
 
 
 def main() -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background process begins with SIGINT ignored
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background process starts with SIGINT ignored
         signal.signal(number, _interrupt)
     processes = Processes()
     try:
@@ -343,7 +343,7 @@ def _until(look: Callable[[], T | None], seconds: float, otherwise: str, process
         found = look()
         if found:
             return found
-        processes.pause(0.05)  # what is looked for happens in another process
+        processes.pause(0.05)  # polled, since the event is in another process
     raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
 
 
