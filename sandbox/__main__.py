@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="A stand-in for the WeChat platform, on 127.0.0.1 only. Its account is WECHAT_APPID, "
-        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, else a throw-away one; with ACCOUNTS "
+        "WECHAT_APPSECRET, WECHAT_TOKEN and WECHAT_AES_KEY of the environment, or else a throw-away one; with ACCOUNTS "
         "there are several, as for the bot. "
         "在本机模拟微信平台；账号取自上述环境变量，没有则用一个一次性账号；设置 ACCOUNTS 则有多个。",
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """An Official Account as its console shows it. `aes_key` is None for a 接口测试号, which has none; `token` is empty
-    for one without a callback, such as a mini program; `name` is empty where there is one account."""
+    without a callback, as for a mini program; `name` is empty if there is only one account."""
 
     appid: str
     appsecret: str = field(repr=False)
@@ -42,7 +42,7 @@ class Account:
 
     @classmethod
     def all_from_env(cls, environ: Mapping[str, str]) -> list[Account]:
-        """The accounts that `ACCOUNTS` names, else the one of `from_env`. Raises ValueError as that does."""
+        """The accounts that `ACCOUNTS` names, or else the one of `from_env`. Raises ValueError as `from_env` does."""
         names = [name.strip() for name in environ.get("ACCOUNTS", "").split(",") if name.strip()]
         if not names:
             return [cls.from_env(environ)]

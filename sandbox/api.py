@@ -131,7 +131,7 @@ def create_api(state: State) -> Blueprint:
 
 
 def answer_unplayed(state: State, path: str, token: str) -> Response:
-    """The answer to a call that the sandbox does not play. The token is checked first, as for all calls."""
+    """The answer to a call that the sandbox does not support. The token is checked first, as for all calls."""
     try:
         state.enter(path, token)
         raise PlatformError(40066, f"{ERRMSG[40066]}: the sandbox does not play {path}")
@@ -159,7 +159,7 @@ def _uploaded(upload: Request) -> bytes:
     if length > UPLOAD_BYTES:
         raise PlatformError(45001)
     file = upload.files.get("media")
-    # `filename*=` alone, or a name that is not ASCII, is an upload without a file for the platform:
+    # To the platform, `filename*=` alone or a name that is not ASCII is an upload without a file:
     # https://github.com/wechatpy/wechatpy/issues/293
     if file is None or not file.filename or not file.filename.isascii():
         raise PlatformError(41005)

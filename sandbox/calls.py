@@ -14,7 +14,7 @@ from flask import Request, Response
 from werkzeug.exceptions import HTTPException
 
 _SHOWN = 4000
-"""Characters of a body that are kept."""
+"""How many characters of a body are kept."""
 _SECRET = ("access_token", "secret", "appsecret")
 _IN_JSON = re.compile(rf'("(?:{"|".join(_SECRET)})"\s*:\s*)"(?:[^"\\]|\\.)*"?')
 _IN_FORM = re.compile(rf"\b((?:{'|'.join(_SECRET)})=)[^&\s]*")

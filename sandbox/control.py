@@ -1,7 +1,7 @@
 """The control routes under /sandbox/: how tests, and the page at /, control the sandbox.
 
 Knows the JSON shapes that others rely on. It must not keep anything, and answers every wrong use with
-a 4xx and `{"error", "error_zh"}`. Only programs of this machine may ask: see the guard in server.py.
+a 4xx and `{"error", "error_zh"}`. Only programs on this machine may call: see the guard in server.py.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _action(state: State, openid: str, fields: Mapping[str, Any], file: FileStor
 
 
 def _raw(fields: Mapping[str, Any]) -> bytes | None:
-    """The push's XML as it is to cross the wire, if it was given."""
+    """The push's XML exactly as it will be sent, if the request has it."""
     text, encoded = _text(fields, "raw"), _text(fields, "raw_base64")
     if text is not None and encoded is not None:
         raise ControlError("raw, raw_base64: one of them", "raw、raw_base64：只能有其一")

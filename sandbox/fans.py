@@ -1,7 +1,7 @@
 """A fan of the account: the chat as the fan sees it, and what the account may still send.
 
 Knows the send rights (下发额度) and the typing hint. It must not know HTTP, tokens or XML; `now` is the
-sandbox's clock (Unix seconds), a message's own time is real.
+sandbox's clock (Unix seconds); the times of messages are real.
 https://developers.weixin.qq.com/doc/subscription/guide/product/kf/intro.html
 """
 
@@ -86,8 +86,8 @@ class Fan:
     _typing_until: float = float("-inf")
 
     def acts(self, kind: str, event: str | None, now: float) -> None:
-        """The fan sent a message, chose from a menu message (`kind` "msgmenu"), or ("event") pressed,
-        followed, scanned or left.
+        """The fan sent a message, chose from a menu message (`kind` "msgmenu"), or did what an event reports
+        (`kind` "event").
 
         Raises ControlError when a fan who has left does anything but follow again.
         """
@@ -113,7 +113,7 @@ class Fan:
             self._rights[action] = _Right(count, now + seconds)
 
     def check_right(self, now: float) -> None:
-        """45015 without any open window, 45047 when those that are open are used up."""
+        """Raises 45015 without an open window, 45047 if the open ones are used up."""
         open_now = [right for right in self._rights.values() if now < right.until]
         if not open_now:
             raise PlatformError(45015)
@@ -121,7 +121,7 @@ class Fan:
             raise PlatformError(45047)
 
     def spend_right(self, now: float) -> None:
-        """One message less, of the right that ends first: how rights combine is not documented."""
+        """Use one message of the right that ends first. How rights combine is not documented."""
         self.check_right(now)
         usable = [right for right in self._rights.values() if now < right.until and right.left]
         min(usable, key=lambda right: right.until).left -= 1

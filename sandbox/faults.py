@@ -16,7 +16,7 @@ FAILURE_TEXT = "该公众号暂时无法提供服务，请稍后再试"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """`token_life` in seconds; `deliveries` at most per push; what the fan reads when all of them fail.
+    """`token_life` in seconds; `deliveries` at most per push; `failure_text`: what the fan reads when all fail.
 
     `own_video_reply`: whether a video by the MediaId that a fan's own video came with is shown. The platform is
     reported not to: https://github.com/w7corp/easywechat/issues/2124

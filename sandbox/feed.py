@@ -17,7 +17,7 @@ from typing import Any
 from .state import State
 
 CONNECTIONS = 16
-"""With more pages than this the oldest is disconnected, since each keeps a thread and its browser may be gone."""
+"""The most open pages. Another one disconnects the oldest: each keeps a thread, and its browser may be gone."""
 _BEHIND = 1000
 """Events that may wait for a slow page."""
 _HEARTBEAT = 5

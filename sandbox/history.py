@@ -35,7 +35,7 @@ class History:
                 yield name, facts
 
     def rewrite(self) -> None:
-        """Replaces the file by the snapshot, without what is too old to be shown."""
+        """Replaces the file by the snapshot, without events that are too old to show."""
         fresh = self._path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""The reader of a bot's answer: would the platform show it to the fan, and what?
+"""Judges a bot's answer: would the platform show it to the fan, and what would the fan see?
 
 Knows the passive replies (被动回复), the sealed envelope around them, and which media a reply may name.
-It must not know HTTP time-outs or repeats. What the platform is known to show against its own documents
-passes with a note. Where nothing is known the judge refuses, so that a reply without a note is safe to send.
+It must not know HTTP time-outs or repeats. An answer that the platform is known to show against its own documents
+passes with a note. An unknown case is refused, so that a reply without a note is safe to send.
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
@@ -41,8 +41,8 @@ class Shown:
 class Verdict:
     """`verdict` is reply, silent or refused (timeout is the sender's word); `why` says it in words.
 
-    `notes` say what is against the documents although the platform takes it. `opened` is the reply's plain XML
-    when there is one, also when it was refused. `shown` is None when the fan sees nothing.
+    `notes` say what is against the documents although the platform takes it. `opened` is the reply's plain XML, if
+    there is one, even of a refused reply. `shown` is None when the fan sees nothing.
     """
 
     verdict: str
@@ -61,7 +61,7 @@ class _RefusedError(Exception):
 
 
 class Judge:
-    """Judges answers for one account; `find_media` gives living media by id, or None."""
+    """Judges answers for one account; `find_media` gives valid media by id, or None."""
 
     def __init__(self, account: Account, find_media: Callable[[str], Media | None]) -> None:
         self._account = account
@@ -270,7 +270,7 @@ def _cut(content: str, notes: list[Words]) -> str:
 
 
 def _joined(part: etree._Element, *names: str) -> str | None:
-    """The optional elements that are there, on a line each."""
+    """The optional elements that are present, one on each line."""
     present = [_text(part, name, may_be_empty=True) for name in names if part.find(name) is not None]
     return "\n".join(filter(None, present)) or None
 

@@ -1,6 +1,6 @@
-"""Temporary media (临时素材): what is kept for three days, and what an upload may be.
+"""Temporary media (临时素材): kept for three days, and which uploads are accepted.
 
-Knows types, sizes, formats by content, and lives. It must not know HTTP or fans. The bytes are in
+Knows types, sizes, formats by content, and lifetimes. It must not know HTTP or fans. The bytes are in
 files, so that many large pictures need no memory.
 https://developers.weixin.qq.com/doc/service/api/material/temporary/api_uploadtempmedia
 """
@@ -20,7 +20,7 @@ LIFE = 3 * 24 * 3600
 """Seconds that temporary media live."""
 VOICE_SECONDS = 60
 UPLOAD_BYTES = 20 * 1024 * 1024
-"""More than this is 45001 whatever the type."""
+"""Larger files of any type are refused with 45001."""
 
 # type -> most bytes, the code for more, formats
 _LIMITS = {
@@ -40,9 +40,9 @@ CONTENT_TYPES = {
     "mp4": "video/mpeg4",
     "bin": "application/octet-stream",
 }
-"""Extension -> what the platform's API calls it."""
+"""Extension -> content type in the platform's API."""
 SHOWN_TYPES = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3")} | {"mp4": "video/mp4"}
-"""Extension -> what a browser calls it, for those that one shows. All others are a download."""
+"""Extension -> content type for a browser, if it can show the format. All others are downloads."""
 
 THUMBNAIL = base64.b64decode(
     "/9j/4AAQSkZJRgABAQEASABIAAD/2wBDAAMCAgICAgMCAgIDAwMDBAYEBAQEBAgGBgUGCQgKCgkICQkKDA8MCgsOCwkJDRENDg8Q"
@@ -79,7 +79,7 @@ class Media:
 
 
 class MediaStore:
-    """The media of the account, in `folder`; ids that are unknown or too old are simply not found."""
+    """The media of the account, in `folder`; unknown and too old ids are both not found."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,7 +114,7 @@ class MediaStore:
             self.add(media)
 
     def living(self, now: float) -> list[Media]:
-        """Those that are not too old; the files of the others are deleted."""
+        """The media that are not too old. Deletes the files of the others."""
         for media in list(self._by_id.values()):
             if now >= media.expires_at:
                 media.path.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ def check_upload(kind: str, data: bytes) -> None:
 
 
 def voice_seconds(data: bytes) -> float:
-    """How long an AMR or MP3 file plays, by its frames up to the first that is not one."""
+    """How long an AMR or MP3 file plays in seconds, by its frames up to the first invalid one."""
     if data.startswith(b"#!AMR-WB\n"):
         return _amr_seconds(data[9:], _AMR_WB)
     if data.startswith(b"#!AMR\n"):

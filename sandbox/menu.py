@@ -1,7 +1,7 @@
-"""The account's menu (自定义菜单): which definition the platform takes, and how it gives it back.
+"""The account's menu (自定义菜单): which definitions the platform accepts, and how it returns them.
 
-Knows button kinds, counts and lengths. It must not know HTTP or what a tap pushes: the phone page taps.
-Menus for some fans only (个性化菜单) are not played.
+Knows button kinds, counts and lengths. It must not know HTTP or what a tap pushes: the phone page does.
+Menus for some fans only (个性化菜单) are not supported.
 https://developers.weixin.qq.com/doc/offiaccount/Custom_Menus/Creating_Custom-Defined_Menu.html
 """
 
@@ -37,7 +37,7 @@ _URL_CODES = (40020, 40027)
 
 
 def read_menu(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The buttons of menu/create as menu/get gives them back. Raises PlatformError for those that are none."""
+    """The buttons of menu/create as menu/get returns them. Raises PlatformError for invalid ones."""
     buttons = body.get("button")
     if not isinstance(buttons, list) or not 1 <= len(buttons) <= _TOP:
         raise PlatformError(40016)

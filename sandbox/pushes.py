@@ -1,4 +1,4 @@
-"""The XML of what a fan does, element by element as the platform pushes it, or as given in `raw`.
+"""The XML of what a fan does, element by element as the platform pushes it, or the XML in `raw`.
 
 Knows the message and event kinds and their elements. It must not know signatures, encryption or HTTP.
 What fans type is put raw into CDATA, as the platform is reported to do: control characters and `]]>` too.
@@ -29,7 +29,7 @@ class Action:
     `content` is the text; for a location "LATITUDE,LONGITUDE,SCALE,LABEL" or the label alone; for a link
     its title, description and address on a line each; for an event its result (what was scanned, a status).
     A text with `event_key` is a tap on the entry of a menu message with that id.
-    With `raw`, the whole XML, the other fields only say what the chat shows and which rights come of it.
+    With `raw`, the whole XML, the other fields only say what the chat shows and which send rights follow.
     """
 
     openid: str
@@ -98,7 +98,7 @@ def to_xml(action: Action, to_user_name: str, create_time: int) -> bytes:
 
 
 def as_base64(xml: bytes) -> str | None:
-    """The bytes for JSON, when they are not UTF-8 and no text would be the same; else None."""
+    """The bytes as Base64 if they are not UTF-8, so that JSON can hold them; otherwise None."""
     try:
         xml.decode()
     except UnicodeDecodeError:
@@ -107,7 +107,7 @@ def as_base64(xml: bytes) -> str | None:
 
 
 def read(xml: bytes, name: str) -> str | None:
-    """The text of the first element called so, also in XML that no parser takes; None when there is none."""
+    """The text of the first element of that name, also in XML that no parser accepts; None if there is none."""
     found = re.search(rb"<%b>(.*?)</%b>" % (name.encode(), name.encode()), xml, re.DOTALL)
     if found is None:
         return None
@@ -117,7 +117,7 @@ def read(xml: bytes, name: str) -> str | None:
     return text.decode(errors="replace")
 
 
-# The last one, since a fan may type such an element. CreateTime comes before their text.
+# The last MsgId, since a fan may type such an element. CreateTime comes before that text.
 _MSG_ID = re.compile(rb"(.*<MsgId>(?:<!\[CDATA\[)?)([0-9]{1,19})((?:]]>)?</MsgId>.*)", re.DOTALL)
 _CREATE_TIME = re.compile(rb"(.*?<CreateTime>(?:<!\[CDATA\[)?)([0-9]+)((?:]]>)?</CreateTime>.*)", re.DOTALL)
 

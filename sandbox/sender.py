@@ -1,7 +1,7 @@
-"""Delivers what fans do to the bot: signs, seals, posts, repeats, and has the answers judged.
+"""Delivers pushes to the bot: signs, seals, posts, repeats, and has the answers judged.
 
 Knows the query string of a push, the five seconds, and when the platform tries again. It must not know
-routes or which answers are right. The socket is closed when the time is over, as the platform does.
+routes or which answers are right. After the five seconds it closes the socket, as the platform does.
 https://developers.weixin.qq.com/doc/subscription/guide/dev/push/encryption.html
 """
 
@@ -34,7 +34,7 @@ _ANSWER_BYTES = 1024 * 1024
 class Delivery:
     """How to deliver: in which mode, how often at most, whether also after an answer, or all at once.
 
-    `attempts` None is as the rules say; `timeout` in seconds.
+    `attempts` None follows the rules; `timeout` is in seconds.
     """
 
     mode: str
@@ -66,7 +66,7 @@ class Sender:
     def push(self, action: Action, delivery: Delivery) -> Push:
         """Delivers one action until it is answered, and returns what happened. Waits for all of it.
 
-        Raises ControlError without a callback, when the mode needs a key that the account has not, or for a
+        Raises ControlError without a callback, when the mode needs a key that the account does not have, or for a
         fan who has left.
         """
         self._check(delivery)
@@ -140,7 +140,7 @@ class Sender:
             final = verdict.verdict != "timeout" and not isinstance(verdict, _NoAnswer)
             if final and not delivery.force:
                 return
-            # After a refused connection the platform's own pause is unknown; without any, the repeats
+            # The platform's pause after a refused connection is unknown; without a pause the repeats
             # would be over before a bot that restarts is back.
             pause = delivery.timeout / 5 if isinstance(verdict, _NoAnswer) and number + 1 < times else 0
             if self._stop.wait(pause):
@@ -279,9 +279,9 @@ def _at_once(times: int, deliver: Callable[[], Verdict]) -> list[Verdict]:
 def _request(
     method: str, callback: SplitResult, query: str, body: bytes | None, timeout: float
 ) -> tuple[int, bytes]:
-    """Status and body, whole within `timeout` seconds, else TimeoutError and the socket is closed.
+    """Status and body, complete within `timeout` seconds. Otherwise closes the socket and raises TimeoutError.
 
-    Not through `requests`: its time-out begins anew with every byte that trickles in.
+    Not through `requests`: its time-out restarts with every byte that arrives.
     """
     kind = http.client.HTTPSConnection if callback.scheme == "https" else http.client.HTTPConnection
     connection = kind(callback.hostname or "", callback.port, timeout=timeout)

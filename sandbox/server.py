@@ -52,8 +52,8 @@ _NO_SUCH_ACCOUNT = Words("appid: there is no such account here", "appid：这里
 
 
 class Sandbox:
-    """A running sandbox. `callback` may be set later, once the bot's address is known; with several accounts each has
-    its name behind it. `state` and `account` are the first one's."""
+    """A running sandbox. `callback` may be set later, once the bot's address is known; with several accounts the
+    name of each follows it. `state` and `account` are the first one's."""
 
     def __init__(self, states: Sequence[State], url: str) -> None:
         self.states, self.state = states, states[0]
@@ -91,8 +91,8 @@ def running_sandbox(
 ) -> Iterator[Sandbox]:
     """A sandbox on 127.0.0.1 in threads of this process; `port` 0 takes a free one.
 
-    `others` are further accounts: each has fans, media, tokens and faults of its own, and the control routes and the
-    page take `?appid=`, by default the first one's. `data` is a folder in which the chats, pushes, calls, media and
+    `others` are further accounts: each has its own fans, media, tokens and faults. The control routes and the page
+    take `?appid=`, by default the first account's. `data` is a folder in which the chats, pushes, calls, media and
     the menu outlive this run; None keeps nothing. On leaving, waits (a fault's delay, the pause before a repeat) and
     pages' feeds end at once.
     """
@@ -140,8 +140,8 @@ def _state(account: Account, folder: Path, keeps: bool, clock: Callable[[], floa
 
 
 class _ByAccount:
-    """Gives each request to the application of its account: by `appid`, by the access_token, or by a file's key. What
-    names none of them, or unknown ones, is answered by the first one."""
+    """Passes each request to the application of its account: by `appid`, by access_token, or by a file's key. The first
+    account answers requests that name none or an unknown one."""
 
     def __init__(self, states: Sequence[State], apps: Sequence[Flask]) -> None:
         self._states, self._apps = states, apps
@@ -176,7 +176,7 @@ def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequen
 
     @app.before_request
     def guard() -> tuple[Response, int] | None:
-        """Only programs of this machine; a page of another site may do no more than link to ours."""
+        """Only programs on this machine may call. A page of another site may only link to ours."""
         if urlsplit(f"//{request.host}").hostname not in _LOCAL:  # a malformed host is empty here
             return jsonify(_OTHER_HOST.as_error()), 403
         own = request.host_url.rstrip("/")
@@ -197,7 +197,9 @@ def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequen
         if fault is None:
             return None
         request.environ["sandbox.fault"] = fault
-        request.get_data(cache=True, parse_form_data=False)  # the call has arrived whole, whatever comes next
+        request.get_data(
+            cache=True, parse_form_data=False
+        )  # so that the call has arrived whole, whatever the fault does
         if fault.delay and fault.truncate is None:
             stop.wait(fault.delay)
         return _instead(fault, state.real_time())
@@ -273,12 +275,12 @@ def _outcome(response: Response) -> str:
 def _truncated(
     response: Response, fault: Fault, connection: socket.socket, stop: threading.Event
 ) -> Response:
-    """The same headers, Content-Length whole, and only the first bytes; a delay comes before the cut."""
+    """The same headers with the full Content-Length, but only the first bytes. A delay comes before the cut."""
     pieces = response.iter_encoded()
 
     def cut() -> Iterator[bytes]:
         left = fault.truncate or 0
-        yield b""  # the headers leave, even if nothing else does
+        yield b""  # sends the headers, even if nothing else follows
         for piece in pieces:
             yield piece[:left]
             left -= len(piece)
@@ -299,7 +301,7 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 class _Handler(WSGIRequestHandler):
-    """Logs method, path and status, never the query, also for requests that are not understood."""
+    """Logs method, path and status, never the query, not even for malformed requests."""
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         log.info(

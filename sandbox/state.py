@@ -41,7 +41,7 @@ _CLEARINGS_A_MONTH = 10
 _KEPT_PUSHES = 1000
 _KEPT_CALLS = 200
 
-# The most of the past that a new listener gets.
+# The most past events that a new listener gets.
 _FEED_PUSHES = 50
 _FEED_FANS = 50
 _FEED_MESSAGES = 100
@@ -51,9 +51,9 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(kw_only=True)
 class Push:
-    """What is known of one push: who sent what, and each delivery as the control route shows it.
+    """One push: who sent what, and each delivery as the control route shows it.
 
-    `xml` is as it was before any encryption, `timeout` in seconds; `number` is given when it begins.
+    `xml` is as it was before any encryption, `timeout` in seconds; `number` is assigned when it begins.
     """
 
     openid: str
@@ -74,7 +74,7 @@ class Push:
 
     @property
     def id(self) -> str:
-        """What the push is called in an address: its MsgId, or its number when it has none."""
+        """The push's id in a URL: its MsgId, or its number if it has none."""
         return f"push-{self.number}" if self.msg_id is None else str(self.msg_id)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Push:
 
     @classmethod
     def from_feed(cls, facts: Mapping[str, Any]) -> Push:
-        """A push of an earlier run, of what `for_feed` gave."""
+        """A push of an earlier run, from the result of `for_feed`."""
         encoded = facts["plain_base64"]
         return cls(
             **{name: facts[name] for name in (*_PUSH_FACTS, "attempts", "for_page")},
@@ -153,7 +153,7 @@ class State:
         self._menu: list[dict[str, Any]] | None = None
 
     def knows(self, token: str, media_key: str) -> bool:
-        """Whether this account gave the token out lately (it may be dead), or has media of that key."""
+        """Whether this account gave out the token (it may have expired), or has media of that key."""
         with self._lock:
             return self._tokens.knows(token) or self._media.find_key(media_key, self.now()) is not None
 
@@ -174,7 +174,7 @@ class State:
             self._tell("cleared", self._so_far())
 
     def snapshot(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """The events from which `restore` makes this state again, as far as a page shows it."""
+        """The events from which `restore` rebuilds what a page shows of this state."""
         with self._lock:
             so_far = self._so_far()
             events: list[tuple[str, Mapping[str, Any]]] = [
@@ -190,7 +190,7 @@ class State:
             return [*events, ("menu", {"menu": self._menu})]
 
     def restore(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """Restores an earlier run from its events. Events of another version that cannot be read are left out."""
+        """Restores an earlier run from its events. Skips events of another version that it cannot read."""
         with self._lock:
             for name, facts in events:
                 with contextlib.suppress(KeyError, TypeError, ValueError, ControlError):
@@ -286,7 +286,7 @@ class State:
             return {path: dict(outcomes) for path, outcomes in self._calls.items()}
 
     def _use(self, path: str) -> None:
-        """Counts against the path's quota: 45009 when the day's is used up."""
+        """Counts against the path's quota: 45009 when it is used up for the day."""
         key = (path, day(self.now()))
         if self._used[key] >= _DAILY.get(path, 2**63):
             raise PlatformError(45009)
@@ -396,7 +396,7 @@ class State:
             return [] if fan is None else list(fan.chat)
 
     def new_msg_id(self) -> int:
-        """Above 2**53, as real ones are, and never given twice, also not by a sandbox started later."""
+        """A MsgId above 2**53, as real ones are. It never repeats, not even in a sandbox started later."""
         with self._lock:
             self._last_msg_id = max(self._last_msg_id + 1, time.time_ns() // 1000 * 16)
             return self._last_msg_id
@@ -420,7 +420,7 @@ class State:
                 self._say(fan, message)
 
     def find_push(self, push_id: str) -> Push:
-        """The newest that is called so, see `Push.id`. Raises ControlError without one."""
+        """The newest push with this `Push.id`. Raises ControlError if there is none."""
         with self._lock:
             for push in reversed(self._pushes):
                 if push.id == push_id:
@@ -431,14 +431,14 @@ class State:
         )
 
     def record_attempt(self, push: Push, attempt: dict[str, Any], for_page: dict[str, Any]) -> None:
-        """`for_page` is what the page alone must know of the attempt."""
+        """`for_page` is what only the page needs to know of the attempt."""
         with self._lock:
             push.attempts.append(attempt)
             push.for_page.append(for_page)
             self._tell_push(push)
 
     def end_push(self, push: Push) -> None:
-        """There will be no further delivery of it."""
+        """Marks the push as done: no further delivery follows."""
         with self._lock:
             push.ended = True
             self._tell_push(push)
@@ -450,7 +450,7 @@ class State:
                 return
             push.shown.append(message)
             fan = self._fans.get(push.openid)
-            if fan is None or not fan.following:  # forgotten by a reset, or out of reach
+            if fan is None or not fan.following:  # a reset deleted the fan, or the fan has left
                 push.shown.clear()
                 return
             self._tell_push(push)
@@ -538,7 +538,7 @@ class State:
     def listen(self, listener: Listener) -> tuple[dict[str, Any], Callable[[], None]]:
         """Calls `listener(name, facts)` for every push, message, call, file, change of faults or the menu, and reset.
 
-        Returns what there is so far, with which the calls go on without a gap, and how to stop. The
+        Returns the events so far, which the calls continue without a gap, and a function to stop. The
         listener is called in the order of events from whichever thread made one, and must return at once.
         """
         with self._lock:
@@ -553,7 +553,7 @@ class State:
 
     @property
     def listeners(self) -> int:
-        """How many there are."""
+        """How many listeners there are."""
         return len(self._listeners)
 
     def _so_far(self) -> dict[str, Any]:
@@ -570,13 +570,13 @@ class State:
         }
 
     def _message_for_feed(self, message: Message) -> dict[str, Any]:
-        """A chat entry with what a page must know of its media to show them; None when they are gone."""
+        """A chat entry with the facts of its media that a page needs; `media` is None if the file is gone."""
         media = None if message.media_id is None else self._media.find(message.media_id, self.now())
         facts = media and {"extension": media.extension, "size": media.size, "seconds": media.seconds}
         return {**message.to_json(), "media": facts, "choices": message.choices}
 
     def _tell_push(self, push: Push) -> None:
-        """Tells nothing of a push that a reset has forgotten: numbers go on growing."""
+        """Announces a push, unless a reset has deleted it: numbers go on growing."""
         if self._listeners and self._pushes and push.number >= self._pushes[0].number:
             self._tell("push", push.for_feed())
 

@@ -1,6 +1,6 @@
-"""access_token as the platform hands it out: two slots that do not disturb each other.
+"""access_tokens as the platform gives them out: two slots that do not affect each other.
 
-Knows lives, the five minutes in which old and new both work, and the limits of force_refresh. It must
+Knows lifetimes, the five minutes in which old and new both work, and the limits of force_refresh. It must
 not know HTTP, quotas of other calls, or the real clock: `now` is an argument (Unix seconds).
 https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken
 """
@@ -43,7 +43,7 @@ class Slot:
         self._previous: Token | None = None
 
     def replace(self, now: float, life: float, overlap: float = OVERLAP) -> Token:
-        """A new token; the one it replaces works on for at most `overlap` seconds."""
+        """A new token. The replaced one still works for at most `overlap` seconds."""
         if self.current is not None:
             works_until = min(self.current.works_until, now + overlap)
             self._previous = replace(self.current, works_until=works_until)
@@ -113,15 +113,15 @@ class Tokens:
         raise PlatformError(42001 if expired and not stuck else 40001)
 
     def knows(self, value: str) -> bool:
-        """Whether it is one of these, dead or alive."""
+        """Whether it is one of these tokens, valid or not."""
         return value in self.values()
 
     def values(self) -> list[str]:
-        """All tokens that are known, dead ones too."""
+        """All known tokens, including invalid ones."""
         return self._classic.values() + self._stable.values()
 
     def expire(self, stuck: bool) -> None:
-        """All tokens die at once. `stuck`: normal mode goes on giving the dead one until it is forced."""
+        """Ends all tokens at once. `stuck`: normal mode goes on giving the dead one until a forced refresh."""
         self._classic.kill()
         self._stable.kill()
         self._stuck = stuck and self._stable.current is not None
