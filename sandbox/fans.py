@@ -86,7 +86,7 @@ class Fan:
     _typing_until: float = float("-inf")
 
     def acts(self, kind: str, event: str | None, now: float) -> None:
-        """The fan sent a message, chose from a menu message (`kind` "msgmenu"), or did what an event reports
+        """The fan sent a message, chose from a menu message (`kind` "msgmenu"), or pressed, followed, scanned or left
         (`kind` "event").
 
         Raises ControlError when a fan who has left does anything but follow again.

@@ -1,7 +1,7 @@
-"""Work that many threads bring at the same time, done for all of them by one of them: a group commit.
+"""A group commit: one thread does the work that many threads bring at the same time.
 
-A commit, and its way to the disk, costs for twenty rows what it costs for one. Knows threads. Must not know what the
-work is, nor what its errors mean.
+A commit and its sync cost the same for twenty rows as for one. Knows threads. Must not know what the work is, or what
+its errors mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST = 64
-"""Items that are done at once: the first of them wait for the last."""
+"""The most items in a batch: the first of them waits for the last."""
 
 
 class Batches(Generic[Item, Result]):
@@ -47,7 +47,7 @@ class Batches(Generic[Item, Result]):
         if leads:
             self._lead(mine, give_up)
         if mine.result is None:
-            # The batch failed, and it is not known by which item: now this one alone.
+            # The batch failed because of an unknown item: try this one alone.
             return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
         return mine.result[0]
 
@@ -88,7 +88,7 @@ class Batches(Generic[Item, Result]):
         finally:
             with self._lock:
                 self._led = bool(self._waiting)
-                if self._led:  # called first: the next batch begins while these wake up
+                if self._led:  # called first, so that the next batch begins while these wake up
                     following = self._waiting.pop(0)
                     following.leads = True
                     following.call.release()

@@ -207,7 +207,7 @@ refusals = Table(
 )
 
 # How often a secret was tried, in all processes together, since `first_at`: "gallery 12ab 192.0.2.1" by that address,
-# "gallery 12ab *" by all from which nobody signed in before.
+# "gallery 12ab *" by all addresses without an earlier sign-in.
 sign_in_attempts = Table(
     "sign_in_attempts",
     metadata,

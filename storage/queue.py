@@ -544,13 +544,13 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
 
     # The same for work that failed, or waited for a file that did not come: its result will be sent.
     wanting = and_(messages.c.media_kind == "video", messages.c.media_state != STORED)
-    begun_anew = (
+    failed_work = (
         select(works.c.id, case((wanting, WAITING), else_=PENDING).label("state"))
         .join_from(works, messages, messages.c.id == works.c.id)
         .where(*here, send_failed, works.c.state == FAILED)
     )
-    work_anew = connection.execute(begun_anew).all()
-    for row in work_anew:
+    restarted = connection.execute(failed_work).all()
+    for row in restarted:
         values = {"state": row.state, "due": now, "lease_until": None, "claim": None, "attempts": 0}
         connection.execute(update(works).where(works.c.id == row.id).values(values))
         later = {"send_state": SendState.LATER, "send_code": None, "send_reason": None, "send_done_at": None}
@@ -579,6 +579,6 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
         )
         .returning(messages.c.id)
     )
-    changed = {row.id for row in work_anew}
+    changed = {row.id for row in restarted}
     changed.update(connection.execute(downloads).scalars(), connection.execute(sends).scalars())
     return len(changed)

@@ -1,8 +1,8 @@
 """A SQLite database as a file: made, locked, brought to the disk, and watched for being taken away.
 
-Knows the file and those that lie beside it: `-open` says that a process uses the database, `-lock` whose turn it is to
-write. Both are open to their owner alone, so that no other user of the machine can hold them. Knows how SQLite is set
-up. Must not know tables.
+Knows the file, the lock files beside it, and SQLite's set-up. A process that uses the database holds `-open`, the one
+that may write holds `-lock`. Only their owner can open them, so that no other user of the machine can hold a lock. Must
+not know tables.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from storage.folders import belongs_to_another, make_folder, refuse_root, sync_f
 log = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
-"""How long a process waits for its turn to write. Then it goes on without: the one that has it may be stopped."""
+"""How long a process waits for its turn to write. Then it goes on without: the holder may be suspended."""
 
 LOOK_SECONDS = 1.0
-"""Between looks whether the file is still there."""
+"""Between checks that the file is still there."""
 
 _TURN_PAUSE = 0.0005  # seconds between two tries to get the turn
 _LOCK_PAUSE = 0.02
 _FILE_TIME_SECONDS = 0.1
-_CHECKPOINT_MILLISECONDS = 100  # for those who read just now to come to their end
+_CHECKPOINT_MILLISECONDS = 100  # for running reads to finish
 
 
 class SqliteFile:
@@ -73,7 +73,7 @@ class SqliteFile:
             raise DatabaseUnavailableError(self.explain(f"SQLite: {error}")) from None
 
     def is_there(self) -> bool:
-        """Whether there is a file. It is taken as it is: nothing is made or changed."""
+        """Whether there is a file. Nothing is made or changed."""
         self._identity = self._now_there()
         return self._identity is not None
 
@@ -93,7 +93,7 @@ class SqliteFile:
         self._next_look = 0.0
         self.look()
         connection = sqlite3.connect(
-            f"file:{quote(str(self._path))}?mode=rw",  # never made anew: an empty one would take the place of all
+            f"file:{quote(str(self._path))}?mode=rw",  # never creates the file: an empty one would hide the loss
             uri=True,
             isolation_level=None,
             check_same_thread=False,  # one thread at a time, but not always the same
@@ -103,9 +103,9 @@ class SqliteFile:
             for statement in (
                 f"PRAGMA synchronous = {self._sync}",
                 "PRAGMA foreign_keys = ON",
-                # 64 MB, for large transactions: else Database brings the log into the file first.
+                # 64 MB, for large transactions: usually Database makes the checkpoint first.
                 "PRAGMA wal_autocheckpoint = 16384",
-                # After a burst the log beside the database shrinks again.
+                # The log shrinks again after a burst.
                 "PRAGMA journal_size_limit = 67108864",
             ):
                 connection.execute(statement)
@@ -119,8 +119,8 @@ class SqliteFile:
     def look(self) -> None:
         """Raise DatabaseUnavailableError when the file was deleted, or another one lies in its place.
 
-        Looks once in LOOK_SECONDS. When the very file is back, all is well again. Another file is not taken up by a
-        running process: the log of the old one, which others still write, would be written into it.
+        Looks once in LOOK_SECONDS. If the same file comes back, all is well. A running process never uses another
+        file: the old file's log, which other processes still write, would be merged into it.
         """
         now = time.monotonic()
         if now < self._next_look:
@@ -151,7 +151,7 @@ class SqliteFile:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """One process after the other writes. SQLite's own lock stays what protects the file, but has no queue: a
-        process that waits for it has to look again and again, and to begin anew."""
+        waiting process has to poll it, and to start its transaction again."""
         assert self._lock is not None
         held = _locked_within(self._lock, TURN_SECONDS, _TURN_PAUSE)
         try:
@@ -162,8 +162,8 @@ class SqliteFile:
 
     @contextmanager
     def alone(self, wait: float) -> Iterator[None]:
-        """While one process prepares the database the others wait: SQLite's own locks do not do, the switch to WAL
-        needs the file to itself. Raises DatabaseUnavailableError after `wait` seconds."""
+        """While one process prepares the database the others wait. SQLite's own locks are not enough: the switch to WAL
+        needs the file alone. Raises DatabaseUnavailableError after `wait` seconds."""
         assert self._lock is not None
         if not _locked_within(self._lock, wait, _LOCK_PAUSE):
             raise DatabaseUnavailableError(
@@ -175,7 +175,7 @@ class SqliteFile:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def is_opened_first(self) -> bool:
-        """Whether no other process has the database open. From now on this one has. Call it while `alone`."""
+        """Whether no other process has the database open. Then marks it as open. Call it while `alone`."""
         assert self._open is not None
         first = _locked(self._open)
         with suppress(BlockingIOError):
@@ -185,7 +185,7 @@ class SqliteFile:
     def sync(self) -> None:
         """Return when all that was committed would survive a power cut. Raises DatabaseUnavailableError."""
         try:
-            # What is not in the log any more was brought into the file, which SQLite syncs.
+            # A commit that is no longer in the log is in the file, which SQLite has synced.
             with suppress(FileNotFoundError), open(f"{self._path}-wal", "rb") as wal:
                 state = os.fstat(wal.fileno())
                 written = state.st_size, state.st_mtime_ns
@@ -207,19 +207,19 @@ class SqliteFile:
         return f"{error}: {whose or 'make the file and its folder writable'} (DATABASE_URL)"
 
     def close(self) -> None:
-        """This process has the database open no longer, until the next `make`."""
+        """Notes that this process no longer has the database open, until the next `make`."""
         if self._open is not None:
             fcntl.flock(self._open, fcntl.LOCK_UN)
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
-    """Brings the log into the file, and lets it begin anew.
+    """Makes a checkpoint: merges the log into the file, and lets the log restart.
 
-    SQLite by itself lets others read and write meanwhile. Under load the log then never begins anew, and once it is
-    long enough each single commit ends in a checkpoint.
+    SQLite's own checkpoint lets others read and write meanwhile. Under load the log then never restarts, and once it is
+    long enough every commit ends in a checkpoint.
     """
     connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MILLISECONDS}")
-    # What somebody reads for longer stays for the next one.
+    # What a longer read needs stays for the next checkpoint.
     connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     connection.execute("PRAGMA busy_timeout = 0")
 

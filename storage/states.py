@@ -28,7 +28,7 @@ class SendState(StrEnum):
     WORKING = "working"  # deferred work: deliveries of the message wait for its result
     LATER = "later"  # deferred work: its result will be sent by customer-service message
     KEPT = "owed"  # deferred work: its result is kept, and the fan's next text is answered with it
-    FETCHED = "given"  # and that has happened
+    FETCHED = "given"  # deferred work: that text was answered with it
 
 
 class WorkState(StrEnum):

@@ -3,7 +3,7 @@
 Knows where the folder is, how it is locked, and when it is deleted. It is in the temporary directory. The first process
 locks it and its children share the lock. So the next start can delete the folders of killed servers, and
 systemd-tmpfiles leaves alone those in use (https://man7.org/linux/man-pages/man5/tmpfiles.d.5.html).
-Must not know what is counted, nor import prometheus_client, which looks for the folder when it is imported.
+Must not know what is counted, or import prometheus_client, which looks for the folder when it is imported.
 """
 
 from __future__ import annotations

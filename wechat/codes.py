@@ -18,7 +18,7 @@ class Kind(enum.Enum):
 
     OK = "-"  # nothing: the call succeeded
     RETRY = "R"  # repeat with pauses, if the call may be repeated
-    TOKEN = "T"  # noqa: S105 - fetch the access_token anew, then repeat once
+    TOKEN = "T"  # noqa: S105 - fetch a new access_token, then repeat once
     MINUTE = "M"  # wait for the next minute
     DAY = "D"  # wait for tomorrow, or clear the quota
     OPERATOR = "A"  # a person must act
@@ -105,7 +105,14 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         "Check the AppID (case, stray characters)",
         "请检查 AppID（大小写、多余字符）",
     ),
-    (40014, "T", True, "token invalid", "Token invalid; fetched anew", "access_token 无效，已重新获取"),
+    (
+        40014,
+        "T",
+        True,
+        "token invalid",
+        "Token invalid; a new one is fetched",
+        "access_token 无效，已重新获取",
+    ),
     (
         40033,
         "A",
@@ -178,7 +185,14 @@ _TABLE: tuple[tuple[int, str, bool, str, str, str], ...] = (
         "程序错误：上传字段须为 media",
     ),
     (41006, "A", False, "media_id missing", "Internal error: media_id", "程序错误：缺少 media_id"),
-    (42001, "T", True, "token expired", "Token expired; fetched anew", "access_token 已过期，已重新获取"),
+    (
+        42001,
+        "T",
+        True,
+        "token expired",
+        "Token expired; a new one is fetched",
+        "access_token 已过期，已重新获取",
+    ),
     (43001, "A", False, "GET required", "Internal error: wrong method or scheme", "程序错误：请求方式不正确"),
     (43002, "A", True, "POST required", "Internal error: wrong method or scheme", "程序错误：请求方式不正确"),
     (

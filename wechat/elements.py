@@ -132,7 +132,7 @@ def mended(xml: bytes) -> bytes:
 def texts(body: bytes, name: str) -> list[str]:
     """The text of each element of that name directly under the root, white space around it trimmed.
 
-    A scan of the bytes in one pass, which keeps nothing: for a body that anybody may have sent.
+    A scan of the bytes in one pass, which keeps nothing: for a body that may be a stranger's.
     """
     root = _OPENING.search(body)
     if root is None:

@@ -20,7 +20,7 @@ from wechat.codes import Kind, explain
 # |   +-- UnreadablePushError                                            200: a repeat would say the same
 # +-- ReplyError                  a reply that cannot exist (also a ValueError)
 # +-- ApiError                    the platform answered with an errcode; .kind says what to do
-# |   +-- InvalidTokenError       fetch the access_token anew, then repeat once
+# |   +-- InvalidTokenError       fetch a new access_token, then repeat once
 # +-- TransportError              no usable answer; .sent: may the request have arrived?
 # +-- MediaError                  a download that failed; .retryable
 # |   +-- TruncatedMediaError, MediaTooLargeError, UnsafeMediaUrlError

@@ -26,7 +26,7 @@ class ClaimLostError(Exception):
 
 
 class Held:
-    """Work in hand; `lost` is set by the heartbeat when another process took the claim."""
+    """A running job. `lost` is set by the heartbeat when another process took the claim."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
