@@ -832,6 +832,7 @@ def test_the_page_switches_between_accounts(tmp_path, open_page):
         wait_for(page, "account", 1)
         links.nth(1).click()
         page.locator("nav.accounts [aria-current]", has_text="club").wait_for()
+        page.wait_for_load_state()  # the chooser needs the page's script
         assert said(page, "fan").count() == 0
         choose(page, CHINA)
         wait_for(page, "account", 1)
