@@ -25,7 +25,7 @@ from config import Settings
 from storage import sign_ins
 from storage.database import connect
 from storage.errors import DatabaseUnavailableError
-from storage.gallery import KINDS, STATES, Filter, GalleryRows
+from storage.gallery import KINDS, SCAN_SECONDS, STATES, Filter, GalleryRows
 from storage.models import messages
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID, sqlite_url
@@ -764,7 +764,8 @@ def many(database, count):
 
 class TestManyEntries:
     def test_every_filter_is_quick(self, rig, full, figures):
-        """The time of a page does not grow with the number of entries, nor with how far back it lies."""
+        """A page of an index takes the same time wherever it lies. A fan or a day is searched for, by the page and by
+        its total, until SCAN_SECONDS are over; and the queue, here a third of all, is read whole."""
         count = 100_000 if full else 20_000
         many(rig.parts.database, count)
         day = time.strftime("%Y-%m-%d", time.localtime(NOON + count * 5))
@@ -786,9 +787,15 @@ class TestManyEntries:
                     rig.page(query + place)
                     took.append(time.process_time() - started)
                 times[query + place] = min(took)
-        worst = max(times, key=times.get)
-        figures(entries=count, worst_page=worst, worst_ms=round(times[worst] * 1000, 1))
-        assert times[worst] < 0.05
+        for searched, most in ((False, 0.05), (True, 0.05 + 2 * SCAN_SECONDS)):
+            some = {
+                query: seconds
+                for query, seconds in times.items()
+                if ("fan=" in query or "pending" in query) == searched
+            }
+            worst = max(some, key=some.get)
+            figures(entries=count, worst_page=worst, worst_ms=round(some[worst] * 1000, 1))
+            assert some[worst] < most
 
     @pytest.mark.parametrize("fan", [None, "oFan007"])
     def test_pages_read_their_indexes(self, database, fan):
