@@ -764,8 +764,8 @@ def many(database, count):
 
 class TestManyEntries:
     def test_every_filter_is_quick(self, rig, full, figures):
-        """A page of an index takes the same time wherever it lies. A fan or a day is searched for, by the page and by
-        its total, until SCAN_SECONDS are over; and the queue, here a third of all, is read whole."""
+        """A page of an index takes the same time wherever it lies, and its total is counted up to a limit. A fan or a
+        day is searched for, by both, until SCAN_SECONDS are over; and the queue, here a third of all, is read whole."""
         count = 100_000 if full else 20_000
         many(rig.parts.database, count)
         day = time.strftime("%Y-%m-%d", time.localtime(NOON + count * 5))
@@ -787,7 +787,7 @@ class TestManyEntries:
                     rig.page(query + place)
                     took.append(time.process_time() - started)
                 times[query + place] = min(took)
-        for searched, most in ((False, 0.05), (True, 0.05 + 2 * SCAN_SECONDS)):
+        for searched, most in ((False, 0.2), (True, 0.2 + 2 * SCAN_SECONDS)):
             some = {
                 query: seconds
                 for query, seconds in times.items()
