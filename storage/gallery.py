@@ -124,6 +124,13 @@ class GalleryRows:
         rows, searched_to = self._find(which, None, None, most + 1, [messages.c.id])
         return min(len(rows), most), len(rows) <= most and searched_to is None
 
+    def failed(self, which: Filter) -> int:
+        """How many downloads of the filter's accounts have failed, whatever else it says."""
+        statement = select(func.count()).where(
+            messages.c.appid.in_(self._of(which)), messages.c.media_state == FAILED
+        )
+        return int(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
+
     def place(self, which: Filter, number: int) -> Place | None:
         """The place of the entry of that number, from 1, the newest; the last entry's place if there are fewer."""
         rows, _ = self._find(which, None, None, number, [messages.c.received_at, messages.c.id])

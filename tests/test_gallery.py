@@ -764,8 +764,8 @@ def many(database, count):
 
 class TestManyEntries:
     def test_every_filter_is_quick(self, rig, full, figures):
-        """A page of an index takes the same time wherever it lies, and its total is counted up to a limit. A fan or a
-        day is searched for, by both, until SCAN_SECONDS are over; and the queue, here a third of all, is read whole."""
+        """The time of a page does not grow with the number of entries, nor with how far back it lies. A fan is searched
+        for, by the page and by its total: among very many entries until SCAN_SECONDS are over."""
         count = 100_000 if full else 20_000
         many(rig.parts.database, count)
         day = time.strftime("%Y-%m-%d", time.localtime(NOON + count * 5))
@@ -787,15 +787,12 @@ class TestManyEntries:
                     rig.page(query + place)
                     took.append(time.process_time() - started)
                 times[query + place] = min(took)
-        for searched, most in ((False, 0.2), (True, 0.2 + 2 * SCAN_SECONDS)):
-            some = {
-                query: seconds
-                for query, seconds in times.items()
-                if ("fan=" in query or "pending" in query) == searched
-            }
-            worst = max(some, key=some.get)
-            figures(entries=count, worst_page=worst, worst_ms=round(some[worst] * 1000, 1))
-            assert some[worst] < most
+        worst = max(times, key=times.get)
+        figures(entries=count, worst_page=worst, worst_ms=round(times[worst] * 1000, 1))
+        assert all(seconds < 0.05 for query, seconds in times.items() if not full or "fan=" not in query), (
+            times
+        )
+        assert times[worst] < 0.05 + 2 * SCAN_SECONDS
 
     @pytest.mark.parametrize("fan", [None, "oFan007"])
     def test_pages_read_their_indexes(self, database, fan):

@@ -235,7 +235,7 @@ def gallery(
             pages=pages,
             kinds=(*KINDS, "text"),
             states=STATES,
-            failed=sum(account.ledger.status(clock()).failed for account in asked_for(asked)),
+            failed=rows.failed(asked.which),
         )
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>")
