@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -23,19 +24,24 @@ class Batches(Generic[Item, Result]):
     """The first thread leads a batch and does its items. Threads that come meanwhile wait; when the batch is done the
     first of them leads the next one, with the items of all that wait."""
 
-    def __init__(self, do: Callable[[Callable[[], Sequence[Item]], float], Sequence[Result]]) -> None:
+    def __init__(
+        self,
+        do: Callable[[Callable[[], Sequence[Item]], float], Sequence[Result]],
+        unavailable: type[Exception],
+    ) -> None:
         """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds.
 
-        `items()` may be asked again before each new try: there may be more at its end.
+        `items()` may be asked again before each new try: there may be more at its end. `unavailable` is what it raises
+        when nothing can be done now, whichever the items are.
         """
-        self._do = do
+        self._do, self._unavailable = do, unavailable
         self._lock = threading.Lock()  # for the next two
         self._led = False
         self._waiting: list[_Waiting[Item, Result]] = []
 
     def __call__(self, item: Item, wait: float) -> Result:
-        """The item's result, or what `do` raises for it alone. Raises TimeoutError when its turn does not come within
-        `wait` seconds; then it may still be done."""
+        """The item's result, or what `do` raises for it alone. Raises `unavailable` when nothing could be done within
+        `wait` seconds, and TimeoutError when its turn does not come within them; then it may still be done."""
         give_up = time.monotonic() + wait
         mine: _Waiting[Item, Result] = _Waiting(item)
         with self._lock:
@@ -46,10 +52,15 @@ class Batches(Generic[Item, Result]):
             leads = self._called(mine, wait)
         if leads:
             self._lead(mine, give_up)
-        if mine.result is None:
-            # The batch failed because of an unknown item: try this one alone.
-            return self._do(lambda: [item], max(give_up - time.monotonic(), 0.0))[0]
-        return mine.result[0]
+        if mine.result is not None:
+            return mine.result[0]
+        left = max(give_up - time.monotonic(), 0.0)
+        if mine.unavailable is None:
+            # The batch failed, and it is not known which item caused that: now this one alone.
+            return self._do(lambda: [item], left)[0]
+        if not left:
+            raise copy(mine.unavailable)  # each thread adds its own traceback
+        return self(item, left)
 
     @property
     def waiting(self) -> int:
@@ -82,6 +93,10 @@ class Batches(Generic[Item, Result]):
             results = self._do(items, max(give_up - time.monotonic(), 0.0))
             for each, result in zip(batch, results, strict=True):
                 each.result = (result,)
+        except self._unavailable as error:
+            for each in batch[1:]:
+                each.unavailable = error
+            raise
         except Exception:
             if len(batch) == 1:
                 raise
@@ -100,6 +115,7 @@ class _Waiting(Generic[Item, Result]):
     def __init__(self, item: Item) -> None:
         self.item = item
         self.result: tuple[Result] | None = None
+        self.unavailable: Exception | None = None
         self.leads = False
         self.call = threading.Lock()
         self.call.acquire()

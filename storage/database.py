@@ -101,7 +101,7 @@ class Database:
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
-        self._batches = Batches(self._write_all)
+        self._batches = Batches(self._write_all, DatabaseUnavailableError)
         self._together: dict[str, Batches[Mapping[str, Any], Any]] = {}  # by statement
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
@@ -170,7 +170,8 @@ class Database:
             self.prepare(wait=wait)
         together = self._together.get(statement.sql)
         if together is None:
-            together = self._together.setdefault(statement.sql, Batches(partial(self._rows, statement)))
+            batches = Batches(partial(self._rows, statement), DatabaseUnavailableError)
+            together = self._together.setdefault(statement.sql, batches)
         try:
             return together(statement.completed(values), wait)
         except TimeoutError:

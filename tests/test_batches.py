@@ -17,10 +17,10 @@ class Desk:
 
     def __init__(self):
         self.tries_again = False
-        self.opened = threading.Event()
+        self.opened, self.never, self.one = threading.Event(), threading.Event(), threading.Lock()
         self.batches = []
         self.waits = []
-        self.batched = Batches(self.do)
+        self.batched = Batches(self.do, ConnectionError)
 
     def do(self, items, wait):
         self.batches.append(list(items()))
@@ -28,6 +28,11 @@ class Desk:
         assert self.opened.wait(WAIT)
         if self.tries_again:
             self.batches[-1] = list(items())
+        if "away" in self.batches[-1]:
+            assert self.one.acquire(blocking=False), "two try at the same time"
+            self.never.wait(wait)
+            self.one.release()
+            raise ConnectionError("away")
         if "bad" in self.batches[-1]:
             raise ValueError("bad")
         return [item * 2 for item in self.batches[-1]]
@@ -107,6 +112,20 @@ def test_a_failure_is_its_own_ones_alone(desk, pool):
     with pytest.raises(ValueError, match="bad"):
         bad.result(WAIT)
     assert desk.batched("later", WAIT) == "laterlater"
+
+
+def test_when_nothing_can_be_done_they_try_one_after_the_other(desk, pool):
+    leader = hold(desk, pool)
+    (leads_next,) = queue(desk, pool, ["away"], wait=0.5)
+    others = queue(desk, pool, ["away", "away"], wait=1.0)
+    desk.opened.set()
+    assert leader.result(WAIT) == "firstfirst"
+    with pytest.raises(ConnectionError, match="away"):
+        leads_next.result(WAIT)
+    for future in others:
+        with pytest.raises((ConnectionError, TimeoutError)):
+            future.result(WAIT)
+    assert desk.batches[1] == ["away"] * 3
 
 
 def test_a_failure_of_one_alone_leaves_the_turn_to_the_next(desk):

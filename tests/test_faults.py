@@ -669,6 +669,7 @@ def test_the_disk_of_the_ledger_is_full(make_loaded, tmp_path, counted):
             kept = [answer.status_code for answer in refused].count(200)  # what was left of a page
             assert kept < len(during)
             assert "free some disk space" in bot.logs()
+            assert "holds the write lock" not in bot.logs(), "they were in each other's way"
             filler.unlink()
             again = list(pool.map(functools.partial(post, bot), during))
         assert [answer.status_code for answer in again] == [200] * len(during)
