@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import psycopg
 
 from bench.account import AES_KEY, APPID, APPSECRET, TOKEN
 from bench.pushes import Mode
-from bench.servers import PYTHON, Server, free_port
+from bench.servers import Server, free_port
 from tests.postgresql import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +143,7 @@ def peer(name: str, of: Peer, worker_class: str, folder: Path) -> Iterator[Conte
     if worker_class == "gthread":
         command += ["--threads", str(THREADS), "--keep-alive", "75"]
     # Not in the tree: gunicorn would take its gunicorn.conf.py.
-    with running(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
+    with Server(command, folder=folder, environ={}, port=port, log=folder / "log") as server:
         yield Contestant(name, server, of.mode, of.constant)
 
 
@@ -171,7 +171,7 @@ def express(name: str, folder: Path) -> Iterator[Contestant]:
     }
     command = [str(ROOT / "bench" / "apps" / "express" / "app.js")]
     log = folder / "log"
-    with running(command, folder=folder, environ=environ, port=port, log=log, program=["node"]) as server:
+    with Server(command, folder=folder, environ=environ, port=port, log=log, program=["node"]) as server:
         yield Contestant(
             name, server, warm_up=4
         )  # node compiles meanwhile: slow for the first 6,000 messages
@@ -183,25 +183,8 @@ def gunicorn_of_ours(tree: Path, folder: Path, database_url: str, **more: str) -
     port = free_port()
     environ = settings(port, database_url, folder / "media") | more
     command = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
-    with running(command, folder=tree, environ=environ, port=port, log=folder / "log") as server:
+    with Server(command, folder=tree, environ=environ, port=port, log=folder / "log") as server:
         yield server
-
-
-@contextmanager
-def running(
-    command: list[str],
-    *,
-    folder: Path,
-    environ: Mapping[str, str],
-    port: int | None,
-    log: Path,
-    program: Sequence[str] = PYTHON,
-) -> Iterator[Server]:
-    server = Server(command, folder=folder, environ=environ, port=port, log=log, program=program)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def _sqlite_msg_ids(file: Path) -> list[str]:

@@ -26,7 +26,7 @@ from sqlalchemy import func, select, update
 from bench import ledgers, pushes
 from bench.__main__ import CONNECTIONS, RESULTS, machine
 from bench.account import APPID, APPSECRET
-from bench.contestants import ROOT, copy_of, gunicorn_of_ours, running, settings
+from bench.contestants import ROOT, copy_of, gunicorn_of_ours, settings
 from bench.load import drive
 from bench.servers import Server, free_port, until
 from storage.database import Database, connect
@@ -271,7 +271,7 @@ def accounts(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]
         environ = settings(free_port(), f"sqlite:///{folder}/idle-{count}.db", place / "media")
         command = ["flask", "worker"]
         environ |= _accounts(count)
-        with running(command, folder=tree, environ=environ, port=None, log=place / "worker.log") as worker:
+        with Server(command, folder=tree, environ=environ, port=None, log=place / "worker.log") as worker:
             database = connect(f"sqlite:///{folder}/idle-{count}.db")
             queues = [Queue(database, appid) for appid in _appids(count)]
             if not until(lambda: all(queue.last_claim_at() for queue in queues), 30):  # noqa: B023
@@ -360,7 +360,7 @@ def _platform(tree: Path, folder: Path, picture_bytes: int) -> Iterator[Server]:
     file.write_bytes(photo.ljust(picture_bytes, b"\0"))
     port = free_port()
     command = ["bench.platform", str(port), str(file)]
-    with running(command, folder=ROOT, environ={}, port=port, log=folder / "platform.log") as server:
+    with Server(command, folder=ROOT, environ={}, port=port, log=folder / "platform.log") as server:
         yield server
 
 
@@ -371,7 +371,7 @@ def _worker(tree: Path, folder: Path, platform_port: int) -> Iterator[Server]:
     environ = settings(free_port(), url, folder / "media")
     environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{platform_port}"
     command = ["flask", "worker"]
-    with running(command, folder=tree, environ=environ, port=None, log=folder / "worker.log") as server:
+    with Server(command, folder=tree, environ=environ, port=None, log=folder / "worker.log") as server:
         yield server
 
 

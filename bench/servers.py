@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import psutil
 
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One command and its children, mostly on a port of their own."""
+    """One command and its children, mostly on a port of their own; as a context manager it is stopped at the end."""
 
     def __init__(
         self,
@@ -74,6 +74,12 @@ class Server:
         except BaseException:
             self.stop()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def _wait_until_it_answers(self) -> None:
         until(lambda: self._process.poll() is not None or self._listens(), START_SECONDS)

@@ -58,7 +58,7 @@ class Started:
         while self.poll() is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.01)  # as Popen does
+            time.sleep(0.01)  # only the process that forked it can wait for it
         return self.returncode
 
     def send_signal(self, number):
