@@ -31,8 +31,8 @@ class Batches(Generic[Item, Result]):
     ) -> None:
         """`do(items, wait)` returns a result for each, or raises and has done none. It ends within `wait` seconds.
 
-        `items()` may be asked again before each new try: there may be more at its end. `unavailable` is what it raises
-        when nothing can be done now, whichever the items are.
+        `items()` is asked again before each new try: there may be more, and those that gave up are gone.
+        `unavailable` is what it raises when nothing can be done now, whichever the items are.
         """
         self._do, self._unavailable = do, unavailable
         self._lock = threading.Lock()  # for the next two
@@ -74,6 +74,7 @@ class Batches(Generic[Item, Result]):
                 if mine in self._waiting:
                     self._waiting.remove(mine)
                 if not mine.leads and mine.result is None:
+                    mine.gave_up = True
                     raise TimeoutError
         return mine.leads
 
@@ -84,6 +85,7 @@ class Batches(Generic[Item, Result]):
 
         def items() -> Sequence[Item]:
             with self._lock:
+                batch[1:] = [each for each in batch[1:] if not each.gave_up]
                 room = MOST - len(batch)
                 batch.extend(self._waiting[:room])
                 del self._waiting[:room]
@@ -116,6 +118,7 @@ class _Waiting(Generic[Item, Result]):
         self.item = item
         self.result: tuple[Result] | None = None
         self.unavailable: Exception | None = None
+        self.gave_up = False
         self.leads = False
         self.call = threading.Lock()
         self.call.acquire()

@@ -17,7 +17,8 @@ class Desk:
 
     def __init__(self):
         self.tries_again = False
-        self.opened, self.never, self.one = threading.Event(), threading.Event(), threading.Lock()
+        self.opened, self.gave_up, self.never = threading.Event(), threading.Event(), threading.Event()
+        self.one = threading.Lock()
         self.batches = []
         self.waits = []
         self.batched = Batches(self.do, ConnectionError)
@@ -26,6 +27,8 @@ class Desk:
         self.batches.append(list(items()))
         self.waits.append(wait)
         assert self.opened.wait(WAIT)
+        if "impatient" in self.batches[-1]:
+            assert self.gave_up.wait(WAIT)
         if self.tries_again:
             self.batches[-1] = list(items())
         if "away" in self.batches[-1]:
@@ -146,6 +149,20 @@ def test_who_has_waited_long_enough_gives_up_and_is_not_done(desk, pool):
     assert leader.result(WAIT)
     assert patient.result(WAIT) == "patientpatient"
     assert desk.batches == [["first"], ["patient"]]
+
+
+def test_who_gives_up_is_not_in_the_next_try(desk, pool):
+    leader = hold(desk, pool)
+    (leads_next,) = queue(desk, pool, ["leads next"])
+    (impatient,) = queue(desk, pool, ["impatient"], wait=1.0)
+    desk.opened.set()
+    assert leader.result(WAIT) == "firstfirst"
+    with pytest.raises(TimeoutError):
+        impatient.result(WAIT)
+    desk.tries_again = True
+    desk.gave_up.set()
+    assert leads_next.result(WAIT) == "leads nextleads next"
+    assert desk.batches == [["first"], ["leads next"]]
 
 
 def test_hundreds_of_threads_each_get_their_own(desk, pool):
