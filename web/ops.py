@@ -137,7 +137,7 @@ def _token(token: AccessToken) -> str:
     except DatabaseUnavailableError as error:
         return str(error)
     if row.reason is not None:
-        return f"{row.reason} / {row.reason_zh}" if row.reason_zh else row.reason
+        return str(row.unavailable())
     return "ok" if row.value is not None else "not fetched yet: nothing has needed it"
 
 

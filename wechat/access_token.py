@@ -69,6 +69,12 @@ class TokenRow:
     forced_day: int = 0
     forced_count: int = 0
 
+    def unavailable(self) -> TokenUnavailableError:
+        """The error of the last failed fetch."""
+        return TokenUnavailableError(
+            self.reason or "", self.reason_zh or "", code=self.code, retry_at=self.retry_at
+        )
+
 
 EMPTY = TokenRow()
 
@@ -250,9 +256,7 @@ class AccessToken:
             row = self._store.load()
             value = found(row)
             if value is None and patient and _back_off_left(row, self._clock()) > 0:
-                raise TokenUnavailableError(
-                    row.reason or "", row.reason_zh or "", code=row.code, retry_at=row.retry_at
-                )
+                raise row.unavailable()
             return value
 
         holder = secrets.token_hex(8)  # new for each call, so that a forked process never shares it
@@ -308,20 +312,18 @@ class AccessToken:
         row = self._store.load()
         retry_at = self._clock() + min(_FIRST_BACKOFF * 2.0 ** min(row.failures, 10), _LONGEST_BACKOFF)
         reason, reason_zh = self._explained(failure)
-        unavailable = TokenUnavailableError(reason, reason_zh, code=failure.code, retry_at=retry_at)
         row = replace(
             row,
             retry_at=retry_at,
             failures=row.failures + 1,
-            reason=unavailable.reason,
-            reason_zh=unavailable.what_zh,
+            reason=reason,
+            reason_zh=reason_zh,
             code=failure.code,
         )
         self._save(holder, row)
+        unavailable = row.unavailable()
         log.warning(
-            "access_token not renewed: %s",
-            unavailable,
-            extra={"code": failure.code, "failures": row.failures},
+            "access_token not renewed: %s", unavailable, extra={"code": row.code, "failures": row.failures}
         )
         raise unavailable
 
