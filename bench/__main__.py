@@ -192,11 +192,11 @@ def take_turn(
     contestant: Contestant, sent: Sequence[pushes.Push], kept: set[str]
 ) -> tuple[Turn, list[bytes]]:
     """Send these; check every answer, and that the ledger holds each answered message once. `kept` grows by them."""
-    others = contestant.others()
-    before, others_before = contestant.server.cpu_seconds(), cpu_seconds(others)
+    database = contestant.database
+    before, others_before = contestant.server.cpu_seconds(), cpu_seconds(database) if database else 0.0
     outcome = drive(contestant.server.port, [push.request for push in sent], CONNECTIONS)
     used = contestant.server.cpu_seconds() - before
-    others_used = cpu_seconds(others + [p for p in contestant.others() if p not in others]) - others_before
+    others_used = (cpu_seconds(database) if database else 0.0) - others_before
     if faults := pushes.faults(sent, outcome.bodies, contestant.constant):
         raise WrongAnswerError(f"{contestant.name}: {len(faults)} wrong answers, the first: {faults[0]}")
     if contestant.msg_ids is not None:

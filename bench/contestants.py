@@ -33,7 +33,7 @@ NODE_MODULES = Path(sys.prefix) / "express" / "node_modules"  # where `make benc
 
 @dataclass(frozen=True)
 class Contestant:
-    """A running server. `msg_ids` are those in its ledger, `others` the processes that work for it beside its own.
+    """A running server. `msg_ids` are those in its ledger, `database` the first process of a database server.
 
     `warm_up` is how much of a turn goes before the first that counts.
     """
@@ -43,7 +43,7 @@ class Contestant:
     mode: Mode = "plain"
     constant: bytes | None = None
     msg_ids: Callable[[], list[str]] | None = None
-    others: Callable[[], list[psutil.Process]] = list
+    database: psutil.Process | None = None
     warm_up: float = 0.1
 
 
@@ -118,11 +118,8 @@ def ours_on_postgresql(name: str, tree: Path, folder: Path) -> Iterator[Contesta
             with psycopg.connect(url) as connection:
                 return [row[0] for row in connection.execute("SELECT msg_id FROM messages")]
 
-        def others() -> list[psutil.Process]:
-            return [postmaster, *postmaster.children(recursive=True)]
-
         with gunicorn_of_ours(tree, folder, url) as server:
-            yield Contestant(name, server, msg_ids=msg_ids, others=others)
+            yield Contestant(name, server, msg_ids=msg_ids, database=postmaster)
     finally:
         database.close()
 

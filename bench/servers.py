@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import psutil
 
@@ -98,7 +98,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes since they began."""
-        return cpu_seconds(self.processes())
+        return cpu_seconds(self.root)
 
     def memory(self) -> int:
         """Bytes that its processes hold alone (USS), together."""
@@ -125,9 +125,14 @@ class Server:
         self._process.wait()
 
 
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+def cpu_seconds(root: psutil.Process) -> float:
+    """User and system time of a process and all below it since they began, of those that have ended too."""
     total = 0.0
-    for process in processes:
-        times = process.cpu_times()
-        total += times.user + times.system
-    return total
+    for process in root.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended: its parent has its time
+            total += _seconds(process.cpu_times())
+    return total + _seconds(root.cpu_times())
+
+
+def _seconds(times: Any) -> float:
+    return float(times.user + times.system + times.children_user + times.children_system)

@@ -4,13 +4,16 @@ import json
 import random
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 from werkzeug.serving import WSGIRequestHandler
 
 from bench import __main__ as bench
-from bench import contestants, load, pushes, scale
+from bench import contestants, load, pushes, scale, servers
 from bench.contestants import ROOT, copy_of, express, express_lacks, ours
 from bench.simulate import Cost, simulate
 from bench.simulate import main as simulation
@@ -118,6 +121,18 @@ def test_the_figures_of_a_table():
     assert f"| {bench.EXPRESS} | 1250 (1250 to 1250) | 1.25 | 400 (400 to 400) | 0.80 |" in table
     _, beside = table.split(f"| × {bench.EXPRESS} | messages/s | server CPU |")
     assert f"| {bench.FULL} | 0.40 | 1.50 |" in beside
+
+
+def test_the_cpu_time_of_a_process_holds_that_of_children_that_have_ended():
+    spends = "import time\nwhile time.process_time() < 0.3: pass"
+    child = f"subprocess.run([sys.executable, '-c', {spends!r}])"
+    starts = f"import subprocess, sys; {child}; print('ended', flush=True); input()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "ended\n"
+    assert servers.cpu_seconds(psutil.Process(parent.pid)) >= 0.3
+    parent.communicate("\n")
 
 
 def test_an_answer_that_is_none_ends_the_load():
