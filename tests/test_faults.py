@@ -24,17 +24,20 @@ import threading
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
 import psutil
 import pytest
 import requests
+from psycopg import sql
 
 import parts
 from sandbox import THROWAWAY, running_sandbox
 from sandbox.cipher import Envelope
 from tests import pushing
 from tests.conftest import FAN, Bot, eventually, free_port
+from tests.postgresql import PostgreSQL
 from tests.stub_platform import StubPlatform, drip, hang, raw, reply
 from tests.test_database import Proxy
 from tests.test_flow import calls, chat, control, entries, files, send, stored
@@ -75,6 +78,9 @@ def platform():
         yield stub
 
 
+THREADS = 16
+
+
 class Load:
     """Pictures from many fans, delivered as the platform does: again until an answer is there, some more than once."""
 
@@ -82,6 +88,7 @@ class Load:
         self.bot, self.count = bot, count
         self.answers = defaultdict(set)
         self.deliveries = self.unanswered = 0
+        self.broken_off = False
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections = []
@@ -93,12 +100,12 @@ class Load:
             place = self.order.index(number)
             self.order.insert(place + random.choice([1, 60]), number)
 
-    def run(self, *, rate=None, threads=16, seconds=90):
+    def run(self, *, rate=None, threads=THREADS, seconds=90):
         """Deliver all; `rate` messages a second. Returns the seconds that it took."""
         started = time.monotonic()
 
         def one(place, number):
-            if rate:
+            if rate and not self.broken_off:
                 time.sleep(max(started + place / rate - time.monotonic(), 0))  # its turn
             self._until_answered(number, seconds)
 
@@ -111,7 +118,7 @@ class Load:
 
     def _until_answered(self, number, seconds):
         deadline = time.monotonic() + seconds
-        while True:
+        while not self.broken_off:
             answer = self._deliver(number)
             with self._lock:
                 self.deliveries += 1
@@ -148,6 +155,12 @@ class Load:
 
     def check(self, everything, seconds=120):
         """One row, one answer and one whole file for each message; returns what was counted."""
+        figures = self.count_up(everything, seconds)
+        assert not any(list(figures.values())[3:]), figures
+        return figures
+
+    def count_up(self, everything, seconds=120):
+        """Each message is answered, what was recorded is worked on; the figures."""
         eventually(lambda: everything.ledger.status(time.time()).pending == 0, seconds, "all downloads")
         columns = "msg_id, sender, reply, media_state, media_key, media_sha256"
         rows = everything.database.run(
@@ -181,7 +194,6 @@ class Load:
         }
         assert len(self.answers) == self.count
         assert all(row.sender == self.pushes[number] for number, row in by_number.items())
-        assert not any(list(figures.values())[3:]), figures
         return figures
 
 
@@ -1018,6 +1030,151 @@ def test_the_connections_to_postgresql_fall_silent(make_loaded, postgresql, full
         times=times,
         **figures,
         seconds_to_stop=round(stopped_after, 1),
+    )
+
+
+class Servers:
+    """A PostgreSQL primary and its standby. The bot is told of both, and never which is which."""
+
+    def __init__(self, *, synchronous):
+        self.primary = PostgreSQL()
+        url = self.primary.new_migrated()
+        self.standby = PostgreSQL(standby_of=self.primary)
+        hosts = [quote(server.host, safe="") for server in (self.primary, self.standby)]
+        self.url = f"postgresql://postgres@{','.join(hosts)}{urlsplit(url).path}"
+        set_on(self.primary, synchronous_standby_names="*" if synchronous else "")
+        self._follows = "sync" if synchronous else "async"
+        self.until_standby_is(self._follows)
+
+    def until_standby_is(self, state):
+        """`sync` or `async`; None: it does not follow."""
+        look = "SELECT max(sync_state) FROM pg_stat_replication WHERE state = 'streaming'"
+        with self.primary.connection() as connection:
+            eventually(lambda: connection.execute(look).fetchone() == (state,), what=str(state))
+
+    @contextlib.contextmanager
+    def apart(self):
+        """Both are there, and the standby is sent nothing."""
+        with self.standby.connection() as connection:
+            (told,) = connection.execute("SHOW primary_conninfo").fetchone()
+        set_on(self.standby, primary_conninfo="")
+        self.until_standby_is(None)
+        yield
+        if self.primary.runs() and self.standby.runs():  # no failover meanwhile
+            set_on(self.standby, primary_conninfo=told)
+            self.until_standby_is(self._follows)
+
+    def promote(self):
+        """What somebody does when the primary is gone: the standby takes its place, and waits for no other."""
+        set_on(self.standby, synchronous_standby_names="")
+        self.standby.promote()
+        self.primary, self.standby = self.standby, self.primary
+
+    def close(self):
+        for server in (self.standby, self.primary):
+            server.close()
+
+
+def set_on(server, **settings):
+    with server.connection() as connection:
+        for name, value in settings.items():
+            connection.execute(
+                sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+            )
+        connection.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def make_servers():
+    with contextlib.ExitStack() as made:
+
+        def make(*, synchronous):
+            return made.enter_context(contextlib.closing(Servers(synchronous=synchronous)))
+
+        yield make
+
+
+@contextlib.contextmanager
+def under(load, rate):
+    """The load runs meanwhile, to its end; it is broken off when what is done meanwhile fails."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(load.run, rate=rate)
+        try:
+            yield
+        except BaseException:
+            load.broken_off = True
+            raise
+        done.result()
+
+
+def more_answers(load, count):
+    """Waits for so many more than there are now; returns the seconds."""
+    started, so_far = time.monotonic(), len(load.answers)
+    eventually(lambda: len(load.answers) >= so_far + count, 60, f"{count} more answers")
+    return time.monotonic() - started
+
+
+def fail_over(servers, load):
+    """Returns the seconds until somebody promoted the standby, and from then to an answer."""
+    started = time.monotonic()
+    servers.primary.kill()
+    eventually(lambda before=load.unanswered: load.unanswered > before, what="a push without an answer")
+    servers.promote()
+    return {
+        "seconds_until_the_standby_was_promoted": round(time.monotonic() - started, 1),
+        "seconds_from_then_to_an_answer": round(more_answers(load, 1), 2),
+    }
+
+
+@pytest.mark.timeout(300)
+def test_a_synchronous_standby_takes_over(make_loaded, make_servers, long_run, counted):
+    """Under load the standby is away for a time; then the primary is, for ever."""
+    servers = make_servers(synchronous=True)
+    bot, everything = make_loaded(DATABASE_URL=servers.url, WEB_CONCURRENCY="2")
+    web = bot.web()
+    load = Load(bot, 1000)
+    with under(load, rate=100):
+        more_answers(load, 100)
+        with servers.apart():
+            answered = len(load.answers)
+            eventually(lambda: load.unanswered > 30, what="pushes without an answer")
+            answered = len(load.answers) - answered
+        assert answered <= THREADS, "only what was on its way"
+        more_answers(load, 100)
+        figures = fail_over(servers, load)
+    figures |= load.check(everything)
+    assert web.stop() == 0
+    counted(
+        "PostgreSQL's synchronous standby is away; then the primary is killed, the standby promoted",
+        "nothing is answered that is not on both; all is answered once there is a primary; 0 lost",
+        answered_without_a_standby=answered,
+        **figures,
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("behind", [False, True], ids=["that_follows", "that_is_behind"])
+def test_an_asynchronous_standby_takes_over(make_loaded, make_servers, behind, long_run, counted):
+    """What was answered and is lost is counted: PostgreSQL promises nothing here."""
+    servers = make_servers(synchronous=False)
+    bot, everything = make_loaded(DATABASE_URL=servers.url, WEB_CONCURRENCY="2")
+    web = bot.web()
+    load = Load(bot, 500)
+    with under(load, rate=100):
+        more_answers(load, 100)
+        with servers.apart() if behind else contextlib.nullcontext():
+            more_answers(load, 50)
+            figures = fail_over(servers, load)
+    figures |= load.count_up(everything)
+    kept = ("pushes", "answered_without_a_row", "with_two_rows", "downloads_lost")
+    figures = {name: figure for name, figure in figures.items() if "seconds" in name or name in kept}
+    assert figures["with_two_rows"] == figures["downloads_lost"] == 0
+    assert figures["answered_without_a_row"] > 0 or not behind
+    assert web.stop() == 0
+    counted(
+        f"PostgreSQL's primary is killed, its asynchronous standby{' (sent nothing for a time)' * behind} promoted",
+        "the bot goes on; what the standby did not have is lost",
+        **figures,
     )
 
 
