@@ -284,7 +284,9 @@ def read_only(podman: Podman) -> str:
 
 
 def low_port(podman: Podman) -> str:
-    has_said(podman.bot("--rm", exits=2, settings={"PORT": "80"}), "PORT: 80 is one of root's")
+    has_said(
+        podman.bot("--rm", exits=2, settings={"PORT": "80"}), "PORT: 80: only root may listen below 1024"
+    )
     return "PORT=80: status 2, says to publish a higher one"
 
 
