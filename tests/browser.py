@@ -26,6 +26,26 @@ def one_browser(name):
 DESKTOP = {"width": 1200, "height": 800}
 NARROW = {"width": 360, "height": 740}
 
+_DISABLED = [
+    # The list under the address bar is two pages of the browser's own in each window: more work than a page of ours.
+    "WebUIOmniboxPopup",
+    "WebUIOmniboxAimPopup",
+    "SpareRendererForSitePerProcess",
+    # The last --disable-features counts, so here is what Playwright's disables.
+    "AimEnabled",
+    "AvoidCorsURLLoaderRestartOnRedirect",
+    "AvoidUnnecessaryBeforeUnloadCheckSync",
+    "DestroyProfileOnBrowserClose",
+    "HttpsFirstBalancedModeAutoEnable",
+    "HttpsUpgrades",
+    "LensOverlay",
+    "MediaRouter",
+    "NetworkTimeServiceQuerying",
+    "OptimizationHints",
+    "PaintHolding",
+    "PreconnectToSearch",
+    "ThirdPartyStoragePartitioning",
+]
 _ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -35,6 +55,7 @@ _ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--disable-features={','.join(_DISABLED)}",
 ]
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
