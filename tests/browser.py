@@ -1,4 +1,4 @@
-"""Pages in a real Chromium: one browser for a process of pytest, a context of its own for each test.
+"""Pages in a real Chromium: one browser for a process of pytest, and pages that begin each test as new ones.
 
 `open_page` is the way in: at the end of the test every page it gave must have stayed on this machine and must have
 written no error into the console. Without Chromium these tests are skipped, or fail where CI=true is set. It knows no
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 from sandbox import THROWAWAY
 from tests.conftest import ACCOUNT, Bot, free_port, missing
@@ -57,6 +57,7 @@ _ARGUMENTS = [
     "--disable-sync",
     f"--disable-features={','.join(_DISABLED)}",
 ]
+_AXE = Axe().axe_script
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -83,20 +84,20 @@ def browser():
         running.close()
 
 
-class _Guard:
-    """What no page may do."""
+class _Window:
+    """A context with one page, which tests with the same options use one after the other: to open one is slow."""
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self, browser, options):
+        self.seen, self.refused = [], False  # what no page may do
+        self.context = browser.new_context(**options)
+        self.context.set_default_timeout(10_000)
+        self.context.on("console", self._console)
+        self.context.on("weberror", lambda error: self.seen.append(f"uncaught: {error.error}"))
+        self.context.on("request", self._request)
+        self.page = self.context.new_page()
 
-    def watch(self, context, refused):
-        """`refused`: the page makes requests that are answered with HTTP 400, and the browser says so itself."""
-        context.on("console", lambda message: self._console(message, refused))
-        context.on("weberror", lambda error: self.seen.append(f"uncaught: {error.error}"))
-        context.on("request", self._request)
-
-    def _console(self, message, refused):
-        if refused and message.text.startswith("Failed to load resource") and " 400 " in message.text:
+    def _console(self, message):
+        if self.refused and message.text.startswith("Failed to load resource") and " 400 " in message.text:
             return
         if message.type in ("error", "warning"):
             self.seen.append(f"console {message.type}: {message.text}")
@@ -106,27 +107,53 @@ class _Guard:
         if address.scheme not in ("blob", "data") and address.hostname != "127.0.0.1":
             self.seen.append(f"request to {request.url}")
 
+    def empty(self):
+        """Leaves the page as a new one: no document, cookie, stored value or pointer."""
+        for other in self.context.pages[1:]:
+            other.close()
+        if self.page.url.startswith("http"):
+            self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        self.page.goto("about:blank")
+        self.page.mouse.move(0, 0)
+        self.context.clear_cookies()
+
+
+@pytest.fixture(scope="session")
+def _windows():
+    """Those that no test uses, by their options."""
+    return {}
+
 
 @pytest.fixture
-def open_page(browser):
-    """open_page(url, dark=..., locale=..., viewport=..., refused=..., ...) -> a page in a context of its own."""
-    guard, contexts = _Guard(), []
+def open_page(browser, _windows):
+    """open_page(url, dark=..., locale=..., viewport=..., refused=..., ...) -> a page that no other test has.
+
+    `refused`: the page makes requests that are answered with HTTP 400, and the browser says so itself.
+    """
+    used = []
 
     def open_one(url, *, dark=False, locale="en-US", viewport=DESKTOP, refused=False, **options):
-        context = browser.new_context(
-            color_scheme="dark" if dark else "light", locale=locale, viewport=viewport, **options
-        )
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        guard.watch(context, refused)
-        page = context.new_page()
-        page.goto(url)
-        return page
+        free = _windows.setdefault(f"{locale} {sorted(options.items())}", [])
+        window = free.pop() if free else _Window(browser, {"locale": locale, **options})
+        used.append((window, free))
+        window.refused = refused
+        window.page.set_viewport_size(viewport)
+        window.page.emulate_media(color_scheme="dark" if dark else "light")
+        window.page.goto(url)
+        return window.page
 
     yield open_one
-    for context in contexts:
-        context.close()
-    assert not guard.seen, "\n".join(guard.seen)
+    seen = []
+    for window, free in used:
+        try:
+            window.empty()
+        except Error:
+            window.context.close()
+        else:
+            free.append(window)
+        seen += window.seen
+        window.seen.clear()
+    assert not seen, "\n".join(seen)
 
 
 @contextmanager
@@ -157,7 +184,9 @@ def running_bot(sandbox, folder, **environ):
 
 def assert_accessible(page):
     """axe-core finds nothing: contrast, labels, roles, structure."""
-    violations = Axe().run(page).response["violations"]
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(_AXE)
+    violations = page.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
     assert not violations, "\n".join(
         f"{one['id']}: {one['help']}: {node['html'][:200]} {node.get('failureSummary', '')}"
         for one in violations

@@ -648,7 +648,7 @@ def test_a_wrong_use_is_said(open_page):
 
 
 def test_by_keyboard_alone(page):
-    page.on("filechooser", lambda chooser: chooser.set_files(HOPPER))
+    page.once("filechooser", lambda chooser: chooser.set_files(HOPPER))
     tab_to(page, page.get_by_label("Message"))
     page.keyboard.type("hello")
     page.keyboard.press("Enter")
