@@ -203,11 +203,15 @@ def tab_to(page, wanted, most=60):
     """Moves the focus by the Tab key alone, and sees that each stop is visible."""
     for _ in range(most):
         page.keyboard.press("Tab")
-        assert page.evaluate(
-            "document.activeElement === document.body || "
-            "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
-        ), "the focus is not to be seen"
-        if wanted.evaluate("element => element === document.activeElement"):
+        seen, reached = wanted.evaluate(
+            """element => [
+              document.activeElement === document.body
+                || getComputedStyle(document.activeElement).outlineStyle !== "none",
+              element === document.activeElement,
+            ]"""
+        )
+        assert seen, "the focus is not to be seen"
+        if reached:
             return
     raise AssertionError(f"Tab does not reach {wanted}")
 
