@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXPRESS = $(VENV)/express/node_modules/.package-lock.json
+unexport PYTHONDONTWRITEBYTECODE # or each process of the tests would compile the libraries and all tests anew
 
 .PHONY: run test test-all coverage faults fuzz bench bench-scale try-deploy check release format freeze clean
 
