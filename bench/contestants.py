@@ -73,7 +73,7 @@ def copy_of(tree: Path, folder: Path) -> Path:
         if path.name in ("tests", "bench"):
             continue
         if path.is_dir() and (path / "__init__.py").exists():
-            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, folder / path.name)
         elif path.suffix == ".py":
             shutil.copy(path, folder)
     return folder

@@ -62,10 +62,18 @@ class Size:
     small_picture: int = MB
     large_picture: int = 10 * MB
     download_rounds: int = 9
+    account_rounds: int = 3
 
 
 SMALL = Size(
-    rows=(0, 20_000), records=30, rounds=3, soak=2_000, downloads=20, account_pushes=500, download_rounds=1
+    rows=(0, 20_000),
+    records=30,
+    rounds=3,
+    soak=2_000,
+    downloads=20,
+    account_pushes=500,
+    download_rounds=1,
+    account_rounds=1,
 )
 
 
@@ -255,7 +263,7 @@ def accounts(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]
     lines: list[Line] = []
     cpu: dict[int, list[float]] = {1: [], MANY_ACCOUNTS: []}
     memory, idle, worker_memory = {}, {}, {}
-    for number in range(3):
+    for number in range(size.account_rounds):
         for count in cpu:
             place = folder / f"{count}-{number}"
             place.mkdir()
