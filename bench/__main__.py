@@ -59,7 +59,7 @@ class Turn:
     messages: int
     seconds: float
     cpu_seconds: float
-    others_cpu_seconds: float
+    database_cpu_seconds: float
     load_cpu_seconds: float
 
     @property
@@ -67,8 +67,8 @@ class Turn:
         return self.cpu_seconds / self.messages * 1e6
 
     @property
-    def with_others_us(self) -> float:
-        return (self.cpu_seconds + self.others_cpu_seconds) / self.messages * 1e6
+    def with_database_us(self) -> float:
+        return (self.cpu_seconds + self.database_cpu_seconds) / self.messages * 1e6
 
     @property
     def per_second(self) -> float:
@@ -192,11 +192,14 @@ def take_turn(
     contestant: Contestant, sent: Sequence[pushes.Push], kept: set[str]
 ) -> tuple[Turn, list[bytes]]:
     """Send these; check every answer, and that the ledger holds each answered message once. `kept` grows by them."""
-    database = contestant.database
-    before, others_before = contestant.server.cpu_seconds(), cpu_seconds(database) if database else 0.0
+
+    def database_seconds() -> float:
+        return cpu_seconds(contestant.database) if contestant.database else 0.0
+
+    before, database_before = contestant.server.cpu_seconds(), database_seconds()
     outcome = drive(contestant.server.port, [push.request for push in sent], CONNECTIONS)
     used = contestant.server.cpu_seconds() - before
-    others_used = (cpu_seconds(database) if database else 0.0) - others_before
+    database_used = database_seconds() - database_before
     if faults := pushes.faults(sent, outcome.bodies, contestant.constant):
         raise WrongAnswerError(f"{contestant.name}: {len(faults)} wrong answers, the first: {faults[0]}")
     if contestant.msg_ids is not None:
@@ -204,7 +207,7 @@ def take_turn(
         rows = contestant.msg_ids()
         if len(rows) != len(kept) or set(rows) != kept:
             raise WrongAnswerError(f"{contestant.name}: {len(kept)} messages answered, {len(rows)} rows")
-    return Turn(len(sent), outcome.seconds, used, others_used, outcome.cpu_seconds), outcome.bodies
+    return Turn(len(sent), outcome.seconds, used, database_used, outcome.cpu_seconds), outcome.bodies
 
 
 def report(turns: Mapping[str, Sequence[Turn]]) -> str:
@@ -221,10 +224,10 @@ def report(turns: Mapping[str, Sequence[Turn]]) -> str:
     ]
     for name, taken in turns.items():
         reference = sealed if "safe mode" in name else plain
-        with_others = _spread([turn.with_others_us for turn in taken]) if taken[0].others_cpu_seconds else ""
+        with_database = _spread([turn.with_database_us for turn in taken]) if taken[0].database_cpu_seconds else ""
         lines.append(
             f"| {name} | {_spread([turn.per_second for turn in taken])} | {reference.rate(taken):.2f} "
-            f"| {_spread([turn.cpu_us for turn in taken])} | {reference.cpu(taken):.2f} | {with_others} |"
+            f"| {_spread([turn.cpu_us for turn in taken])} | {reference.cpu(taken):.2f} | {with_database} |"
         )
     load = [turn.load_cpu_seconds / turn.messages * 1e6 for taken in turns.values() for turn in taken]
     lines += ["", f"The load's own CPU: {statistics.median(load):.0f} µs/message.", ""]

@@ -38,7 +38,7 @@ class Cost:
     def of(cls, turns: Sequence[Mapping[str, float]]) -> Cost:
         return cls(
             [turn["cpu_seconds"] / turn["messages"] * 1e6 for turn in turns],
-            [turn["others_cpu_seconds"] / turn["messages"] * 1e6 for turn in turns],
+            [turn["database_cpu_seconds"] / turn["messages"] * 1e6 for turn in turns],
         )
 
 

@@ -102,7 +102,7 @@ def test_what_express_needs_is_pinned_and_names_no_registry():
 
 def test_the_figures_of_a_table():
     turn = bench.Turn(
-        messages=1000, seconds=1.0, cpu_seconds=0.5, others_cpu_seconds=0.0, load_cpu_seconds=0.01
+        messages=1000, seconds=1.0, cpu_seconds=0.5, database_cpu_seconds=0.0, load_cpu_seconds=0.01
     )
     slow = replace(turn, seconds=2.0, cpu_seconds=0.6)
     peers = {
@@ -220,7 +220,7 @@ def test_simulated_an_overload_feeds_itself():
 
 
 def test_the_simulation_takes_the_result_of_a_run(tmp_path, capsys):
-    turn = {"messages": 100, "cpu_seconds": 0.05, "others_cpu_seconds": 0.01}
+    turn = {"messages": 100, "cpu_seconds": 0.05, "database_cpu_seconds": 0.01}
     names = [bench.POSTGRESQL, f"{bench.POSTGRESQL}: {bench.REPEATED}"]
     result = tmp_path / "bench.json"
     result.write_text(json.dumps({"turns": {name: [turn] for name in names}}))
