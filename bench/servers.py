@@ -102,7 +102,11 @@ class Server:
 
     def memory(self) -> int:
         """Bytes that its processes hold alone (USS), together."""
-        return sum(process.memory_full_info().uss for process in self.processes())
+        total = 0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                total += process.memory_full_info().uss
+        return total
 
     def proportional_memory(self) -> int:
         """Bytes that its processes hold together, what several share counted once (PSS)."""
@@ -121,7 +125,8 @@ class Server:
         self._process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(tree, timeout=STOP_SECONDS)
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                process.kill()
         self._process.wait()
 
 
