@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -126,7 +127,7 @@ def _ask(request, files=()):
 
 
 def _prepare():
-    """The socket to the process that forks. It ends when the socket is closed."""
+    """The socket to the process that forks. It ends when the socket is closed, and with it all that it has forked."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -149,13 +150,18 @@ def _fork_when_asked():
     """Returns in each child, with its command."""
     control = socket.socket(fileno=os.dup(0))
     connection = Connection(os.dup(0))
+    running = set()
     while True:
         asked, files, *_ = socket.recv_fds(control, 1, 3)
-        if not asked:
+        if not asked:  # pytest has ended, perhaps by a signal, before its tests could end what they started
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             os._exit(0)
         request = connection.recv()
         if isinstance(request, int):
             ended, status = os.waitpid(request, os.WNOHANG)
+            running.discard(ended)
             connection.send(os.waitstatus_to_exitcode(status) if ended else None)
             continue
         command, environ = request
@@ -164,6 +170,7 @@ def _fork_when_asked():
         if pid:
             for file in (done, *files):
                 os.close(file)
+            running.add(pid)
             os.read(ready, 1)  # its end: the child has its session
             os.close(ready)
             connection.send(pid)
