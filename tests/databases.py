@@ -28,7 +28,8 @@ def postgresql():
     server = PostgreSQL()
     with server.connection() as connection:
         # A crash of this machine may lose the tests' rows.
-        connection.execute("ALTER SYSTEM SET fsync = off")
+        for name in ("fsync", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {name} = off")
         connection.execute("SELECT pg_reload_conf()")
     yield server
     server.close()
@@ -67,12 +68,16 @@ def empty_url(request, tmp_path):
 def database_url(request, tmp_path):
     """A DATABASE_URL of a database with its schema and no rows."""
     if request.param == "sqlite":
-        yield sqlite_url(tmp_path / "data" / "bot.db")
-        return
-    server = request.getfixturevalue("postgresql")
-    url = server.new_migrated()
+        return sqlite_url(tmp_path / "data" / "bot.db")
+    return request.getfixturevalue("postgresql_url")
+
+
+@pytest.fixture
+def postgresql_url(postgresql):
+    """The same, of a PostgreSQL database."""
+    url = postgresql.new_migrated()
     yield url
-    server.drop(url)
+    postgresql.give_back(url)
 
 
 def refuse_other_steps(database):
@@ -130,12 +135,17 @@ def purge_rows(database):
 @pytest.fixture(scope="session")
 def s3_endpoint():
     """The root URL of an S3 server."""
+    from botocore.loaders import JSONFileLoader
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        # What describes S3 is large, and read once for all clients of this process, not for each.
+        load_file = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
+        patch.setattr(JSONFileLoader, "load_file", lambda loader, path: load_file(path))
+        yield f"http://{host}:{port}"
     server.stop()
 
 

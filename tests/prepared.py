@@ -24,7 +24,7 @@ from tempfile import TemporaryFile
 ROOT = Path(__file__).parent.parent
 
 # Not prometheus_client: what it is imported with decides where it counts. Not boto3: few want it, and it is large.
-# Of ours only what reads nothing of its process when it is imported.
+# Of ours only what reads nothing of its process when it is imported: web.metrics does.
 MODULES = """
     alembic.autogenerate alembic.command concurrent.futures.thread cryptography.hazmat.primitives.padding
     cryptography.hazmat.primitives.ciphers.algorithms cryptography.hazmat.primitives.ciphers.modes difflib dotenv
@@ -33,9 +33,7 @@ MODULES = """
     psycopg pydantic.fields pydantic.functional_validators pydantic.main pydantic.types requests resource
     sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite.pysqlite tqdm werkzeug.middleware.proxy_fix
     wsgiref.simple_server
-    config storage.deferred storage.disk storage.gallery storage.ledger storage.memories storage.purge storage.queue
-    storage.refusals storage.sign_ins storage.thumbnails storage.tokens wechat.client wechat.media wechat.menu
-    wechat.receiver wechat.replies wechat.token_sources
+    commands parts web.gallery web.server worker.loop
 """
 
 _lock = threading.Lock()
@@ -188,16 +186,43 @@ def _fork_when_asked():
         return command
 
 
+def _run(how, what, arguments):
+    """Its exit status."""
+    try:
+        if how == "-m":
+            sys.path[0] = os.getcwd()
+            sys.argv = [what, *arguments]
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = ""
+            sys.argv = ["-c", *arguments]
+            exec(what, {"__name__": "__main__"})
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _leave():
+    """The last of the functions that atexit runs, for it is the first one registered. To take all modules down after
+    it, as Python does, costs as much as the start of a command."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_status & 0xFF)
+
+
 if __name__ == "__main__":
+    _status = 1
+    if "coverage" not in sys.modules:  # it writes what it has counted later
+        atexit.register(_leave)
     for name in MODULES.split():
         importlib.import_module(name)
     gc.freeze()  # at its end each child would look at all of it once more
     _, how, what, *arguments = _fork_when_asked()
-    if how == "-m":
-        sys.path[0] = os.getcwd()
-        sys.argv = [what, *arguments]
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0] = ""
-        sys.argv = ["-c", *arguments]
-        exec(what, {"__name__": "__main__"})
+    _status = _run(how, what, arguments)
+    sys.exit(_status)

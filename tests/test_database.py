@@ -167,9 +167,8 @@ class TestConnect:
         with pytest.raises(SchemaError, match=r"3\.35 or newer"):
             connect(f"sqlite:///{tmp_path}/bot.db")
 
-    def test_postgresql_with_a_driver_in_the_url(self, postgresql, opened):
-        url = postgresql.new_migrated()
-        opened(url.replace("postgresql://", "postgresql+psycopg://")).check()
+    def test_postgresql_with_a_driver_in_the_url(self, postgresql_url, opened):
+        opened(postgresql_url.replace("postgresql://", "postgresql+psycopg://")).check()
 
     def test_of_several_servers_takes_one_that_is_there(self, silent_proxy, opened):
         opened(silent_proxy.url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1")).check()
@@ -257,8 +256,8 @@ class TestRun:
         execute(database, big, wait=1.0)
         assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
 
-    def test_survives_a_crash_of_postgresql(self, postgresql, opened):
-        database = opened(postgresql.new_migrated())
+    def test_survives_a_crash_of_postgresql(self, postgresql, postgresql_url, opened):
+        database = opened(postgresql_url)
         seven = threading.Barrier(7)
 
         def together(connection):
@@ -282,16 +281,15 @@ class TestRun:
         postgresql.start()
         assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
 
-    def test_postgresql_that_may_only_be_read(self, postgresql, opened):
-        database = opened(postgresql.new_migrated())
+    def test_postgresql_that_may_only_be_read(self, postgresql_url, opened):
+        database = opened(postgresql_url)
         execute(database, "SET default_transaction_read_only = on")
         # That was the connection's own setting: the repeat, on a new one, is let through.
         execute(database, INSERT)
         assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
 
-    def test_postgresql_locked_by_another(self, postgresql, opened):
-        url = postgresql.new_migrated()
-        one, other = opened(url), opened(url)
+    def test_postgresql_locked_by_another(self, postgresql_url, opened):
+        one, other = opened(postgresql_url), opened(postgresql_url)
 
         def locked(connection):
             connection.exec_driver_sql("LOCK TABLE messages")
@@ -326,8 +324,8 @@ class TestRun:
         database.check()
 
 
-def test_a_burst_takes_no_more_connections_than_it_may(postgresql):
-    database = connect(postgresql.new_migrated())
+def test_a_burst_takes_no_more_connections_than_it_may(postgresql_url):
+    database = connect(postgresql_url)
     count = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 
     def one():
@@ -592,7 +590,8 @@ class Proxy:
         self.url = url.partition("?")[0].replace("@/", f"@127.0.0.1:{self._listener.getsockname()[1]}/")
         self.silent, self.silent_from_now_on = set(), False
         self._pairs = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def fall_silent(self, *, new_ones=False):
         self.silent.update(self._pairs)
@@ -618,6 +617,8 @@ class Proxy:
                     target.sendall(data)
 
     def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)  # to close it would not end the accept that waits
+        self._accepting.join()
         self._listener.close()
         for pair in self._pairs:
             for end in pair:
@@ -625,8 +626,8 @@ class Proxy:
 
 
 @pytest.fixture
-def silent_proxy(postgresql):
-    proxy = Proxy(postgresql.new_migrated())
+def silent_proxy(postgresql_url):
+    proxy = Proxy(postgresql_url)
     yield proxy
     proxy.close()
 

@@ -1003,10 +1003,10 @@ def answered(bot, timeout=30):
 
 
 @pytest.mark.timeout(300)
-def test_the_connections_to_postgresql_fall_silent(make_loaded, postgresql, full, counted):
+def test_the_connections_to_postgresql_fall_silent(make_loaded, postgresql_url, full, counted):
     """All that are open, at once and again; TCP goes on, and new ones are answered."""
     times, count = (5, 100) if full else (1, 20)
-    proxy = Proxy(postgresql.new_migrated())
+    proxy = Proxy(postgresql_url)
     try:
         bot, everything = make_loaded(DATABASE_URL=proxy.url, WEB_CONCURRENCY="2")
         web = bot.web()

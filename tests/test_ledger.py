@@ -798,8 +798,8 @@ class TestCost:
         assert index in self.plan(database, claim.string, values)
 
 
-def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
-    database = connect(postgresql.new_migrated())
+def test_pushes_wait_for_postgresql_and_are_kept(postgresql, postgresql_url):
+    database = connect(postgresql_url)
     ledger = Ledger(database, APPID)
     ledger.record(image(1), REPLY, T0)
     postgresql.crash()
@@ -822,8 +822,8 @@ def test_pushes_wait_for_postgresql_and_are_kept(postgresql):
     database.close()
 
 
-def test_messages_that_come_together_share_a_commit_of_postgresql(postgresql):
-    database = connect(postgresql.new_migrated())
+def test_messages_that_come_together_share_a_commit_of_postgresql(postgresql_url):
+    database = connect(postgresql_url)
     ledger = Ledger(database, APPID)
     commits = sqlalchemy.text("SELECT count(DISTINCT xmin::text) FROM messages")
     for first in range(0, 800, 8):
@@ -840,8 +840,8 @@ def test_messages_that_come_together_share_a_commit_of_postgresql(postgresql):
     database.close()
 
 
-def test_one_that_postgresql_refuses_does_no_harm_to_those_that_come_with_it(postgresql):
-    database = connect(postgresql.new_migrated())
+def test_one_that_postgresql_refuses_does_no_harm_to_those_that_come_with_it(postgresql_url):
+    database = connect(postgresql_url)
     ledger = Ledger(database, APPID)
     refused = []
 
@@ -859,9 +859,14 @@ def test_one_that_postgresql_refuses_does_no_harm_to_those_that_come_with_it(pos
     database.close()
 
 
-def test_two_processes_with_the_same_messages_do_not_wait_for_each_other(postgresql):
-    url = postgresql.new_migrated()
-    databases = [connect(url), connect(url)]
+def test_two_processes_with_the_same_messages_do_not_wait_for_each_other(postgresql, postgresql_url):
+    def deadlocks():
+        counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = %s"
+        with postgresql.connection() as connection:
+            return connection.execute(counted, [sqlalchemy.make_url(postgresql_url).database]).fetchone()
+
+    before = deadlocks()
+    databases = [connect(postgresql_url), connect(postgresql_url)]
     ledgers = [Ledger(database, APPID) for database in databases]
     results = []
     for first in range(0, 400, 8):
@@ -877,14 +882,11 @@ def test_two_processes_with_the_same_messages_do_not_wait_for_each_other(postgre
     assert count(ledgers[0]) == 400
     for database in databases:
         database.close()
-    with postgresql.connection() as connection:
-        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = %s"
-        name = sqlalchemy.make_url(url).database
-        assert connection.execute(deadlocks, [name]).fetchone() == (0,)
+    assert deadlocks() == before
 
 
-def test_what_was_answered_is_there_after_a_crash_of_postgresql(postgresql):
-    database = connect(postgresql.new_migrated())
+def test_what_was_answered_is_there_after_a_crash_of_postgresql(postgresql, postgresql_url):
+    database = connect(postgresql_url)
     ledger = Ledger(database, APPID)
     answered, enough = [], threading.Event()
 

@@ -176,12 +176,12 @@ def push_many(sandbox, count, threads=16):
 
 @pytest.mark.timeout(900)
 def test_killed_workers_lose_nothing_on_postgresql_and_s3(
-    sandbox, make_bot, postgresql, s3_url, full, counted
+    sandbox, make_bot, postgresql_url, s3_url, full, counted
 ):
     count, seconds_between_kills, how_many = (2000, 3.0, 3) if full else (40, 1.0, 2)
     bot = make_bot(
         sandbox,
-        DATABASE_URL=postgresql.new_migrated(),
+        DATABASE_URL=postgresql_url,
         MEDIA_STORE=s3_url,
         WORKER="external",
         WEB_CONCURRENCY="2",
@@ -194,12 +194,16 @@ def test_killed_workers_lose_nothing_on_postgresql_and_s3(
 
     def kill_now_and_then():
         nonlocal kills
-        while not done.wait(seconds_between_kills):
+        eventually(lambda: not faults_left(sandbox), what="the first download")
+        while kills == 0 or not done.wait(seconds_between_kills):
             victim = random.randrange(how_many)
             workers[victim].kill()
             workers[victim] = bot.worker()
             kills += 1
 
+    control(
+        sandbox, "faults", [{"path": "/cgi-bin/media/get", "times": 1, "delay": 2}]
+    )  # it is being made then
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     everything = parts.build(bot.settings).of[""]
@@ -252,9 +256,9 @@ def test_killed_workers_lose_nothing_on_postgresql_and_s3(
 
 
 @pytest.mark.timeout(300)
-def test_postgresql_restarted_in_the_middle(sandbox, make_bot, postgresql, full, counted):
+def test_postgresql_restarted_in_the_middle(sandbox, make_bot, postgresql, postgresql_url, full, counted):
     count = 300 if full else 30
-    bot = make_bot(sandbox, DATABASE_URL=postgresql.new_migrated(), LEASE_SECONDS="2")
+    bot = make_bot(sandbox, DATABASE_URL=postgresql_url, LEASE_SECONDS="2")
     bot.web()
     kept = ledger(bot)
     control(sandbox, "rules", {"deliveries": 6})

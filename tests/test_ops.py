@@ -136,8 +136,8 @@ def test_not_ready_without_the_media_store(sandbox, make_bot):
 
 
 @pytest.mark.timeout(120)
-def test_not_ready_without_the_database(sandbox, make_bot, postgresql):
-    bot = make_bot(sandbox, DATABASE_URL=postgresql.new_migrated())
+def test_not_ready_without_the_database(sandbox, make_bot, postgresql, postgresql_url):
+    bot = make_bot(sandbox, DATABASE_URL=postgresql_url)
     bot.web()
     assert requests.get(f"{bot.url}/readyz", timeout=5).status_code == 200
     postgresql.crash()
