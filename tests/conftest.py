@@ -4,6 +4,7 @@ A bot here is what an operator runs: gunicorn with gunicorn.conf.py, and `flask 
 own, against the sandbox. Every process is ended by its pid.
 """
 
+import gc
 import os
 import random
 import signal
@@ -154,6 +155,10 @@ class Process:
         self.popen.terminate()
         try:
             return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGABRT)  # then Python says where each of its threads is
+            self.popen.wait()
+            pytest.fail(f"it did not end within {seconds} s\n{self.text()}")
         finally:
             self.kill()
 
@@ -309,6 +314,12 @@ def pytest_configure(config):
     global _full
     _full = config.getoption("--full")
     logs.configure("text")
+
+
+def pytest_collection_finish():
+    """The libraries and the tests stay to the end: what is collected need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser):

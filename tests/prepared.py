@@ -6,6 +6,7 @@ With --full, and where the start itself is tried, processes start from nothing i
 """
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import os
@@ -222,6 +223,7 @@ if __name__ == "__main__":
         atexit.register(_leave)
     for name in MODULES.split():
         importlib.import_module(name)
+    faulthandler.enable()
     gc.freeze()  # at its end each child would look at all of it once more
     _, how, what, *arguments = _fork_when_asked()
     _status = _run(how, what, arguments)
