@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 import zipfile
+from contextlib import closing
 
 import pytest
 import requests
@@ -404,7 +405,7 @@ def test_from_one_account_to_several_and_one_more(tmp_path, platform):
         client = create_app(Settings.of_accounts(environ, tmp_path)).test_client()
         again = post(client, "club", pushing.text(1), "ClubToken")
         assert again.data == first.data
-    with sqlite3.connect(tmp_path / "bot.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as connection:
         assert connection.execute("SELECT appid, count(*) FROM messages").fetchall() == [(CLUB, 1)]
 
 
