@@ -294,12 +294,21 @@ class TestDecoder:
         assert time.monotonic() - began < 10
         assert processes() == []
 
-    def test_one_that_does_not_answer_is_ended(self, started, monkeypatch):
-        monkeypatch.setattr(worker.thumbnails, "ANSWER_SECONDS", 0.2)
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "time.sleep(600)",
+            "decoder.read_picture(connection)\ntime.sleep(600)",
+            "decoder.read_picture(connection)\nos.write(0, bytes([0, 0, 0, 9, 1]))\ntime.sleep(600)",
+        ],
+        ids=["reads nothing", "answers nothing", "half an answer"],
+    )
+    def test_one_that_does_not_go_on_is_ended(self, started, monkeypatch, code):
+        monkeypatch.setattr(worker.thumbnails, "ANSWER_SECONDS", 1.5)
         monkeypatch.setattr(worker.thumbnails, "CLOSE_SECONDS", 0.1)
-        one = started(python("import time\ndecoder.read_picture(connection)\ntime.sleep(600)"))
+        one = started(python(f"import os, time\n{code}"))
         with pytest.raises(NoThumbnailError, match="the decoder ended"):
-            one.thumbnail([PHOTO])
+            one.thumbnail([PHOTO] * 20)
         assert processes() == []
 
     def test_one_that_will_not_end_is_killed(self, started, monkeypatch):

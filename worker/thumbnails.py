@@ -8,6 +8,9 @@ Pillow: worker.decoder does), SQL, or threads.
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 120.0  # much longer than a picture may take; the claim of a process that died is over then
 CHUNK_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
-ANSWER_SECONDS = 30.0  # twice what the decoder allows itself
+ANSWER_SECONDS = 30.0  # until it reads on, or answers: twice what it allows itself for a picture
 IDLE_SECONDS = 10.0  # after that the decoder ends, and its memory is free
 CLOSE_SECONDS = 2.0
 COMMAND = (sys.executable, "-m", "worker.decoder")
@@ -65,6 +68,7 @@ class Decoder:
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, its = Pipe()
         try:
+            _set_timeouts(ours, ANSWER_SECONDS)
             process = subprocess.Popen(  # noqa: S603
                 self._command,
                 cwd=PROJECT,
@@ -89,11 +93,9 @@ class Decoder:
 
     def _receive(self, process: subprocess.Popen[bytes], connection: Connection) -> bytes:
         try:
-            if connection.poll(ANSWER_SECONDS):
-                return connection.recv_bytes(MAX_ANSWER_BYTES)
+            return connection.recv_bytes(MAX_ANSWER_BYTES)
         except (EOFError, OSError):
-            pass
-        raise _ended(process)
+            raise _ended(process) from None
 
     def close_if_idle(self) -> None:
         """End the process when it has had no picture for a while."""
@@ -108,6 +110,15 @@ class Decoder:
         self._running = None
         connection.close()  # the decoder ends at the end of its input
         _wait(process)
+
+
+def _set_timeouts(connection: Connection, seconds: float) -> None:
+    """Reading and writing raise OSError when the other side does nothing for so long; Connection itself would wait for
+    ever, also within a message that has begun."""
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> NoThumbnailError:
