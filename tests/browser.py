@@ -59,6 +59,11 @@ _ARGUMENTS = [
 ]
 _AXE = Axe().axe_script
 _ABOUT_COLOURS = ["color-contrast", "link-in-text-block"]  # of its rules those that it tries by default
+_ANIMATIONS_END = """() => Promise.all(
+  document.getAnimations()
+    .filter((one) => one.effect.getComputedTiming().endTime !== Infinity)
+    .map((one) => one.finished.catch(() => {}))
+)"""
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -187,6 +192,7 @@ def assert_accessible(page, *, colours_alone=False):
     """axe-core finds nothing: contrast, labels, roles, structure."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(_AXE)
+    page.evaluate(_ANIMATIONS_END)  # what fades in has another contrast meanwhile
     options = {"resultTypes": ["violations"]} | ({"runOnly": _ABOUT_COLOURS} if colours_alone else {})
     violations = page.evaluate("(options) => axe.run(options).then((found) => found.violations)", options)
     assert not violations, "\n".join(
