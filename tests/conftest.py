@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import requests
 
 import handlers
 import logs
+from bench.servers import until
 from config import NAMES, Settings
 from sandbox import THROWAWAY, running_sandbox
 from storage.database import Database
@@ -79,13 +79,9 @@ def _databases_are_closed(_databases):
 
 def eventually(look, seconds=20.0, what="it"):
     """The first true value of look(); fails when `seconds` are over."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.02)  # for what nothing announces
+    found = until(look, seconds, pause=0.02)
+    assert found, f"{what} did not happen within {seconds} s"
+    return found
 
 
 NOT_TRIED = "not tried here: "  # begins the reason of a skip that the end of the run tells

@@ -9,6 +9,7 @@ import atexit
 import faulthandler
 import gc
 import importlib
+import math
 import os
 import runpy
 import signal
@@ -21,6 +22,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from bench.servers import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,11 +57,9 @@ class Started:
         return self.returncode
 
     def wait(self, timeout=None):
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.01)  # only the process that forked it can wait for it
+        # Only the process that forked it can wait for it.
+        if not until(lambda: self.poll() is not None, math.inf if timeout is None else timeout, pause=0.01):
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
     def send_signal(self, number):

@@ -12,6 +12,7 @@ import time
 
 import app
 import handlers
+from bench.servers import until
 from handlers import Deferred
 from wechat.messages import TextMessage
 from wechat.replies import ImageReply, TextReply, TransferReply
@@ -46,11 +47,8 @@ def slow(message):
         seconds, _, words = rest.partition(" ")
         note(words or kind)
         if kind == "wait":
-            give_up = time.monotonic() + 60
-            while not os.path.exists(os.environ["RUNS"] + ".go"):
-                if time.monotonic() > give_up:
-                    raise TimeoutError("no file RUNS.go after 60 s")
-                time.sleep(0.05)  # the test that makes the file is another process
+            if not until(lambda: os.path.exists(os.environ["RUNS"] + ".go"), 60):
+                raise TimeoutError("no file RUNS.go after 60 s")
             return TextReply(words)
         if kind == "crash":
             raise RuntimeError("the service is away")
