@@ -201,9 +201,8 @@ def test_killed_workers_lose_nothing_on_postgresql_and_s3(
             workers[victim] = bot.worker()
             kills += 1
 
-    control(
-        sandbox, "faults", [{"path": "/cgi-bin/media/get", "times": 1, "delay": 2}]
-    )  # it is being made then
+    # The first worker is killed while a download goes on.
+    control(sandbox, "faults", [{"path": "/cgi-bin/media/get", "times": 1, "delay": 2}])
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     everything = parts.build(bot.settings).of[""]
