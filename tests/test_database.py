@@ -324,6 +324,27 @@ class TestRun:
         database.check()
 
 
+def contents(database):
+    """All rows, and which id comes next."""
+    of = {name: rows(database, f"SELECT * FROM {name}") for name in metadata.tables}
+    return of, rows(database, "SELECT sequencename, last_value FROM pg_sequences")
+
+
+def test_a_database_of_the_tests_that_is_used_again_is_as_a_new_one(postgresql, opened):
+    new = postgresql.new()
+    url = postgresql.new_migrated()
+    used = opened(url)
+    execute(used, INSERT)
+    for one_row in ("id_reserve SET upto", "purge_index_upto SET id"):
+        execute(used, f"UPDATE {one_row} = 7")
+    assert contents(used) != contents(opened(new))
+    postgresql.give_back(url)
+    assert postgresql.new_migrated() == url
+    assert contents(used) == contents(opened(new))
+    postgresql.give_back(url)
+    postgresql.drop(new)
+
+
 def test_a_burst_takes_no_more_connections_than_it_may(postgresql_url):
     database = connect(postgresql_url)
     count = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
