@@ -214,7 +214,9 @@ def test_each_web_process_has_a_core_of_its_own_also_after_one_died(sandbox, mak
 
     for _ in range(count):
         eventually(apart, what="two processes on two cores")
-        master.children()[0].kill()
+        victim = master.children()[0]
+        victim.kill()
+        eventually(lambda gone=victim: gone not in master.children(), what="its end")
     eventually(apart, what="two processes on two cores")
 
 
