@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -96,6 +96,8 @@ class Database:
         self._ready = False
         self._preparing = threading.Lock()
         self.is_sqlite = self._address.get_backend_name() == "sqlite"
+        self.insert: Callable[[Table], Any] = sqlite.insert if self.is_sqlite else postgresql.insert
+        """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
@@ -198,7 +200,6 @@ class Database:
 
     def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
         """One as it is alone, several in one transaction."""
-
         assert self._file is not None
         turn = self._file.turn
 
@@ -292,13 +293,9 @@ class Database:
 
         return transaction
 
-    def insert(self, table: Table) -> Any:
-        """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-
     def prepared(self, statement: Executable, key: Sequence[str] = ()) -> Prepared:
         """The statement made ready for this database. `key`: the values that tell the rows it writes apart."""
-        return Prepared(statement, self._engine.dialect, key)
+        return _prepared(statement, self._address.drivername, tuple(key))
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
         """Make or migrate the schema if that is still to be done.
@@ -461,6 +458,11 @@ class Prepared:
         order = sorted(range(len(many)), key=lambda place: [many[place][name] for name in self._key])
         found = driver_of(connection).rows(self.sql, [many[place] for place in order])
         return [row for _, row in sorted(zip(order, found, strict=True), key=lambda each: each[0])]
+
+
+@cache  # many accounts have the same statements
+def _prepared(statement: Executable, driver: str, key: Sequence[str]) -> Prepared:
+    return Prepared(statement, URL.create(driver).get_dialect()(), key)
 
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {

@@ -8,12 +8,15 @@ an argument, in unix seconds) and no XML.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Connection,
     Select,
+    Table,
     bindparam,
     case,
     false,
@@ -119,7 +122,7 @@ class Ledger:
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
         self._select = database.prepared(_find())
-        self._insert = database.prepared(_record(database), _KEY)
+        self._insert = database.prepared(_record(database.insert), _KEY)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
@@ -300,6 +303,7 @@ def _repeated(found: Any) -> Recorded:
     return Recorded(ledger_id, reply, bool(working), repeated=True)
 
 
+@cache
 def _find() -> Select[int, bytes, bool]:
     """For every push."""
     columns = messages.c
@@ -311,10 +315,11 @@ def _find() -> Select[int, bytes, bool]:
     )
 
 
-def _record(database: Database) -> Any:
+@cache
+def _record(insert: Callable[[Table], Any]) -> Any:
     """For every push that is new."""
     return (
-        database.insert(messages)
+        insert(messages)
         .values({name: bindparam(name) for name in _NEW})
         .on_conflict_do_nothing(index_elements=[messages.c[name] for name in _KEY])
         .returning(messages.c.id)

@@ -16,6 +16,10 @@ from storage.ledger import Ledger, Recorded, find_in_transaction, insert_in_tran
 from storage.models import memories
 from wechat.messages import Message
 
+_READ = select(memories.c.memory, memories.c.version).where(
+    memories.c.appid == bindparam("of_appid"), memories.c.sender == bindparam("openid")
+)
+
 
 @dataclass(frozen=True)
 class StoredMemory:
@@ -42,15 +46,11 @@ class Memories:
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
-        self._read = database.prepared(
-            select(memories.c.memory, memories.c.version).where(
-                memories.c.appid == appid, memories.c.sender == bindparam("openid")
-            )
-        )
+        self._read = database.prepared(_READ)
 
     def read(self, openid: str) -> StoredMemory:
         """What is remembered of this fan."""
-        row = self._database.find_row(self._read, {"openid": openid})
+        row = self._database.find_row(self._read, {"of_appid": self._appid, "openid": openid})
         return StoredMemory() if row is None else StoredMemory(*row)
 
     def record(

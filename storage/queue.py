@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from sqlalchemy import (
@@ -508,6 +508,7 @@ def _done(
     }
 
 
+@cache
 def _mark_stored() -> Update:
     waiting = messages.c.send_state == WAITING
     now: ColumnElement[Any] = bindparam("now", type_=Double)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from storage.database import Database
 from storage.models import lease_over, token_fetches, tokens
 from wechat.access_token import EMPTY, TokenRow
 
 _NAMES = [field.name for field in fields(TokenRow)]
-_FIELDS = [tokens.c[name] for name in _NAMES]
+_LOAD = select(*(tokens.c[name] for name in _NAMES)).where(tokens.c.appid == bindparam("of_appid"))
 
 
 class SqlTokenStore:
@@ -26,10 +26,10 @@ class SqlTokenStore:
         self._database = database
         self._appid = appid
         self._mine = tokens.c.appid == appid
-        self._load = database.prepared(select(*_FIELDS).where(self._mine))  # for every call of the platform
+        self._load = database.prepared(_LOAD)  # for every call of the platform
 
     def load(self) -> TokenRow:
-        rows = self._database.run(lambda connection: self._load(connection).fetchall())
+        rows = self._database.run(lambda connection: self._load(connection, of_appid=self._appid).fetchall())
         return TokenRow(**dict(zip(_NAMES, rows[0], strict=True))) if rows else EMPTY
 
     def lease(self, holder: str, now: float, seconds: float) -> bool:

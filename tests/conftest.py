@@ -218,7 +218,7 @@ def clean_environ():
 
 
 @pytest.fixture
-def make_bot(tmp_path):
+def make_bot(tmp_path, sqlite_file_url):
     """make_bot(sandbox, SETTING=value, ...) -> Bot, nothing started yet."""
     made = []
 
@@ -228,7 +228,7 @@ def make_bot(tmp_path):
             **ACCOUNT,
             **({"WECHAT_AES_KEY": THROWAWAY.aes_key} if aes_key else {}),
             "WECHAT_API_BASE": sandbox.url,
-            "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+            "DATABASE_URL": sqlite_file_url,
             "MEDIA_STORE": f"{tmp_path}/media",
             "PORT": str(port),
             "WEB_CONCURRENCY": "1",

@@ -44,6 +44,12 @@ def sqlite_url(path):
     return f"sqlite:///{path}"
 
 
+@pytest.fixture
+def sqlite_file_url(tmp_path):
+    """The same, of the file bot.db in the test's folder."""
+    return sqlite_url(tmp_path / "bot.db")
+
+
 @cache
 def _migrated_sqlite():
     with TemporaryDirectory() as folder:

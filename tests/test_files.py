@@ -313,9 +313,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        self.send_header("Connection", "close")  # or the next request may meet one that is being closed
         self.end_headers()
         self.wfile.write(answer)
-        self.close_connection = True
 
     do_GET = do_HEAD = do_DELETE = do_PUT  # noqa: N815
 
@@ -388,8 +388,8 @@ class TestS3:
                     left -= len(handler.rfile.read(min(left, 65536)))
                 handler.send_response(200)
                 handler.send_header("Content-Length", "0")
+                handler.send_header("Connection", "close")
                 handler.end_headers()
-                handler.close_connection = True
 
             monkeypatch.setattr(Answer, "do_PUT", drain)
             tracemalloc.start()
