@@ -26,13 +26,9 @@ from config import Settings, SettingsError
 from storage import writable
 
 WORK_SECONDS = 20.0  # for running requests, after the signal
-LINGER_SECONDS = (
-    0.3  # after the signal: a client may be sending a request on a kept connection, which is answered
-)
+LINGER_SECONDS = 0.3  # after the signal: a request may be on its way on a kept connection, and is answered
 REQUEST_SECONDS = 30.0  # for a whole request to arrive: an unfinished one would hold a thread for ever
-STAY_MILLISECONDS = (
-    20  # a thread waits for its connection's next request, then gives the connection back to the poller
-)
+STAY_MILLISECONDS = 20  # a thread waits so long for its connection's next request, then the poller does
 PAUSE_SECONDS = 0.5  # without new connections, when the process has too many open files
 FIRST_FREE_PORT = 1024
 LOG_AGAIN_SECONDS = 60.0
