@@ -47,9 +47,7 @@ class SqliteFile:
         self._identity: tuple[int, int] | None = None
         self._next_look = 0.0
         self._gone = False
-        self._synced: tuple[int, int] | None = (
-            None  # the log as it was then: its size, and when it was written
-        )
+        self._synced: tuple[int, int] | None = None  # size and time of the log as it was then
 
     def make(self) -> None:
         """Make the file before SQLite does, with the mode that SQLite then gives the files beside it too.

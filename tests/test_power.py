@@ -256,10 +256,8 @@ class Lives:
         command = self.bot.flask("ledger", "purge", "--fan", "a-fan-who-never-was")
         assert command.returncode == 0, command.stderr
         assert web.stop() == 0
-        an_hour = (
-            3600  # a file that somebody had in hand when it was purged has to wait, and is not forgotten
-        )
-        waiting = everything.purge_rows.files_to_delete(time.time() + an_hour)
+        # A file that somebody had in hand when it was purged has to wait an hour, and is not forgotten.
+        waiting = everything.purge_rows.files_to_delete(time.time() + 3600)
         everything.database.close()
         self._note_names(web)
         self._look_at_files(self._look(time.monotonic()), waiting)
