@@ -161,6 +161,8 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not break off what ends the processes
     raise KeyboardInterrupt
 
 

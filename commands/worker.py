@@ -6,7 +6,7 @@ Knows signals and the number of threads. Must not know what the threads do.
 from __future__ import annotations
 
 import signal
-import threading
+from queue import SimpleQueue
 
 import click
 
@@ -30,10 +30,12 @@ def worker() -> None:
         writable.check(common.database_url.get_secret_value(), common.media_store)
     except writable.NotWritableError as error:
         fail(error, status=2)
-    asked = threading.Event()
+    asked: SimpleQueue[int] = (
+        SimpleQueue()
+    )  # its put() may interrupt its get(): an Event's set() waits for ever then
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+        signal.signal(number, lambda number, _: asked.put(number))
     accounts.start(WORKER_THREADS, orphans=True)
-    asked.wait()
+    asked.get()
     accounts.stop()
     cores.end_process()

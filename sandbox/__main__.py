@@ -9,8 +9,8 @@ import argparse
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from . import Account, running_sandbox
@@ -48,14 +48,16 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    ended = threading.Event()
+    ended: SimpleQueue[int] = (
+        SimpleQueue()
+    )  # its put() may interrupt its get(): an Event's set() waits for ever then
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda number, _: ended.put(number))
     log_to(sys.stderr)
     options = {"callback": arguments.callback, "port": arguments.port, "data": arguments.data}
     with running_sandbox(account=first, others=others, **options) as sandbox:
         print(f"sandbox on {sandbox.url}", flush=True)
-        ended.wait()
+        ended.get()
     return 0
 
 

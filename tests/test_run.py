@@ -73,6 +73,8 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, project, environ):
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
     children = psutil.Process(process.pid).children(recursive=True)
     process.popen.send_signal(signal.SIGINT)
+    eventually(lambda: not all(child.is_running() for child in children), what="the end of the first")
+    process.popen.send_signal(signal.SIGINT)  # in the middle of it
     assert process.popen.wait(30) == 0
     assert not [child for child in children if child.is_running()]
     assert "Traceback" not in process.text()

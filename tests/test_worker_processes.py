@@ -1,11 +1,13 @@
 """Several `flask worker` processes of one machine: they share the work, and none needs another."""
 
+import sys
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from tests.conftest import eventually
+from tests import prepared
+from tests.conftest import clean_environ, eventually
 from tests.test_flow import control, send, stored
 
 
@@ -53,3 +55,49 @@ def test_a_worker_that_ends_takes_the_ledgers_log_into_the_file(sandbox, make_bo
     assert process.stop() == 0
     left = {path.name for path in bot.folder.glob("bot.db*")}
     assert left == {"bot.db", "bot.db-lock", "bot.db-open"}
+
+
+SIGNAL_ITSELF = """
+import os, runpy, signal, sys, threading
+
+_, moment, after, module, *arguments = sys.argv
+calls = None  # of the main thread, since the function `after` returned
+
+def end():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def look(frame, event, _):
+    global calls
+    if calls is None:
+        if event == "return" and frame.f_code.co_qualname == after:
+            calls = 0
+            later = threading.Timer(0.5, end)  # it waits already, and makes no more calls
+            later.daemon = True
+            later.start()
+    elif event in ("call", "c_call"):
+        calls += 1
+        if calls == int(moment):
+            sys.setprofile(None)
+            end()
+
+sys.argv = [module, *arguments]
+sys.setprofile(look)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 5, 7])
+@pytest.mark.parametrize(
+    ("after", "arguments"),
+    [
+        ("Accounts.start", ["flask", "worker"]),
+        ("_GeneratorContextManager.__enter__", ["sandbox", "--port", "0", "--callback", "http://127.0.0.1:9/wechat"]),
+    ],
+    ids=["worker", "sandbox"],
+)
+def test_a_signal_that_comes_while_it_begins_to_wait_ends_it(sandbox, make_bot, after, arguments, moment):
+    """In the middle of an Event's wait() the handler's set() would wait for the lock of its own thread, for ever."""
+    bot = make_bot(sandbox)
+    command = [sys.executable, "-c", SIGNAL_ITSELF, str(moment), after, *arguments]
+    ended = prepared.run(command, clean_environ() | bot.environ, timeout=20)
+    assert ended.returncode == 0, ended.stderr
