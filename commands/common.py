@@ -42,7 +42,10 @@ def app_accounts() -> Accounts:
     error = current_app.extensions.get("settings_error")
     if error is not None:
         fail_without_settings(cast(SettingsError, error))
-    return cast("Accounts", current_app.extensions["accounts"])
+    accounts = cast("Accounts", current_app.extensions["accounts"])
+    # With LEDGER_SYNC=normal the timer that syncs what was committed ends with the process: closing does it.
+    click.get_current_context().call_on_close(accounts.database.close)
+    return accounts
 
 
 def app_parts() -> Parts:

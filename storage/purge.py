@@ -135,12 +135,15 @@ class PurgeRows:
         ids = self._ids_to_purge(before, fan, limit)
         if not ids:
             self._database.write(partial(_forget, self._appid, before, fan))
+            self._database.sync()  # otherwise a power cut could bring back what was said to be deleted
             return 0
         return self._delete(ids, now)
 
     def delete(self, ledger_id: int, now: float) -> bool:
         """Delete this row, as `purge` does; False if there is none."""
-        return self._delete([ledger_id], now) == 1
+        deleted = self._delete([ledger_id], now) == 1
+        self._database.sync()
+        return deleted
 
     def unsubscribed(self, limit: int = 100) -> list[Unsubscribed]:
         """Fans who unsubscribed and whose event is still kept, the oldest first."""

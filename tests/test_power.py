@@ -28,9 +28,18 @@ from PIL import Image
 import parts
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
-from tests.conftest import NOT_TRIED, Bot, eventually, free_port, missing
+from storage import purge
+from storage.database import connect
+from storage.disk import DiskStore
+from storage.ledger import Ledger
+from storage.purge import PurgeRows
+from storage.queue import Queue
+from storage.thumbnails import Thumbnails
+from tests import pushing
+from tests.conftest import FAN, NOT_TRIED, Bot, eventually, free_port, missing
 from tests.forgetful import NO_LIBFUSE, PAGE_BYTES, CannotMountError, forgetful
 from tests.test_faults import opened
+from wechat.messages import parse_message
 
 THREADS = 4
 PICTURES_OF_A_FAN = 3
@@ -105,6 +114,49 @@ def _sync(path):
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
+
+
+# -- one thing done, and the power cut right after it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", ["full", "normal"])
+@pytest.mark.parametrize("way", ["purge", "delete"])
+def test_what_has_no_file_is_deleted_for_good_too(tmp_path, sync, way):
+    with forgetful(tmp_path / "disk") as disk:
+        database = connect(_places(disk.mount)["DATABASE_URL"], sync=sync)
+        rows = PurgeRows(database, THROWAWAY.appid)
+        ledger = Ledger(database, THROWAWAY.appid)
+        recorded = ledger.record(parse_message(pushing.text(1).encode()), None, time.time())
+        database.sync()
+        if way == "delete":
+            assert rows.delete(recorded.id, time.time())
+        else:
+            media = disk.mount / "data" / "media"
+            stores = DiskStore(media), Thumbnails(str(media))
+            assert purge.purge(rows, *stores, now=time.time(), fan=FAN) == purge.Purged(rows=1, files=0)
+        disk.cut(tmp_path / "left")
+        database.close()
+    database = connect(_places(tmp_path / "left")["DATABASE_URL"])
+    assert Ledger(database, THROWAWAY.appid).get(recorded.id) is None
+    database.close()
+
+
+@pytest.mark.parametrize("sync", ["full", "normal"])
+def test_what_a_command_has_done_is_done(tmp_path, make_bot, sandbox, sync):
+    before, after = tmp_path / "before", tmp_path / "after"
+    database = connect(_places(before)["DATABASE_URL"])
+    ledger, queue = Ledger(database, THROWAWAY.appid), Queue(database, THROWAWAY.appid)
+    recorded = ledger.record(parse_message(pushing.image(1).encode()), None, time.time())
+    (job,) = queue.claim_downloads(time.time(), 15)
+    assert queue.mark_failed(job, 40007, "invalid media_id", time.time())
+    database.close()
+    with forgetful(tmp_path / "disk", before) as disk:
+        command = make_bot(sandbox, LEDGER_SYNC=sync, **_places(disk.mount)).flask("ledger", "retry")
+        assert command.returncode == 0, command.stderr
+        disk.cut(after)
+    database = connect(_places(after)["DATABASE_URL"])
+    assert Ledger(database, THROWAWAY.appid).get(recorded.id).media_state == "pending"
+    database.close()
 
 
 # -- fans, and what they saw --------------------------------------------------------------------------------------

@@ -91,7 +91,10 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
     ("after", "arguments"),
     [
         ("Accounts.start", ["flask", "worker"]),
-        ("_GeneratorContextManager.__enter__", ["sandbox", "--port", "0", "--callback", "http://127.0.0.1:9/wechat"]),
+        (
+            "_GeneratorContextManager.__enter__",
+            ["sandbox", "--port", "0", "--callback", "http://127.0.0.1:9/wechat"],
+        ),
     ],
     ids=["worker", "sandbox"],
 )
