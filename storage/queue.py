@@ -343,8 +343,11 @@ class Queue:
         return self._mark(send, [PENDING], {messages.c.send_uploaded_media_id: media_id})
 
     def mark_sending(self, send: Send) -> bool:
-        """The send request leaves next: after a crash it is not sent again. False: claim lost, do not send."""
-        return self._mark(send, [PENDING], {messages.c.send_sending: True})
+        """The send request leaves next: after a crash or a power cut it is not sent again. False: claim lost, do not
+        send."""
+        marked = self._mark(send, [PENDING], {messages.c.send_sending: True})
+        self._database.sync()
+        return marked
 
     def mark_sent(self, send: Send, now: float) -> bool:
         """The platform accepted it. False: the claim was lost."""

@@ -39,6 +39,7 @@ from tests import pushing
 from tests.conftest import FAN, NOT_TRIED, Bot, eventually, free_port, missing
 from tests.forgetful import NO_LIBFUSE, PAGE_BYTES, CannotMountError, forgetful
 from tests.test_faults import opened
+from wechat.formats import extension
 from wechat.messages import parse_message
 
 THREADS = 4
@@ -138,6 +139,26 @@ def test_what_has_no_file_is_deleted_for_good_too(tmp_path, sync, way):
         database.close()
     database = connect(_places(tmp_path / "left")["DATABASE_URL"])
     assert Ledger(database, THROWAWAY.appid).get(recorded.id) is None
+    database.close()
+
+
+@pytest.mark.parametrize("sync", ["full", "normal"])
+def test_a_message_that_may_have_left_is_not_sent_again(tmp_path, sync):
+    with forgetful(tmp_path / "disk") as disk:
+        database = connect(_places(disk.mount)["DATABASE_URL"], sync=sync)
+        queue = Queue(database, THROWAWAY.appid)
+        message = parse_message(pushing.image(1).encode())
+        Ledger(database, THROWAWAY.appid).record(message, None, time.time(), send_back=True)
+        (job,) = queue.claim_downloads(time.time(), 15)
+        stored = DiskStore(tmp_path / "media").put(job.stem, [_plain_jpeg()], extension=extension, attempt=1)
+        assert queue.mark_stored(job, stored, time.time())
+        (send,) = queue.claim_sends(time.time(), 15)
+        assert queue.mark_sending(send)
+        disk.cut(tmp_path / "left")
+        database.close()
+    database = connect(_places(tmp_path / "left")["DATABASE_URL"])
+    (send,) = Queue(database, THROWAWAY.appid).claim_sends(time.time() + 60, 15)
+    assert send.sending
     database.close()
 
 
