@@ -1,14 +1,15 @@
 """`python -m bench.scale`: what the size of the ledger, time and many pictures cost.
 
 Ledgers of up to ten million rows beside an empty one, a soak of a million pushes, downloads beside curl, the worker's
-memory, claims, gallery pages, token reads, start-up. What is compared takes turns in the same run. A table here and in
-bench/results/. Each part can be run alone: `python -m bench.scale --only soak`.
+memory, claims, gallery pages, token reads, start-up, an answer on a busy machine. What is compared takes turns in the
+same run. A table here and in bench/results/. Each part can be run alone: `python -m bench.scale --only soak`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -498,6 +499,38 @@ def start(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
     return [Line("gunicorn's command to the first answer", f"{statistics.median(taken):.2f} s", values=taken)]
 
 
+def busy(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
+    """One push at a time, each on a connection of its own: alone, and beside a program that computes on each core."""
+    cores = len(os.sched_getaffinity(0))
+    with gunicorn_of_ours(tree, folder, f"sqlite:///{folder}/bot.db") as server:
+
+        def seconds() -> list[float]:
+            sent = [pushes.new() for _ in range(size.records)]
+            return [drive(server.port, [push.request], 1).seconds for push in sent]
+
+        seconds()  # imports, caches
+        alone = seconds()
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+        try:
+            beside = seconds()
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+    return [
+        Line("one push at a time: median", f"{statistics.median(alone) * 1e3:.1f} ms"),
+        Line(
+            f"one push at a time beside {cores} busy programs: median",
+            f"{statistics.median(beside) * 1e3:.1f} ms",
+            "≤ 5 ms, better 2",
+        ),
+        Line(
+            f"one push at a time beside {cores} busy programs: slowest of 100",
+            f"{statistics.quantiles(beside, n=100)[-1] * 1e3:.1f} ms",
+        ),
+    ]
+
+
 PARTS = {
     "rows": rows,
     "soak": soak,
@@ -505,6 +538,7 @@ PARTS = {
     "downloads": downloads,
     "tokens": tokens,
     "start": start,
+    "busy": busy,
 }
 
 
