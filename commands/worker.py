@@ -30,9 +30,8 @@ def worker() -> None:
         writable.check(common.database_url.get_secret_value(), common.media_store)
     except writable.NotWritableError as error:
         fail(error, status=2)
-    asked: SimpleQueue[int] = (
-        SimpleQueue()
-    )  # its put() may interrupt its get(): an Event's set() waits for ever then
+    # Its put() may interrupt its get(). An Event's set() would wait for ever in a handler that interrupts its wait().
+    asked: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.put(number))
     accounts.start(WORKER_THREADS, orphans=True)

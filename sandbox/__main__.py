@@ -48,9 +48,8 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    ended: SimpleQueue[int] = (
-        SimpleQueue()
-    )  # its put() may interrupt its get(): an Event's set() waits for ever then
+    # Its put() may interrupt its get(). An Event's set() would wait for ever in a handler that interrupts its wait().
+    ended: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: ended.put(number))
     log_to(sys.stderr)
