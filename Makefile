@@ -35,10 +35,10 @@ fuzz: $(VENV)/.dev
 	@$(BIN)/python -m fuzz $(ARGS)
 
 bench: $(VENV)/.bench $(EXPRESS)
-	@timeout 600 $(BIN)/python -m bench $(ARGS)
+	@timeout -s INT -k 30 600 $(BIN)/python -m bench $(ARGS)
 
 bench-scale: $(VENV)/.bench
-	@timeout 1800 $(BIN)/python -m bench.scale $(ARGS)
+	@timeout -s INT -k 30 1800 $(BIN)/python -m bench.scale $(ARGS)
 
 # Root, systemd-nspawn, mmdebstrap and podman; it says what is missing, and tries the rest.
 try-deploy: $(VENV)/.dev

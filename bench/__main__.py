@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -303,4 +304,5 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it too ends the servers that were started
     sys.exit(main(sys.argv[1:]))

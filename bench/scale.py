@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -548,4 +549,5 @@ def _get(port: int, path: str) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it too ends the servers that were started
     sys.exit(main(sys.argv[1:]))
