@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -128,6 +129,13 @@ def make(platform, clock, store):
     return one
 
 
+@pytest.fixture
+def make_in_real_time(make):
+    """The same with real pauses, for processes that fetch at once: on the tests' clock the 20 s that one waits for
+    another's fetch are over before it has ended."""
+    return partial(make, sleep=time.sleep)
+
+
 def refresh(token):
     """What an operator asks for."""
     return token.replace(token.row().value, at_once=True)
@@ -177,8 +185,8 @@ def test_eight_cold_threads_cost_one_fetch(platform, make):
     assert platform.fetches == 1
 
 
-def test_cold_processes_with_several_threads_cost_one_fetch(platform, make, clock):
-    processes = [make(sleep=time.sleep) for _ in range(4)]
+def test_cold_processes_with_several_threads_cost_one_fetch(platform, make_in_real_time, clock):
+    processes = [make_in_real_time() for _ in range(4)]
     assert at_once(*[process.get for process in processes] * 4) == [platform.value] * 16
     assert platform.fetches == 1
 
@@ -400,8 +408,8 @@ def test_the_moment_is_chosen_once_per_token(make, clock):
     assert token.keep_fresh() == 30  # 240 + 6 s before its end
 
 
-def test_the_early_renewal_of_several_processes_costs_one_fetch(platform, make, clock):
-    processes = [make(sleep=time.sleep) for _ in range(4)]
+def test_the_early_renewal_of_several_processes_costs_one_fetch(platform, make_in_real_time, clock):
+    processes = [make_in_real_time() for _ in range(4)]
     processes[0].get()
     clock.now += 7200 - 240
     at_once(*[process.keep_fresh for process in processes] * 2)
@@ -581,8 +589,8 @@ def test_a_report_of_an_old_token_costs_nothing(platform, make, clock):
 
 
 @pytest.mark.parametrize("kind", [StableTokenSource, ClassicTokenSource])
-def test_one_revocation_costs_one_fetch(platform, make, kind):
-    processes = [make(kind, sleep=time.sleep) for _ in range(4)]
+def test_one_revocation_costs_one_fetch(platform, make_in_real_time, kind):
+    processes = [make_in_real_time(kind) for _ in range(4)]
     stale = processes[0].get()
     platform.kill()
     renewals = [lambda process=process: process.replace(stale) for process in processes] * 5
@@ -759,10 +767,12 @@ class LateStore:
         return getattr(self._store, name)
 
 
-def test_a_report_that_comes_during_a_check_waits_for_its_end(platform, make, store, clock):
+def test_a_report_that_comes_during_a_check_waits_for_its_end(
+    platform, make, make_in_real_time, store, clock
+):
     """A check that is under way was begun after the report came in, but says nothing yet."""
     late = LateStore(store)
-    token, other_process = make(), make(store=late, sleep=time.sleep)
+    token, other_process = make(), make_in_real_time(store=late)
     dead = token.get()
     platform.kill()
     answers = []
