@@ -28,7 +28,7 @@ from storage import writable
 WORK_SECONDS = 20.0  # for running requests, after the signal
 LINGER_SECONDS = 0.3  # after the signal: a request may be on its way on a kept connection, and is answered
 REQUEST_SECONDS = 30.0  # for a whole request to arrive: an unfinished one would hold a thread for ever
-STAY_MILLISECONDS = 20  # a thread waits so long for its connection's next request, then the poller does
+STAY_MILLISECONDS = 20  # a thread waits for its connection's next request; then it leaves that to the poller
 PAUSE_SECONDS = 0.5  # without new connections, when the process has too many open files
 FIRST_FREE_PORT = 1024
 LOG_AGAIN_SECONDS = 60.0
