@@ -180,10 +180,8 @@ def test_an_answer_in_chunks_is_read_to_its_end():
 
 @pytest.mark.parametrize("part", scale.PARTS)
 def test_each_part_of_the_scale_run_in_small(tmp_path, monkeypatch, capsys, part, full):
-    if not full and part not in (
-        "rows",
-        "tokens",
-    ):  # they start servers, and take up to a quarter of a minute each
+    # The others start servers, and take up to a quarter of a minute each.
+    if not full and part not in ("rows", "tokens"):
         pytest.skip("with --full: pytest --full tests/test_bench.py, after a change in bench/")
     small = {"rows": (0, 200), "records": 5, "rounds": 1, "soak": 100, "downloads": 4, "account_pushes": 20}
     monkeypatch.setattr(scale, "SMALL", replace(scale.SMALL, **small, large_picture=scale.MB))
