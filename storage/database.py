@@ -294,7 +294,8 @@ class Database:
         return transaction
 
     def prepared(self, statement: Executable, key: Sequence[str] = ()) -> Prepared:
-        """The statement made ready for this database. `key`: the values that tell the rows it writes apart."""
+        """The statement made ready for this database: once in a process, so give the same statement for each account.
+        `key`: the values that tell the rows it writes apart."""
         return _prepared(statement, self._address.drivername, tuple(key))
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
@@ -460,7 +461,7 @@ class Prepared:
         return [row for _, row in sorted(zip(order, found, strict=True), key=lambda each: each[0])]
 
 
-@cache  # many accounts have the same statements
+@cache
 def _prepared(statement: Executable, driver: str, key: Sequence[str]) -> Prepared:
     return Prepared(statement, URL.create(driver).get_dialect()(), key)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Select,
     Table,
     bindparam,
     case,
@@ -121,7 +120,7 @@ class Ledger:
         self._database = database
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
-        self._select = database.prepared(_find())
+        self._select = database.prepared(_FIND)
         self._insert = database.prepared(_record(database.insert), _KEY)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
@@ -304,18 +303,6 @@ def _repeated(found: Any) -> Recorded:
 
 
 @cache
-def _find() -> Select[int, bytes, bool]:
-    """For every push."""
-    columns = messages.c
-    working = func.coalesce(columns.send_state == WORKING, false())
-    return select(columns.id, columns.reply, working).where(
-        columns.message_key == bindparam("message_key"),
-        columns.sender == bindparam("sender"),
-        columns.appid == bindparam("appid"),
-    )
-
-
-@cache
 def _record(insert: Callable[[Table], Any]) -> Any:
     """For every push that is new."""
     return (
@@ -326,6 +313,14 @@ def _record(insert: Callable[[Table], Any]) -> Any:
     )
 
 
+# For every push.
+_FIND = select(
+    messages.c.id, messages.c.reply, func.coalesce(messages.c.send_state == WORKING, false())
+).where(
+    messages.c.message_key == bindparam("message_key"),
+    messages.c.sender == bindparam("sender"),
+    messages.c.appid == bindparam("appid"),
+)
 _KEY = ("message_key", "sender", "appid")
 _NEW = (
     *_KEY, "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from sqlalchemy import (
@@ -204,7 +204,7 @@ class Queue:
         self._database = database
         self._appid = appid
         self._claim_due = {name: database.prepared(lane.claim_due) for name, lane in _LANES.items()}
-        self._mark_stored = database.prepared(_mark_stored())
+        self._mark_stored = database.prepared(_MARK_STORED)
         self._claim_picture = _claim_picture()
         self._claim_noted_at = 0.0
 
@@ -511,7 +511,6 @@ def _done(
     }
 
 
-@cache
 def _mark_stored() -> Update:
     waiting = messages.c.send_state == WAITING
     now: ColumnElement[Any] = bindparam("now", type_=Double)
@@ -526,6 +525,9 @@ def _mark_stored() -> Update:
             messages.c.thumbnail_due: case((messages.c.media_kind == "image", now)),
         }
     )
+
+
+_MARK_STORED = _mark_stored()
 
 
 def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: Connection) -> int:
