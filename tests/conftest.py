@@ -310,6 +310,9 @@ def pytest_configure(config):
     global _full
     _full = config.getoption("--full")
     logs.configure("text")
+    if not hasattr(config, "workerinput"):
+        # As Ctrl-C: the fixtures end what they have started.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_finish():
