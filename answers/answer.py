@@ -1,4 +1,4 @@
-"""What a message is answered: now, when it is repeated, and, with `answers.late`, when its reply takes time.
+"""How a message is answered: at once, when it is repeated, and (with `answers.late`) when its reply takes time.
 
 Knows the order: look the message up, ask its handler, record message and reply in one commit; and what ECHO_VIA means
 for a reply. Must not know HTTP, signatures or SQL. A handler's fault is logged with the ledger id, and the message is
@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 
 import handlers
+from answers.failures import HANDLER_FAULTS
 from answers.late import DeferredReplies, EchoVia, answered_with_copy, do_work
 from answers.replies import ReplyLog
 from handlers import Account, Deferred, Memory, Remember
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 class Answer:
     """What a handler's reply becomes: plain XML, or None for `success`.
 
-    `by_copy`: the fan's own video is uploaded again, and the copy is the answer (ECHO_VIA=auto).
+    `by_copy`: the reply names the fan's own video. It is uploaded again, and the answer names that copy
+    (ECHO_VIA=auto).
     `send_back`: the stored copy of the fan's own file is sent later (ECHO_VIA=upload).
     """
 
@@ -89,12 +91,12 @@ class Answers:
             answer = rendered(reply, message, now, echo_via=self._echo_via)
         except DatabaseUnavailableError:
             raise  # the memory could not be read: no fault of the handler
-        except Exception as error:
+        except HANDLER_FAULTS as error:
             fault, change, outcome = error, None, None
         if isinstance(outcome, Deferred):
             return self._late.answer(message, outcome, now, arrived)
-        if answer.by_copy:
-            return self._late.answer_with_copy(message, now, arrived, change)
+        if answer.by_copy and answer.xml is not None:
+            return self._late.answer_with_copy(message, answer.xml, now, arrived, change)
         if change is None:
             recorded = self._ledger.record(message, answer.xml, now, send_back=answer.send_back)
         else:
@@ -140,9 +142,8 @@ def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: Ech
 
     Raises `ReplyError` for a reply that the platform would not take.
     """
-    if answered_with_copy(reply, message, echo_via):
-        return Answer(None, by_copy=True)
     own = isinstance(reply, ImageReply | VoiceReply | VideoReply) and reply.media_id == message.media_id
     if reply is None or (own and echo_via == "upload"):
         return Answer(None, send_back=reply is not None)
-    return Answer(render_reply(reply, message, int(now)))
+    by_copy = answered_with_copy(reply, message, echo_via)
+    return Answer(render_reply(reply, message, int(now)), by_copy=by_copy)

@@ -24,13 +24,14 @@ from answers.account import FanAccount
 from answers.copies import StoredCopies
 from answers.failures import (
     FIRST_PAUSE_SECONDS,
+    HANDLER_FAULTS,
     LONGEST_PAUSE_SECONDS,
     SEND_LIFE_SECONDS,
     SEND_REFUSALS,
     failure,
 )
 from answers.replies import ReplyLog
-from answers.steps import renew, repeat
+from answers.steps import renew, repeat, try_step
 from handlers import Account, Deferred, HandlerError, Memory, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
@@ -42,7 +43,7 @@ from storage.states import SendState
 from wechat.client import ApiClient
 from wechat.errors import WeChatError
 from wechat.messages import Message, TextMessage, parse_message
-from wechat.replies import Reply, TextReply, VideoReply, render_reply
+from wechat.replies import Reply, TextReply, VideoReply, parse_reply, render_reply
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,8 @@ DELIVERIES = 3  # the platform's; the last one gets an answer in any case
 HOLD_SECONDS = 6.5  # the platform hangs up after 5, and repeats only what was not answered at all
 TAKE_SECONDS = 4.8  # a later result waits for the next delivery
 AT_ONCE = 256  # pieces of work in this process
-WAITING_AT_ONCE = {
-    "customer_service": 400,
-    "redelivery": 64,
-}  # deliveries; each keeps a thread of the web server
+# Deliveries; each keeps a thread of the web server.
+WAITING_AT_ONCE = {"customer_service": 400, "redelivery": 64}
 LOOK_SECONDS = 0.25  # between checks of work that runs in another process
 ORPHANS_SECONDS = 0.5  # between checks for work that no process runs
 ATTEMPTS = 3  # work that kills its process is not retried for ever
@@ -68,7 +67,14 @@ EchoVia: TypeAlias = Literal["auto", "passive", "upload"]
 
 
 class HeldError(Exception):
-    """This delivery is not answered, so that the platform repeats it (LATE_REPLY=redelivery)."""
+    """This delivery is not answered, so that the platform repeats it (LATE_REPLY=redelivery).
+
+    `repeated`: it is not the message's first.
+    """
+
+    def __init__(self, *, repeated: bool) -> None:
+        super().__init__("not answered, so that it is repeated")
+        self.repeated = repeated
 
 
 class DeferredReplies:
@@ -116,19 +122,20 @@ class DeferredReplies:
         return self.answer_again(recorded, arrived) if recorded.working else recorded
 
     def answer_with_copy(
-        self, message: Message, now: float, arrived: float, change: Change | None = None
+        self, message: Message, reply: bytes, now: float, arrived: float, change: Change | None = None
     ) -> Recorded:
-        """Records a new message whose answer is a copy of its own file, and waits as `answer()` does until the file is
-        downloaded and uploaded again. `change` is the change of the fan's memory. Raises as `answer()` does, and
-        `MemoryChangedError`."""
-        recorded, _ = self._works.record(message, now, None, wait_for_file=True, change=change)
+        """Records a new message whose `reply` (plain XML) names its own file, and waits as `answer()` does until the
+        file is downloaded and uploaded again. `change` is the change of the fan's memory. Raises as `answer()` does,
+        and `MemoryChangedError`."""
+        recorded, _ = self._works.record(message, now, None, reply=reply, change=change)
         if recorded.repeated:
             return self.answer_again(recorded, arrived) if recorded.working else recorded
         return self._wait(recorded.id, 1, arrived)
 
     def answer_again(self, recorded: Recorded, arrived: float) -> Recorded:
         """Lets a repeated delivery wait for work that is not done. Raises as `answer()` does."""
-        return self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
+        answered = self._wait(recorded.id, self._works.count_delivery(recorded.id), arrived)
+        return replace(answered, repeated=True)
 
     def answer_with_kept_result(self, message: Message, now: float) -> Recorded | None:
         """Answers a new text with the result of an earlier message that is kept for this fan, and records it. Returns
@@ -150,7 +157,7 @@ class DeferredReplies:
             recorded = self._result(ledger_id, arrived + TAKE_SECONDS)
             if recorded is None:
                 self._stop.wait(arrived + HOLD_SECONDS - time.monotonic())
-                raise HeldError
+                raise HeldError(repeated=delivery != 1)
             return recorded
         finally:
             self._waiting.release()
@@ -171,8 +178,10 @@ class DeferredReplies:
     def _decide(self, ledger_id: int, otherwise: Literal[SendState.LATER, SendState.KEPT]) -> Recorded:
         text = None
         if otherwise is SendState.KEPT:
-            message = parse_message(self._works.push(ledger_id), self._account)
-            text = render_reply(TextReply(STILL_WORKING), message, int(self._clock()))
+            push = self._works.push(ledger_id)
+            if push is not None:
+                message = parse_message(push, self._account)
+                text = render_reply(TextReply(STILL_WORKING), message, int(self._clock()))
         recorded = self._works.answer(ledger_id, otherwise, text)
         assert recorded is not None, "with `otherwise` it is always decided"
         return recorded
@@ -183,7 +192,15 @@ class DeferredReplies:
         done: Future[None] = Future()
         with self._lock:
             self._running[work.id] = (work, done)
-        threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
+        except RuntimeError as error:
+            log.error(
+                "deferred work cannot be started",
+                extra={"ledger_id": work.id, "reason": str(error)},
+            )
+            self._ended(work, done)
+            self._give_back(work)
 
     def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
         logs.ACCOUNT.set(self._account)
@@ -194,25 +211,28 @@ class DeferredReplies:
                 account = FanAccount(self._client, message.from_user_name)
                 reply, memory = do_work(deferred, account)
                 self._reply_log.note(reply, message, work.id, account.uploaded)
-                if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
-                    reply = self._reply_with_copy(work, reply)
                 if reply is not None:
                     result = render_reply(reply, message, int(self._clock()))
+                if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
+                    copy = self._reply_with_copy(work, reply)
+                    result = render_reply(copy, message, int(self._clock()))
             except _UploadFailed as failed:
                 code, reason = failed.code, failed.reason
-                if failed.try_at is not None:
+                if failed.try_at is not None and result is not None:
                     log.warning(
                         "a stored copy cannot be uploaded yet",
                         extra={"ledger_id": work.id, "code": code, "reason": reason},
                     )
-                    self._works.put_off(work, failed.try_at, code, reason)
+                    now = self._clock()
+                    self._works.put_off(work, now, failed.try_at, code, reason, reply=result, memory=memory)
                     return
+                result = None
                 log.error(
                     "a stored copy cannot be uploaded; the fan gets no reply",
                     extra={"ledger_id": work.id, "code": code, "reason": reason},
                 )
-            except Exception as fault:
-                memory, reason = None, f"the deferred work failed: {type(fault).__name__}"
+            except HANDLER_FAULTS as fault:
+                result, memory, reason = None, None, f"the deferred work failed: {type(fault).__name__}"
                 if isinstance(fault, WeChatError):
                     code, reason = fault.code, f"the deferred work failed: {failure(fault).reason}"
                 log.exception("deferred work failed; the fan gets no reply", extra={"ledger_id": work.id})
@@ -222,9 +242,12 @@ class DeferredReplies:
             # The lease runs out, and the first process that reaches the database runs the work again.
             log.error("a result cannot be kept", extra={"ledger_id": work.id, "reason": str(error)})
         finally:
-            with self._lock:
-                del self._running[work.id]
-            done.set_result(None)
+            self._ended(work, done)
+
+    def _ended(self, work: Work, done: Future[None]) -> None:
+        with self._lock:
+            del self._running[work.id]
+        done.set_result(None)
 
     # -- in the background -----------------------------------------------------------------------------------------
 
@@ -251,7 +274,13 @@ class DeferredReplies:
         for thread in self._threads:
             thread.join()
         for work, _ in list(self._running.values()):
-            self._works.give_back(work)
+            self._give_back(work)
+
+    def _give_back(self, work: Work) -> None:
+        """So that another process may take it at once, and not when its lease is over."""
+        try_step(
+            "deferred work cannot be given back", partial(self._works.give_back, work), ledger_id=work.id
+        )
 
     def _keep_leases(self) -> None:
         logs.ACCOUNT.set(self._account)
@@ -290,15 +319,24 @@ class DeferredReplies:
         message, reason = parse_message(work.xml, self._account), "the work ended its process three times"
         if work.attempt <= ATTEMPTS:
             try:
-                outcome = handlers.dispatch(message, partial(self._recall, message.from_user_name))
-                deferred = outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome)
-                self._begin(work, message, deferred)
+                self._begin(work, message, self._work_of(work, message))
                 return
-            except Exception:
+            except DatabaseUnavailableError:  # the memory could not be read: no fault of the handler
+                self._give_back(work)
+                raise
+            except HANDLER_FAULTS:
                 log.exception("a handler failed", extra={"ledger_id": work.id})
                 reason = "the handler failed when the work was to be run again"
         log.error("deferred work is given up", extra={"ledger_id": work.id, "reason": reason})
         self._works.finish(work, None, self._clock(), reason=reason)
+
+    def _work_of(self, work: Work, message: Message) -> Deferred:
+        """The reply that was recorded with the work, or else what the handler says. Raises what the handler raises."""
+        if work.reply is not None:
+            reply = parse_reply(work.reply)
+            return Deferred(lambda: reply)
+        outcome = handlers.dispatch(message, partial(self._recall, message.from_user_name))
+        return outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome)
 
     def _recall(self, openid: str) -> Memory:
         memory: Memory = json.loads(self._works.memory(openid))

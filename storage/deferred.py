@@ -45,7 +45,8 @@ DELIVERIES_OVER_SECONDS = 20.0
 class Work:
     """Claimed work. `xml` is the push; `attempt` counts from 1; `received_at` is in unix seconds.
 
-    `media_key`: where the message's file is stored, None while it is not.
+    `media_key`: where the message's file is stored, None while it is not. `reply`: what the handler answered, plain XML
+    with the fan's own MediaId, where only the upload of that file is still to be done.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Work:
     claim: int
     received_at: float
     media_key: str | None = None
+    reply: bytes | None = field(default=None, repr=False)
 
 
 class DeferredWork:
@@ -82,16 +84,17 @@ class DeferredWork:
         now: float,
         lease_seconds: float | None,
         *,
-        wait_for_file: bool = False,
+        reply: bytes | None = None,
         change: Change | None = None,
     ) -> tuple[Recorded, Work | None]:
         """Keep the message and its work, claimed for that long (None: for the first process that claims it).
 
-        `wait_for_file`: nobody can claim the work before the message's file is stored.
+        `reply`: the handler's, plain XML, that names the message's own file: the work is to upload that file, and
+        nobody can claim it before the file is stored.
         The work is None if the message was already there (what was recorded is returned), or if it is not claimed.
         `change`: of the fan's memory, in the same commit; raises MemoryChangedError as `Memories.record()` does.
         """
-        if wait_for_file:
+        if reply is not None:
             lease_seconds = None
         claim = None if lease_seconds is None else secrets.randbits(63)
 
@@ -109,12 +112,13 @@ class DeferredWork:
                 insert(works).values(
                     id=recorded.id,
                     appid=self._appid,
-                    state=WorkState.WAITING if wait_for_file else WorkState.PENDING,
+                    state=WorkState.PENDING if reply is None else WorkState.WAITING,
                     due=now,
                     lease_until=None if lease_seconds is None else now + lease_seconds,
                     claim=claim,
                     attempts=0 if claim is None else 1,
                     deliveries=1,
+                    reply=reply,
                 )
             )
             return recorded, None if claim is None else Work(recorded.id, message.raw, 1, claim, now)
@@ -123,14 +127,14 @@ class DeferredWork:
         return self._database.transact(both)
 
     def count_delivery(self, ledger_id: int) -> int:
-        """Count one more delivery of this message. Returns its number, from 1."""
+        """Count one more delivery of this message. Returns its number, from 1; 0 if the message was deleted."""
         statement = (
             update(works)
             .where(works.c.id == ledger_id)
             .values(deliveries=works.c.deliveries + 1)
             .returning(works.c.deliveries)
         )
-        return int(self._database.write(lambda connection: connection.execute(statement).scalar_one()))
+        return self._database.write(lambda connection: connection.execute(statement).scalar()) or 0
 
     def answer(
         self,
@@ -141,7 +145,7 @@ class DeferredWork:
         """What this delivery is to be answered: the result, or what was decided before; None while the work runs.
 
         `otherwise` decides if it still runs. LATER: `success` now, the result by customer-service message. KEPT: `text`
-        (plain XML) now, the result in answer to the fan's next text.
+        (plain XML) now, the result in answer to the fan's next text. A message that was deleted is answered `success`.
         """
 
         if otherwise is None:  # a waiting delivery asks often, and must not lock the row each time
@@ -152,7 +156,9 @@ class DeferredWork:
                 return None
 
         def decide(connection: Connection) -> Recorded | None:
-            row = connection.execute(self._look, {"an_id": ledger_id}).one()
+            row = connection.execute(self._look, {"an_id": ledger_id}).one_or_none()
+            if row is None:
+                return Recorded(ledger_id, None)
             if row.send_state != SendState.WORKING:
                 return Recorded(ledger_id, row.reply)
             unfinished = row.state in UNFINISHED
@@ -235,15 +241,24 @@ class DeferredWork:
             update(works)
             .where(works.c.id.in_(select(due.c.id)))
             .values(lease_until=now + lease_seconds, claim=claim, attempts=works.c.attempts + 1)
-            .returning(works.c.id, works.c.attempts)
+            .returning(works.c.id, works.c.attempts, works.c.reply)
         )
 
         def both(connection: Connection) -> list[Work]:
-            attempts: dict[int, int] = {row.id: row.attempts for row in connection.execute(take)}
+            taken = {row.id: row for row in connection.execute(take)}
             columns = messages.c.id, messages.c.xml, messages.c.received_at, messages.c.media_key
-            rows = connection.execute(select(*columns).where(messages.c.id.in_(list(attempts))))
+            rows = connection.execute(select(*columns).where(messages.c.id.in_(list(taken))))
             return [
-                Work(row.id, row.xml, attempts[row.id], claim, row.received_at, row.media_key) for row in rows
+                Work(
+                    row.id,
+                    row.xml,
+                    taken[row.id].attempts,
+                    claim,
+                    row.received_at,
+                    row.media_key,
+                    taken[row.id].reply,
+                )
+                for row in rows
             ]
 
         return self._database.transact(both)
@@ -256,20 +271,44 @@ class DeferredWork:
         """Give the work back: another process may claim it at once. False: the claim was lost."""
         return self._mark(work, lease_until=None, claim=None, attempts=works.c.attempts - 1)
 
-    def put_off(self, work: Work, due: float, code: int | None, reason: str) -> bool:
-        """No process claims the work before that time. The reason is visible meanwhile; this attempt does not count.
-        False: the claim was lost."""
+    def put_off(
+        self,
+        work: Work,
+        now: float,
+        due: float,
+        code: int | None,
+        reason: str,
+        *,
+        reply: bytes,
+        memory: str | None = None,
+    ) -> bool:
+        """The file that the `reply` (plain XML) names cannot be uploaded yet: no process claims the work before `due`.
 
-        def both(connection: Connection) -> bool:
-            values = {"lease_until": None, "claim": None, "attempts": works.c.attempts - 1, "due": due}
+        What the work has answered is kept, and the fan's new `memory` (JSON): then only the upload is tried again. The
+        reason is visible meanwhile; this attempt does not count. False: the claim was lost.
+        """
+
+        def keep(connection: Connection) -> bool:
+            values = {
+                "lease_until": None,
+                "claim": None,
+                "attempts": works.c.attempts - 1,
+                "due": due,
+                "reply": reply,
+            }
             if not self._change(connection, work, values):
                 return False
-            connection.execute(
-                update(messages).where(messages.c.id == work.id).values(send_code=code, send_reason=reason)
-            )
+            sender = connection.execute(
+                update(messages)
+                .where(messages.c.id == work.id)
+                .values(send_code=code, send_reason=reason)
+                .returning(messages.c.sender)
+            ).scalar()
+            if sender is not None and memory is not None:
+                replace_in_transaction(self._memories, connection, sender, memory, now)
             return True
 
-        return self._database.transact(both)
+        return self._database.transact(keep)
 
     def result(self, ledger_id: int) -> bytes | None:
         """The plain XML of the result of this message's work; None when there is none."""
@@ -281,10 +320,11 @@ class DeferredWork:
         """This fan's memory, JSON."""
         return self._memories.read(openid).json
 
-    def push(self, ledger_id: int) -> bytes:
-        """The push that the work is for, XML."""
+    def push(self, ledger_id: int) -> bytes | None:
+        """The push that the work is for, XML; None if the message was deleted."""
         statement = select(messages.c.xml).where(messages.c.id == ledger_id)
-        return bytes(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
+        found: bytes | None = self._database.run(lambda connection: connection.execute(statement).scalar())
+        return found
 
     def record_with_kept_result(self, message: Message, now: float) -> Recorded | None:
         """The fan's next text: record it with the oldest result that is kept for the fan as its reply.
@@ -339,8 +379,8 @@ class DeferredWork:
         def step(connection: Connection) -> int:
             ids = list(connection.execute(over).scalars())
             for ledger_id in ids:
-                row = connection.execute(self._look, {"an_id": ledger_id}).one()
-                if row.send_state == SendState.WORKING:
+                row = connection.execute(self._look, {"an_id": ledger_id}).one_or_none()
+                if row is not None and row.send_state == SendState.WORKING:
                     next_state: Any = null() if row.result is None else state
                     values = {"send_state": next_state, "send_due": now}
                     connection.execute(update(messages).where(messages.c.id == ledger_id).values(values))

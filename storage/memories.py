@@ -98,10 +98,16 @@ def replace_in_transaction(
     kept: Memories, connection: Connection, openid: str, memory: str, now: float
 ) -> None:
     """What is known of the fan from now on, whatever it was before; inside the caller's transaction."""
-    seen = select(memories.c.version).where(memories.c.appid == kept._appid, memories.c.sender == openid)
-    version = connection.execute(seen.with_for_update()).scalar() or 0
-    if not _replace(kept, connection, openid, Change(StoredMemory(version=version), memory), now):
-        raise MemoryChangedError
+    new = kept._database.insert(memories).values(
+        appid=kept._appid, sender=openid, memory=memory, version=1, changed_at=now
+    )
+    # One statement: with two, another piece of work of this fan could write its first memory in between.
+    connection.execute(
+        new.on_conflict_do_update(
+            index_elements=[memories.c.appid, memories.c.sender],
+            set_={"memory": memory, "version": memories.c.version + 1, "changed_at": now},
+        )
+    )
 
 
 def _replace(kept: Memories, connection: Connection, openid: str, change: Change, now: float) -> bool:

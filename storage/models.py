@@ -252,6 +252,8 @@ works = Table(
     Column("reason", Text),
     Column("done_at", Double),
     Column("result", LargeBinary),
+    # The handler's reply, where the file that it names is still to be uploaded under a MediaId of ours.
+    Column("reply", LargeBinary),
 )
 _works_pending = text("state = 'pending'")
 Index("works_due", works.c.appid, works.c.id, sqlite_where=_works_pending, postgresql_where=_works_pending)

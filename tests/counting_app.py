@@ -1,16 +1,29 @@
-"""The bot with a handler that counts each fan's texts, for tests: gunicorn loads it in place of app.py."""
+"""The bot with handlers that count what each fan sends, for tests: gunicorn loads it in place of app.py.
+
+Only the first of a fan's videos comes back. A text "exit" makes its handler end the program.
+"""
+
+import sys
 
 import app
 import handlers
 from handlers import Remember
-from wechat.messages import TextMessage
-from wechat.replies import TextReply
+from wechat.messages import TextMessage, VideoMessage
+from wechat.replies import TextReply, VideoReply
 
 
 def count(message, memory):
+    if message.content == "exit":
+        sys.exit("as argparse does")
     number = memory.get("count", 0) + 1
     return Remember(TextReply(str(number)), {"count": number})
 
 
-handlers.HANDLERS = {**handlers.STOCK_HANDLERS, TextMessage: count}
+def film(message, memory):
+    number = memory.get("count", 0) + 1
+    reply = VideoReply(message.media_id) if number == 1 else TextReply("one is enough")
+    return Remember(reply, {"count": number})
+
+
+handlers.HANDLERS = {**handlers.STOCK_HANDLERS, TextMessage: count, VideoMessage: film}
 create_app = app.create_app

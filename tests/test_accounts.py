@@ -134,6 +134,12 @@ def test_a_push_at_another_accounts_address_is_refused(make_app, caplog):
     assert client.put("/wechat/shop").status_code == 405
 
 
+def test_a_push_where_no_account_has_a_callback(make_app, caplog):
+    client = make_app(SHOP_WECHAT_TOKEN="", SHOP_WECHAT_AES_KEY="", CLUB_WECHAT_TOKEN="").test_client()
+    assert post(client, "shop", pushing.text(1), "ShopToken").status_code == 404
+    assert "there is no callback: set WECHAT_TOKEN" in caplog.text
+
+
 def test_the_only_callback_answers_at_the_plain_address_too(make_app):
     client = make_app(SHOP_WECHAT_TOKEN="").test_client()
     assert post(client, "", pushing.text(1), "ClubToken").status_code == 200

@@ -8,6 +8,7 @@ import sqlite3
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psutil
@@ -20,6 +21,7 @@ from answers.replies import ReplyLog
 from handlers import Deferred
 from storage.database import connect
 from storage.deferred import DeferredWork
+from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger
 from tests import pushing
 from tests.conftest import FAN, ROOT, eventually
@@ -180,7 +182,27 @@ def test_a_purge_takes_the_work_along(purge_rows, works):
     assert not works.finish(work, result(), NOW)
 
 
-def test_a_process_does_not_take_its_own_work_over(ledger, queue, works):
+@pytest.fixture
+def make_late(ledger, works):
+    """make_late(...) -> one process's DeferredReplies."""
+
+    def make(late_reply="customer_service", reply_seconds=0.1, clock=lambda: NOW, works=works):
+        return DeferredReplies(
+            works,
+            None,
+            None,
+            ReplyLog(ledger),
+            echo_via="passive",
+            reply_seconds=reply_seconds,
+            late_reply=late_reply,
+            lease_seconds=LEASE,
+            clock=clock,
+        )
+
+    return make
+
+
+def test_a_process_does_not_take_its_own_work_over(make_late, queue):
     """Although it came too late to renew the lease, as on a machine with too much to do."""
     now, go, runs = NOW, threading.Event(), []
 
@@ -189,17 +211,7 @@ def test_a_process_does_not_take_its_own_work_over(ledger, queue, works):
         assert go.wait(20)
         return TextReply("answer")
 
-    late = DeferredReplies(
-        works,
-        None,
-        None,
-        ReplyLog(ledger),
-        echo_via="passive",
-        reply_seconds=0.1,
-        late_reply="customer_service",
-        lease_seconds=LEASE,
-        clock=lambda: now,
-    )
+    late = make_late(clock=lambda: now)
     late.answer(text(), Deferred(work), NOW, time.monotonic())
     now += LEASE + 1
     assert late.adopt() == 0
@@ -207,6 +219,66 @@ def test_a_process_does_not_take_its_own_work_over(ledger, queue, works):
     eventually(lambda: queue.claim_sends(now + 1, LEASE), what="the send of its result")
     late.stop()
     assert runs == ["begun"]
+
+
+@pytest.mark.parametrize("late_reply", ["customer_service", "redelivery"])
+def test_a_delivery_whose_message_is_deleted_meanwhile_is_answered_success(
+    make_late, works, purge_rows, late_reply
+):
+    begun, go = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert go.wait(20)
+
+    late = make_late(late_reply, reply_seconds=20)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(late.answer, text(), Deferred(work), NOW, time.monotonic())
+        assert begun.wait(20)
+        purge_rows.purge(NOW, fan=FAN)
+        recorded = waiting.result(20)
+        assert recorded.reply is None
+        assert late.answer_again(recorded, time.monotonic()).reply is None
+        assert works.answer(recorded.id, "owed", b"<still/>").reply is None
+        assert works.settle(NOW + 100, "pending") == 0
+        go.set()
+    late.stop()
+
+
+def test_work_for_which_there_is_no_thread_is_given_back(make_late, works, monkeypatch, caplog):
+    late = make_late()
+
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        recorded = late.answer(text(), Deferred(lambda: TextReply("answer")), NOW, time.monotonic())
+        assert late.adopt() == 1, "it tries again, and is not in its own way"
+    assert recorded.reply is None
+    assert "deferred work cannot be started" in caplog.text
+    (work,) = works.claim(NOW, LEASE, 10)
+    assert (work.id, work.attempt) == (recorded.id, 1)
+    late.stop()
+
+
+def test_a_database_that_is_away_does_not_stop_the_stop(make_late, database, ledger, caplog):
+    begun, go = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert go.wait(20)
+
+    class Away(DeferredWork):
+        def give_back(self, work):
+            raise DatabaseUnavailableError("away")
+
+    late = make_late(works=Away(database, ledger, APPID))
+    late.answer(text(), Deferred(work), NOW, time.monotonic())
+    assert begun.wait(20)
+    late.stop(grace_seconds=0)
+    assert "deferred work cannot be given back" in caplog.text
+    go.set()
 
 
 # -- real processes ---------------------------------------------------------------------------------------------
@@ -333,6 +405,7 @@ def test_in_redelivery_the_second_delivery_carries_the_result(make_slow):
     assert verdicts(push) == ["timeout", "reply"]
     assert slow.said() == [("passive", "patience")]
     assert slow.runs() == ["patience"]
+    assert "wechat_duplicates_total 1.0" in requests.get(f"{slow.bot.url}/metrics", timeout=10).text
     assert calls(slow.sandbox, "/cgi-bin/message/custom/send") == {}
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -82,6 +83,22 @@ def test_deferred_work_remembers_with_its_result(database, ledger, memories):
     assert json.loads(memories.read(FAN).json) == {"step": 2}
 
 
+def test_two_pieces_of_work_write_a_fans_first_memory_at_the_same_time(database, ledger, memories):
+    works = DeferredWork(database, ledger, APPID)
+    start = threading.Barrier(2)
+
+    def finish(work):
+        start.wait()
+        return works.finish(work, b"<xml/>", NOW, memory='{"step":1}')
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            fan = f"oTest-Remembered{number:012d}"
+            pair = [works.record(text(number * 2 + each, fan=fan), NOW, 15)[1] for each in (0, 1)]
+            assert list(pool.map(finish, pair)) == [True, True]
+            assert memories.read(fan) == StoredMemory('{"step":1}', 2)
+
+
 def test_purges_take_the_memory_along(purge_rows, memories):
     other = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
     record(memories, text(1), StoredMemory(), {"step": 1})
@@ -144,6 +161,20 @@ def test_deferred_work_gets_the_memory_of_when_it_began(bot, monkeypatch):
     monkeypatch.setattr(handlers, "HANDLERS", {TextMessage: later})
     assert b"done" in bot.answers.answer(text(2), NOW, time.monotonic()).reply
     assert json.loads(bot.memories.read(FAN).json) == {"count": 11}
+
+
+def test_a_handler_that_ends_the_program_is_one_that_failed(sandbox, make_bot):
+    bot = make_bot(sandbox, aes_key=False)
+    bot.app = "tests.counting_app:create_app()"
+    web = bot.web()
+    sent = {"type": "text", "content": "exit", "mode": "plain"}
+    url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
+    push = requests.post(url, json=sent, timeout=30).json()
+    assert [one["verdict"] for one in push["attempts"]] == ["silent"]
+    assert "a handler failed; the fan was answered success" in web.text()
+    assert "ledger_id=" in web.text()
+    push = requests.post(url, json=sent | {"content": "count"}, timeout=30).json()
+    assert "<![CDATA[1]]>" in push["attempts"][0]["opened"]
 
 
 # -- real processes ---------------------------------------------------------------------------------------------

@@ -5,22 +5,24 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+import requests
 
 from storage.deferred import DeferredWork
 from storage.files import StoredFile
+from storage.memories import Memories
 from tests import pushing
-from tests.conftest import ROOT, eventually
+from tests.conftest import FAN, ROOT, eventually
 from tests.databases import APPID
 from tests.test_flow import calls, chat, control, entries, files, send, stored
 from wechat.messages import parse_message
 
-FILM = (
-    ROOT / "tests" / "samples" / "film.mp4"
-).read_bytes()  # a second of H.264, recorded from a canvas in Chromium
+# A second of H.264, recorded from a canvas in Chromium.
+FILM = (ROOT / "tests" / "samples" / "film.mp4").read_bytes()
 SHA256 = hashlib.sha256(FILM).hexdigest()
 NOW = 1_800_000_000.0
 STORED = StoredFile("wx/2027/01/15/1.mp4", len(FILM), SHA256)
 UPLOAD = "/cgi-bin/media/upload"
+OWN = b"<xml><MsgType>video</MsgType><Video><MediaId>own</MediaId></Video></xml>"
 
 
 def film(sandbox, kind="video", **fields):
@@ -158,6 +160,18 @@ def test_an_upload_that_may_succeed_later_is_repeated(sandbox, make_bot):
     assert calls(sandbox, UPLOAD) == {"45009": 2, "ok": 1}
 
 
+def test_a_handler_that_remembers_runs_once_for_a_film(sandbox, make_bot):
+    bot = make_bot(sandbox)
+    bot.app = "tests.counting_app:create_app()"
+    bot.web()
+    push = film(sandbox)
+    assert verdicts(push) == ["reply"]
+    assert shown(sandbox) == [("passive", "video", SHA256)]
+    url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
+    requests.post(url, json={"type": "text", "content": "how many?"}, timeout=30)
+    assert chat(sandbox)[-1]["content"] == "2", "the film and this text"
+
+
 def test_passive_answers_at_once_with_the_fans_own_media_id(sandbox, make_bot):
     control(sandbox, "rules", {"own_video_reply": True})
     bot = make_bot(sandbox, ECHO_VIA="passive")
@@ -184,7 +198,7 @@ def video(number=1):
 
 
 def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
-    recorded, none = works.record(video(), NOW, 15, wait_for_file=True)
+    recorded, none = works.record(video(), NOW, None, reply=OWN)
     assert (recorded.working, none) == (True, None)
     assert works.claim(NOW + 100, 15, 10) == []
     assert works.answer(recorded.id) is None
@@ -194,17 +208,29 @@ def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
     assert queue.mark_stored(download, STORED, NOW)
     (work,) = works.claim(NOW, 15, 10)
     assert (work.id, work.media_key) == (recorded.id, STORED.key)
-    assert works.put_off(work, NOW + 5, 45009, "quota")
+    assert works.put_off(work, NOW, NOW + 5, 45009, "quota", reply=OWN)
     assert works.claim(NOW + 4, 15, 10) == []
     (work,) = works.claim(NOW + 5, 15, 10)
     assert work.attempt == 1, "what was put off did not take its process down"
+    assert work.reply == OWN
     assert works.finish(work, b"<video/>", NOW)
     assert works.answer(recorded.id).reply == b"<video/>"
 
 
+def test_work_that_answers_with_a_film_not_stored_yet_runs_once(database, ledger, works):
+    message = video()
+    _, work = works.record(message, NOW, 15)
+    assert works.put_off(work, NOW, NOW + 1, None, "not stored yet", reply=OWN, memory='{"films":1}')
+    assert Memories(database, ledger, APPID).read(message.from_user_name).json == '{"films":1}'
+    (again,) = works.claim(NOW + 1, 15, 10)
+    assert again.reply == OWN, "only the upload is left to be done"
+    assert works.finish(again, None, NOW + 1, reason="the upload was refused")
+    assert ledger.get(again.id).send_state == "failed"
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_a_film_that_cannot_be_downloaded_is_a_failed_reply(ledger, queue, works, late):
-    recorded, _ = works.record(video(), NOW, 15, wait_for_file=True)
+    recorded, _ = works.record(video(), NOW, None, reply=OWN)
     if late:
         assert works.answer(recorded.id, "later").reply is None
     (download,) = queue.claim_downloads(NOW, 15)
@@ -219,5 +245,6 @@ def test_a_film_that_cannot_be_downloaded_is_a_failed_reply(ledger, queue, works
     (download,) = queue.claim_downloads(NOW, 15)
     assert queue.mark_stored(download, STORED, NOW)
     (work,) = works.claim(NOW, 15, 10)
+    assert work.reply == OWN, "its handler does not run again"
     assert works.finish(work, b"<video/>", NOW)
     assert [one.id for one in queue.claim_sends(NOW, 15)] == [recorded.id]

@@ -59,11 +59,11 @@ def callback(
     if account:
 
         @blueprint.before_request
-        def lines_of_this_account() -> None:
+        def log_with_account() -> None:
             logs.ACCOUNT.set(account)
 
         @blueprint.teardown_request
-        def lines_of_none(error: BaseException | None) -> None:
+        def log_without_account(error: BaseException | None) -> None:
             logs.ACCOUNT.set("")
 
     def verify() -> Response:
@@ -146,6 +146,8 @@ def callback(
 
     @blueprint.errorhandler(HeldError)
     def held(error: HeldError) -> Response:
+        if error.repeated:
+            counts.duplicates.inc()
         # The platform has hung up already. Anything else that reads this must not take it for an answer.
         return Response(status=503)
 
@@ -185,7 +187,7 @@ def _looks_like_the_platform() -> bool:
 
 def tell_of_wrong_requests(app: Flask, accounts: Mapping[str, str]) -> None:
     """404 and 405 for the application: routing fails before a blueprint is chosen. `accounts`: their names by path."""
-    places = " or ".join(accounts) or "nowhere: no account has a WECHAT_TOKEN"
+    places = " or ".join(accounts)
 
     @app.errorhandler(MethodNotAllowed)
     def wrong_method(error: MethodNotAllowed) -> Response:
@@ -198,11 +200,17 @@ def tell_of_wrong_requests(app: Flask, accounts: Mapping[str, str]) -> None:
     def not_found(error: NotFound) -> Response:
         # A request with a signature may be the platform's, with a wrong URL in the console.
         if re.search(r"(^|&)(signature|echostr)=", request.environ.get("QUERY_STRING", "")):
-            log.warning(
-                "the callback is at %s: correct the URL in the console (请检查服务器配置中的 URL)",
-                places,
-                extra={"path": request.path[:100]},
-            )
+            facts = {"path": request.path[:100]}
+            if places:
+                log.warning(
+                    "the callback is at %s: correct the URL in the console (请检查服务器配置中的 URL)",
+                    places,
+                    extra=facts,
+                )
+            else:
+                log.warning(
+                    "there is no callback: set WECHAT_TOKEN (没有回调地址，请设置 WECHAT_TOKEN)", extra=facts
+                )
         return Response(status=404)
 
 
