@@ -30,7 +30,9 @@ from tests import prepared
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.databases", "tests.browser"]
 
-handlers.HANDLERS = handlers.STOCK_HANDLERS  # whatever is in handlers/own.py
+# Whatever is in handlers/own.py.
+handlers.HANDLERS = handlers.STOCK_HANDLERS
+handlers.ACCOUNT_HANDLERS = {}
 
 ACCOUNT = {
     "WECHAT_APPID": THROWAWAY.appid,

@@ -4,4 +4,5 @@ import app
 import handlers
 
 handlers.HANDLERS = handlers.STOCK_HANDLERS
+handlers.ACCOUNT_HANDLERS = {}
 create_app = app.create_app
