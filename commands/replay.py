@@ -35,22 +35,28 @@ def replay(ledger_id: int | None, last: bool) -> None:
         raise click.UsageError("say which message: its ledger ID, or --last")
     with errors_in_one_line():
         parts = app_parts()
-        newest = parts.ledger.newest(1) if ledger_id is None else []
-        entry = newest[0] if newest else None if ledger_id is None else parts.ledger.get(ledger_id)
-        if entry is None:
-            fail("the ledger is empty" if ledger_id is None else f"the ledger has no row {ledger_id}")
-        message = parse_message(entry.xml)
+        if ledger_id is None:
+            newest = parts.ledger.newest(1)
+            if not newest:
+                fail("the ledger is empty")
+            entry = newest[0]
+        else:
+            found = parts.ledger.get(ledger_id)
+            if found is None:
+                fail(f"the ledger has no row {ledger_id}")
+            entry = found
+        message = parse_message(entry.xml, parts.settings.account)
         memory = parts.memories.read(entry.sender).json
         try:
             outcome = handlers.dispatch(message, lambda: json.loads(memory))
-            reply, remembered = outcome_of(outcome, _Shown())
+            reply, remembered = outcome_of(outcome, _DryRunAccount())
             # The recorded time: then a difference can only come from the handlers.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [one for one in frames if Path(one.filename).parent.name == "handlers"]
             place = next(
-                (one for one in reversed(own) if Path(one.filename).stem not in _CALLERS), frames[-1]
+                (one for one in reversed(own) if Path(one.filename).stem not in _NOT_HANDLERS), frames[-1]
             )
             fail(
                 f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
@@ -66,11 +72,11 @@ def replay(ledger_id: int | None, last: bool) -> None:
     if answer.send_back:
         click.echo("ECHO_VIA=upload: the stored copy would be sent later by customer-service message.")
     if answer.xml != entry.reply:
-        click.echo(f"Recorded then:\n{_shown(entry.reply)}\nToday:")
-    click.echo(_shown(answer.xml))
+        click.echo(f"Recorded then:\n{_as_text(entry.reply)}\nToday:")
+    click.echo(_as_text(answer.xml))
 
 
-class _Shown:
+class _DryRunAccount:
     """An account that says what would be sent and uploaded."""
 
     def send(self, reply: Reply) -> None:
@@ -81,14 +87,9 @@ class _Shown:
         return "id_of_the_upload"
 
 
-_CALLERS = {
-    "__init__",
-    "calls",
-    "router",
-    "memory",
-    "deferred",
-}  # modules of handlers/ that contain no handler
+# The modules of handlers/ that contain no handler.
+_NOT_HANDLERS = {"__init__", "calls", "router", "memory", "deferred"}
 
 
-def _shown(reply: bytes | None) -> str:
+def _as_text(reply: bytes | None) -> str:
     return "success" if reply is None else escaped_lines(reply.decode())

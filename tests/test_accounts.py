@@ -154,6 +154,21 @@ def test_a_message_knows_its_account_and_one_account_may_answer_otherwise(make_a
     assert "Send me a picture" in post(client, "shop", pushing.text(1), "ShopToken").text
 
 
+def test_replay_asks_the_accounts_own_handlers(make_app, monkeypatch):
+    app = make_app(SHOP_WECHAT_AES_KEY="")
+    for name in ("shop", "club"):
+        post(app.test_client(), name, pushing.text(1), f"{name.title()}Token")
+    own = {"club": {TextMessage: lambda message: TextReply(f"the {message.account}")}}
+    monkeypatch.setattr("handlers.ACCOUNT_HANDLERS", own)
+
+    def replayed(name):
+        with app.app_context():  # as the `flask` command does
+            return app.test_cli_runner().invoke(args=["replay", "--account", name, "--last"]).stdout
+
+    assert "the club" in replayed("club").splitlines()[-1]
+    assert "Send me a picture" in replayed("shop")
+
+
 def test_metrics_have_a_label_of_the_account(make_app):
     client = make_app(SHOP_WECHAT_AES_KEY="").test_client()
     for number in (1, 1):
