@@ -238,10 +238,10 @@ def parse_reply(xml: bytes) -> Reply:
     raise ReplyError("the XML is no reply")
 
 
-def _need(value: str | None, otherwise: str) -> None:
+def _need(value: str | None, problem: str) -> None:
     # A message's media_id may be None.
     if not value or not legal(value):
-        raise ReplyError(otherwise)
+        raise ReplyError(problem)
 
 
 def _optional(tag: str, value: str | None) -> str:
