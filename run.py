@@ -70,6 +70,11 @@ class Process:
         self._ended.set()
 
     @property
+    def output(self) -> str:
+        """Where its output is to be read."""
+        return str(self._log.relative_to(FOLDER)) if self._log else "the lines above"
+
+    @property
     def exit_code(self) -> int | None:
         return self._process.poll()
 
@@ -100,8 +105,13 @@ class Processes:
         for process in self._started:
             if process.exit_code is not None:
                 raise Failed(
-                    f"the {process.name} ended with exit code {process.exit_code}; see its lines above"
+                    f"the {process.name} ended with exit code {process.exit_code}; see {process.output}"
                 )
+
+    @property
+    def outputs(self) -> str:
+        """Where the output of all of them is to be read."""
+        return " and ".join(dict.fromkeys(process.output for process in self._started))
 
     def end(self) -> None:
         _end(list(reversed(self._started)))
@@ -338,7 +348,7 @@ def _claim_port(port: int, setting: str) -> None:
             raise Failed(f"{setting}={port} is in use: choose another, such as PORT=8010 make run") from None
 
 
-def _until(look: Callable[[], T | None], seconds: float, otherwise: str, processes: Processes) -> T:
+def _until(look: Callable[[], T | None], seconds: float, problem: str, processes: Processes) -> T:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         processes.check()
@@ -346,7 +356,7 @@ def _until(look: Callable[[], T | None], seconds: float, otherwise: str, process
         if found:
             return found
         processes.pause(0.05)  # polled, since the event is in another process
-    raise Failed(f"{otherwise} within {seconds:.0f} s; see the lines above")
+    raise Failed(f"{problem} within {seconds:.0f} s; see {processes.outputs}")
 
 
 if __name__ == "__main__":

@@ -86,6 +86,18 @@ def test_a_failed_echo_exits_1(make_run):
     assert "the picture was not stored" in process.text()
 
 
+def test_the_end_of_the_sandbox_is_told_with_the_place_of_its_log(make_run, project):
+    process = make_run()
+    said(process, "Ctrl-C ends it")
+    (sandbox,) = (
+        child for child in psutil.Process(process.pid).children() if child.cmdline()[1:3] == ["-m", "sandbox"]
+    )
+    sandbox.kill()
+    assert process.popen.wait(60) == 1
+    assert "the sandbox ended with exit code -9; see data/sandbox/sandbox.log\n" in process.text()
+    assert (project / "data/sandbox/sandbox.log").exists()
+
+
 def test_a_port_in_use_is_said_plainly(make_run):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
