@@ -23,7 +23,7 @@ def _usable() -> list[int]:
         return []
     cores = sorted(os.sched_getaffinity(0))
     with suppress(OSError, ValueError):
-        # The 39th field (https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html); the second may contain blanks.
+        # The 39th field (https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html); the second may contain spaces.
         stat = Path("/proc/thread-self/stat").read_text(encoding="ascii", errors="replace")
         here = cores.index(int(stat.rpartition(")")[2].split()[36]))
         return cores[here:] + cores[:here]

@@ -58,7 +58,7 @@ class Formatter(logging.Formatter):
         text = f"{self._moment(record)} {record.levelname} {record.name}: {escaped(record.getMessage())}"
         for name, value in fields.items():
             text += f" {name}={value!r}"
-        # An exception's text may look like a log line: the blank in front marks it.
+        # An exception's text may look like a log line: the space in front marks it.
         return "\n ".join([text, *map(escaped, trouble.splitlines())]) if trouble else text
 
 

@@ -1,6 +1,6 @@
 """What the commands share: the application's parts, errors as one line, JSON, and a progress bar.
 
-Exit 0 done, 1 failed (one line on stderr, with the hint), 2 wrong use or settings. Must not know any command.
+Must not know any command.
 """
 
 from __future__ import annotations

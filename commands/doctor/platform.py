@@ -28,9 +28,8 @@ _REFUSED_EITHER_WAY = frozenset(
     {-1, 40001, 40002, 40013, 40125, 40164, 40243, 41002, 41004, 45009, 45011}
     | {50004, 50007, 89501, 89503, 89506, 89507}
 )
-_MAY_NOT_ASK = frozenset(
-    {45009, 45011, 48001, 50001}
-)  # callback/check was refused: this says nothing of the callback
+# callback/check was refused: this says nothing of the callback.
+_MAY_NOT_ASK = frozenset({45009, 45011, 48001, 50001})
 
 
 class Platform:
