@@ -483,7 +483,7 @@ def test_a_bot_that_does_not_run(bot):
 )
 def test_a_bot_that_runs_with_other_settings(bot, environ, name, status):
     hint = the_only_one("callback", examined(bot, **environ))
-    assert f"answers HTTP {status} to a {name} request" in hint
+    assert f"answers HTTP {status} to the doctor's request ({name})" in hint
     assert "restart" in hint
 
 
@@ -493,7 +493,7 @@ def test_something_that_answers_every_request(bot):
     ) as it:
         hint = the_only_one("callback", examined(bot, PUBLIC_URL=it))
     assert "GET with a wrong signature" in hint
-    assert f"the bot itself answers well on {bot.url}/wechat" in hint
+    assert f"the bot answers correctly at {bot.url}/wechat" in hint
 
 
 NGROK = '<!DOCTYPE html><html class="h-full"><title>ngrok</title><noscript>You are about to visit: it. (%s)</noscript>'
@@ -516,7 +516,7 @@ NGROK = '<!DOCTYPE html><html class="h-full"><title>ngrok</title><noscript>You a
             ["redirects to https://elsewhere.example,"],
         ),
         (lambda: Response("<h1>Bad Gateway</h1>", 502), ["HTTP 502", "does not reach the bot"]),
-        (lambda: Response("x" * 200_000, mimetype="text/plain"), ["HTTP 200 to a GET request"]),
+        (lambda: Response("x" * 200_000, mimetype="text/plain"), ["HTTP 200 to the doctor's request (GET)"]),
     ],
 )
 def test_a_tunnel_that_answers_instead_of_the_bot(bot, page, words):
@@ -524,7 +524,7 @@ def test_a_tunnel_that_answers_instead_of_the_bot(bot, page, words):
         hint = the_only_one("callback", examined(bot, PUBLIC_URL=tunnel))
     for word in words:
         assert word in hint
-    assert f"the bot itself answers well on {bot.url}/wechat" in hint
+    assert f"the bot answers correctly at {bot.url}/wechat" in hint
     assert "signature=" not in hint
 
 
@@ -739,7 +739,7 @@ def test_a_place_where_nothing_can_be_made(bot, tmp_path):
     assert [finding.check for finding in findings if finding.ok is False] == ["database", "media"]
     for finding in findings:
         if finding.ok is False:
-            assert f"{tmp_path}/file cannot be written" in finding.hint
+            assert f"{tmp_path}/file is not writable" in finding.hint
 
 
 # -- the command ------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ class Callback:
         if base != here and self._trouble_at(here, probes) is None:
             return Outcome(
                 False,
-                f"{trouble.english} (the bot itself answers well on {here}{self._path}: it is the tunnel or proxy)",
+                f"{trouble.english} (on this machine the bot answers correctly at {here}{self._path}: "
+                "the fault is in the tunnel or proxy)",
                 f"{trouble.chinese}（本机 {here}{self._path} 正常，问题在内网穿透或反向代理）",
             )
         return trouble
@@ -65,8 +66,8 @@ class Callback:
         return [
             Outcome(
                 False,
-                f"{self._proxies} proxies stand before the bot (X-Forwarded-For) and PROXY_HOPS=0, so that all callers "
-                f"have one address: set PROXY_HOPS={self._proxies}",
+                f"{self._proxies} proxies stand in front of the bot (X-Forwarded-For) and PROXY_HOPS=0, so that all "
+                f"callers have one address: set PROXY_HOPS={self._proxies}",
                 f"机器人前面有 {self._proxies} 层代理（X-Forwarded-For），而 PROXY_HOPS=0，所有来访者都显示为同一地址："
                 f"请设置 PROXY_HOPS={self._proxies}",
             )
@@ -94,7 +95,7 @@ class Callback:
                 return Outcome(
                     False,
                     f"nothing answers at {base} ({type(error).__name__}): start the bot, "
-                    "and the tunnel or proxy before it",
+                    "and the tunnel or proxy in front of it",
                     f"{base} 没有回复（{type(error).__name__}），请启动机器人，以及它前面的内网穿透或反向代理",
                 )
             if page.proxies.isdecimal():
@@ -107,8 +108,8 @@ class Callback:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A request to the callback and the right status for it. None can become a ledger row: those with a right signature
-    are a GET, or refused for their content."""
+    """A request to the callback, and the status that is right for it. No probe can become a ledger row: one with a
+    right signature is a GET, or is refused for its content."""
 
     name: str
     method: str
@@ -263,10 +264,10 @@ def _trouble_with(page: _Page, probe: _Probe, base: str, at: str) -> Outcome | N
         return None
     return Outcome(
         False,
-        f"{at} answers HTTP {page.status} to a {probe.name} request, where HTTP {probe.status} is right: "
+        f"{at} answers HTTP {page.status} to the doctor's request ({probe.name}), where HTTP {probe.status} is right: "
         "the bot there runs with other settings (WECHAT_TOKEN, WECHAT_AES_KEY, WECHAT_APPID, WECHAT_ACCEPT_PLAINTEXT) "
         "or another clock; restart it after a change",
-        f"{at} 对 {probe.name} 请求返回 HTTP {page.status}，应为 {probe.status}："
+        f"{at} 对检查请求（{probe.name}）返回 HTTP {page.status}，应为 {probe.status}："
         "该处机器人的设置或时钟与这里不同，修改设置后请重启",
     )
 

@@ -126,7 +126,7 @@ class _Examination:
             if not faults:
                 self._running[name] = _started(check)
             elif name not in ONLY_WHEN_WRONG:
-                self._running[name] = _not_checked_before(faults)
+                self._running[name] = _not_checked_until_corrected(faults)
         for name, future in self._running.items():
             try:
                 outcomes = future.result(max(give_up_at - time.monotonic(), 0.0))
@@ -207,10 +207,10 @@ def _started(check: Callable[[], list[Outcome]]) -> Future[list[Outcome]]:
     return future
 
 
-def _not_checked_before(names: frozenset[str]) -> Future[list[Outcome]]:
+def _not_checked_until_corrected(names: frozenset[str]) -> Future[list[Outcome]]:
     future: Future[list[Outcome]] = Future()
     settings = ", ".join(sorted(names))
     future.set_result(
-        [Outcome(None, f"not checked before {settings} is corrected", f"未检查：请先修改 {settings}")]
+        [Outcome(None, f"not checked until {settings} is corrected", f"未检查：请先修改 {settings}")]
     )
     return future

@@ -37,12 +37,12 @@ def check_database(parts: Parts) -> Outcome:
     if path is not None and (wrong := _not_writable(path.parent)):
         return Outcome(
             False,
-            f"{wrong} cannot be written, and DATABASE_URL is to lie there: correct its owner or mode",
+            f"{wrong} is not writable, and the database of DATABASE_URL belongs there: correct its owner or mode",
             f"{wrong} 不可写，而 DATABASE_URL 在其中，请修改其属主或权限",
         )
     return Outcome(
         True,
-        f"{kind}: the schema is made, or brought up to date, at the next start",
+        f"{kind}: the schema will be created or updated at the next start",
         f"{kind}：下次启动时建立或更新表结构",
     )
 
@@ -54,10 +54,14 @@ def check_media(parts: Parts) -> Outcome:
         if wrong:
             return Outcome(
                 False,
-                f"nothing can be kept in MEDIA_STORE: {wrong} cannot be written, correct its owner or mode",
+                f"nothing can be kept in MEDIA_STORE: {wrong} is not writable, correct its owner or mode",
                 f"无法写入 MEDIA_STORE：{wrong} 不可写，请修改其属主或权限",
             )
-        return Outcome(True, f"{store} is made at the first picture", f"{store} 将在收到第一张图片时建立")
+        return Outcome(
+            True,
+            f"{store} will be created when the first picture arrives",
+            f"{store} 将在收到第一张图片时建立",
+        )
     try:
         stored = files.put(f"doctor-{secrets.token_hex(8)}", [b"?"], extension=lambda head: "bin", attempt=1)
         files.delete(stored.key)
@@ -93,7 +97,8 @@ def check_disk(settings: Settings) -> Outcome:
     if free[name] < MIN_FREE_BYTES:
         return Outcome(
             False,
-            f"{megabytes} MB are free on the disk of {name}, less than {least}: make room, downloads pause",
+            f"{megabytes} MB are free on the disk of {name}, less than {least}, so downloads have paused: "
+            "free some space",
             f"{name} 所在磁盘仅剩 {megabytes} MB，下载已暂停，请清理空间",
         )
     return Outcome(True, f"{megabytes} MB free", f"剩余 {megabytes} MB")
@@ -129,7 +134,7 @@ def check_queue(parts: Parts, now: float) -> Outcome:
     if not status.pending and not status.replies_pending:
         return Outcome(
             True,
-            "nothing is pending, so a worker shows no sign of life",
+            "nothing is pending, so this does not show whether a worker is running",
             "没有待处理的任务，因此看不出 worker 是否在运行",
         )
     return Outcome(True, f"{english}, {backlog.held} in hand", f"{chinese}，{backlog.held} 个正在处理")
