@@ -1,4 +1,5 @@
-"""The one place that changes gunicorn: how a web process takes connections, sends answers, and ends.
+"""The seam to gunicorn: checks the settings before it starts or reloads, and changes how a web process takes
+connections, sends answers, and ends.
 
 Knows gunicorn 27's threaded worker, and changes a few of its methods. It checks at import that all are there: if not,
 the plain worker runs instead, and `MISSING` says why. Must not know what is answered.
@@ -126,7 +127,7 @@ def check_port(port: int) -> None:
         except PermissionError:
             raise PermissionError(
                 f"PORT: {port}: only root may listen below {FIRST_FREE_PORT}: take a higher one, and let the proxy "
-                f"before the bot (or a container's --publish {port}:8000) listen there "
+                f"in front of the bot (or a container's --publish {port}:8000) listen there "
                 f"({FIRST_FREE_PORT} 以下的端口只有 root 能用：请改用更大的 PORT，由反向代理或容器端口映射监听该端口)",
             ) from None
         except OSError:
