@@ -23,7 +23,7 @@ except server.FAULTS as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)  # systemd's RestartPreventExitStatus: a restart would fail in the same way
 
-EMBEDDED_THREADS = 4  # downloads at once in each web process
+EMBEDDED_THREADS = 4  # jobs (downloads and sends) of each account at once, in each web process
 _metrics = metrics_folder.of_this_server()
 _files = cores.raise_file_limit()
 bind = f"127.0.0.1:{_settings.port}"  # the Procfile's --bind opens it to a platform's router
@@ -51,10 +51,9 @@ def pre_fork(master: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    embedded = _settings.worker == "embedded"
     worker.accounts = worker.wsgi.extensions["accounts"]
     worker.when_stopping = worker.accounts.ask_to_stop
-    worker.accounts.start(EMBEDDED_THREADS if embedded else 0, orphans=embedded)
+    worker.accounts.start(EMBEDDED_THREADS if _settings.worker == "embedded" else 0)
 
 
 def worker_exit(master: Any, worker: Any) -> None:

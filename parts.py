@@ -45,7 +45,10 @@ from worker.thumbnails import Decoder, ThumbnailMaker
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one process for one account. Database, files, thumbnails and worker are those of all accounts."""
+    """The parts of one process for one account.
+
+    The database, the files and the thumbnails are shared by all accounts.
+    """
 
     settings: Settings
     database: Database
@@ -76,12 +79,12 @@ class Accounts:
     rows: GalleryRows
     worker: Worker
 
-    def start(self, threads: int, *, orphans: bool) -> None:
-        """Starts the background work: `threads` jobs of each account at once, and with `orphans` deferred work whose
-        process is gone."""
+    def start(self, threads: int) -> None:
+        """Starts the background work: `threads` jobs of each account at once, and deferred work whose process is gone.
+        With 0 threads, only access_tokens are kept fresh and leases renewed."""
         self.worker.start(threads)
         for parts in self.of.values():
-            parts.deferred.start(orphans=orphans)
+            parts.deferred.start(orphans=threads > 0)
 
     def ask_to_stop(self) -> None:
         """Stops claiming work. Returns at once."""

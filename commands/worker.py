@@ -14,7 +14,7 @@ import cores
 from commands.common import app_accounts, fail
 from storage import writable
 
-WORKER_THREADS = 16  # downloads of one account at once
+WORKER_THREADS = 16  # jobs (downloads and sends) of each account at once
 
 
 @click.command()
@@ -34,7 +34,7 @@ def worker() -> None:
     asked: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.put(number))
-    accounts.start(WORKER_THREADS, orphans=True)
+    accounts.start(WORKER_THREADS)
     asked.get()
     accounts.stop()
     cores.end_process()
