@@ -1,4 +1,7 @@
-"""What the bot says to events: a welcome to a new fan; every other event is answered `success`."""
+"""What the bot says to events: a welcome to a new fan; every other event is answered `success`.
+
+Must not know what is kept or deleted when a fan comes or leaves.
+"""
 
 from __future__ import annotations
 
