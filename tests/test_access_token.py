@@ -47,7 +47,7 @@ class Clock:
 
 
 class Platform(StubPlatform):
-    """One token slot for both token calls, by the fact sheet's rules, unless `on` says otherwise."""
+    """One token slot for both token calls, by the platform's rules, unless `on` says otherwise."""
 
     def __init__(self, clock):
         super().__init__()

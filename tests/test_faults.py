@@ -283,9 +283,8 @@ def test_kill_9_at_random_instants_during_load(sqlite_unless_full, make_loaded, 
     assert killer.trouble is None
     figures = load.check(everything)
     assert killer.web.stop() == 0
-    for (
-        worker
-    ) in killer.workers:  # one that was just started does not know yet what it is to do when asked to end
+    # One that was just started does not know yet what it is to do when asked to end.
+    for worker in killer.workers:
         eventually(lambda pid=worker.pid: psutil.Process(pid).num_threads() > 4, what="the worker's threads")
     assert [worker.stop() for worker in killer.workers] == [0] * len(killer.workers)
     counted(
@@ -297,7 +296,7 @@ def test_kill_9_at_random_instants_during_load(sqlite_unless_full, make_loaded, 
     )
 
 
-# -- the platform's faults, one by one (10.3 of the protocol's fact sheet) --------------------------------------
+# -- the platform's faults, one by one --------------------------------------------------------------------------
 
 
 class World:
