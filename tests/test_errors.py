@@ -230,15 +230,9 @@ def test_a_transport_error_says_whether_the_request_left():
 
 def test_media_errors_say_whether_to_try_again():
     assert [
-        (error.retryable, isinstance(error, MediaError))
-        for error in (
-            MediaError("x"),
-            MediaError("x", retryable=False),
-            TruncatedMediaError(),
-            MediaTooLargeError(5),
-            UnsafeMediaUrlError(),
-        )
-    ] == [(True, True), (False, True), (True, True), (False, True), (True, True)]
+        (error.final, isinstance(error, MediaError))
+        for error in (TruncatedMediaError(), MediaTooLargeError(5), UnsafeMediaUrlError())
+    ] == [(False, True), (True, True), (False, True)]
     assert MediaTooLargeError(5).limit == 5
     assert "MAX_MEDIA_BYTES" in explained(MediaTooLargeError(5))
 

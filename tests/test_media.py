@@ -321,7 +321,7 @@ def test_a_body_that_is_not_whole_is_no_file(platform, client, answer):
     platform.on(GET, answer)
     with pytest.raises((TruncatedMediaError, TransportError)) as caught:
         fetch(client)
-    assert getattr(caught.value, "retryable", True)
+    assert not caught.value.final
 
 
 def test_a_body_over_the_cap_is_not_even_read(platform, client):
@@ -329,7 +329,7 @@ def test_a_body_over_the_cap_is_not_even_read(platform, client):
     assert fetch(client, max_bytes=len(JPEG)) == JPEG
     with pytest.raises(MediaTooLargeError) as caught, open_media(client, "m", max_bytes=len(JPEG) - 1):
         pytest.fail("too late")
-    assert (caught.value.limit, caught.value.retryable) == (len(JPEG) - 1, False)
+    assert (caught.value.limit, caught.value.final) == (len(JPEG) - 1, True)
 
 
 @pytest.mark.parametrize("encoding", ["chunked", "gzip"])
@@ -456,7 +456,7 @@ def test_a_video_url_never_leads_inside(platform, elsewhere, client, url, redire
         platform.on(GET, video(url))
     with pytest.raises(UnsafeMediaUrlError) as caught:
         fetch(client)
-    assert caught.value.retryable
+    assert not caught.value.final
     assert not elsewhere.requests
     assert "sig" not in str(caught.value)
 

@@ -22,7 +22,7 @@ from wechat.codes import Kind, explain
 # +-- ApiError                    the platform answered with an errcode; .kind says what to do
 # |   +-- InvalidTokenError       fetch a new access_token, then repeat once
 # +-- TransportError              no usable answer; .sent: may the request have arrived?
-# +-- MediaError                  a download that failed; .retryable
+# +-- MediaError                  a download that failed
 # |   +-- TruncatedMediaError, MediaTooLargeError, UnsafeMediaUrlError
 # +-- MediaRefusedError           our own check before an upload
 # +-- TokenUnavailableError       no valid access_token, and none can be fetched now
@@ -191,36 +191,32 @@ class TransportError(WeChatError):
 
 
 class MediaError(WeChatError):
-    """A download that failed. `retryable`: may a later attempt succeed?"""
-
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
-        self.retryable = retryable
-        self.final = not retryable
-        super().__init__(message)
+    """A download that failed."""
 
 
 class TruncatedMediaError(MediaError):
     """The body ended before its announced length."""
 
     def __init__(self, message: str = "the download broke off before its end") -> None:
-        super().__init__(message, retryable=True)
+        super().__init__(message)
 
 
 class MediaTooLargeError(MediaError):
     """The body is larger than `limit` bytes."""
 
+    final = True
     cause = Cause.MEDIA_SIZE
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        super().__init__(f"the file is larger than {limit} bytes", retryable=False)
+        super().__init__(f"the file is larger than {limit} bytes")
 
 
 class UnsafeMediaUrlError(MediaError):
     """A video_url that leads to a private address or to no web address at all."""
 
     def __init__(self, message: str = "video_url leads to an address that is not public") -> None:
-        super().__init__(message, retryable=True)
+        super().__init__(message)
 
 
 class MediaRefusedError(WeChatError):
