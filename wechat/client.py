@@ -161,7 +161,7 @@ class ApiClient:
     def get_url(self, url: str, *, path: str, timeout: Timeouts) -> Answer:
         """One GET of a URL from an answer: no token, no redirect, any status.
 
-        It goes to the API's own hosts or, past any proxy, to public addresses only. `path` names the URL in errors.
+        It goes to the API's own hosts or, without a proxy, to public addresses only. `path` names the URL in errors.
         Raises UnsafeMediaUrlError or TransportError.
         """
         # Check the address that will be used, not the text that it was made from.
