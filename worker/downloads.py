@@ -43,7 +43,8 @@ class Downloads:
         self._max_media_bytes, self._clock = max_media_bytes, clock
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
-        """Claims up to `limit` due downloads. None while the disk is nearly full: the ledger then says so."""
+        """Claims up to `limit` due downloads. Claims nothing while the disk is nearly full; the ledger then gives
+        that as the reason."""
         free = self._files.free_bytes()
         if free is None or free >= MIN_FREE_BYTES:
             return self._queue.claim_downloads(now, lease_seconds, limit)

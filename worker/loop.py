@@ -42,7 +42,7 @@ class AccountWork:
         self.queue, self.downloads, self.sends, self.failures = queue, downloads, sends, failures
         self.chores = chores
         self.held: dict[int, Held] = {}
-        self.idle, self.look_at = IDLE_SECONDS[0], 0.0  # the next pause, and when it is over (monotonic)
+        self.idle, self.next_look = IDLE_SECONDS[0], 0.0  # the next pause, and when it is over (monotonic)
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Job]:
         """Claims up to `limit` due jobs. Sends come first, since a fan waits for them."""
@@ -79,7 +79,7 @@ class Worker:
         ]
         if threads:
             targets += [
-                partial(self._work_off, threads),
+                partial(self._run_jobs, threads),
                 self._keep_claims,
                 partial(keep_tidy, self._chores, self._stop, self._jitter),
                 partial(keep_making_thumbnails, self._chores, self._stop, self._is_busy),
@@ -114,15 +114,15 @@ class Worker:
     def _is_busy(self) -> bool:
         return any(work.held for work in self._accounts)
 
-    def _work_off(self, threads: int) -> None:
+    def _run_jobs(self, threads: int) -> None:
         cores.pin_thread()
         with ThreadPoolExecutor(threads * len(self._accounts), "work") as pool:
             while not self._stop.is_set():
                 self._free.clear()
                 for work in self._accounts:
-                    if work.look_at <= time.monotonic():
+                    if work.next_look <= time.monotonic():
                         self._look(work, threads, pool)
-                self._free.wait(max(min(work.look_at for work in self._accounts) - time.monotonic(), 0.0))
+                self._free.wait(max(min(work.next_look for work in self._accounts) - time.monotonic(), 0.0))
                 # Busy threads become free one by one. A claim for each costs a sixth of its time: claim for several.
                 while self._most_held() > threads - threads // 4 and self._free.wait(GATHER_SECONDS):
                     self._free.clear()
@@ -137,12 +137,12 @@ class Worker:
         # Set before the claim, so that a job that ends meanwhile can ask for another look at once.
         # All processes of a machine look at the same moments, so that they share new work from the start.
         now = time.monotonic()
-        work.look_at = now + work.idle - now % work.idle
+        work.next_look = now + work.idle - now % work.idle
         jobs = try_step("the ledger cannot be read", partial(self._claim, work, threads))
         if jobs is None:
-            work.look_at = now + FAULT_SECONDS
+            work.next_look = now + FAULT_SECONDS
         elif jobs:
-            work.idle, work.look_at = IDLE_SECONDS[0], 0.0
+            work.idle, work.next_look = IDLE_SECONDS[0], 0.0
         else:
             work.idle = min(work.idle * 2, rarer(IDLE_SECONDS[1], len(self._accounts)))
         for job in jobs or ():
@@ -183,7 +183,7 @@ class Worker:
         finally:
             with self._lock:
                 del work.held[id(job)]
-            work.look_at = 0.0
+            work.next_look = 0.0
             self._free.set()
 
     def _keep_claims(self) -> None:
