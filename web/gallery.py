@@ -40,6 +40,7 @@ from web.export import exported
 from web.senders import sender_address, sent_by_another_site
 from wechat.codes import explain
 from wechat.formats import CONTENT_TYPES
+from wechat.media import LIFE_SECONDS
 from wechat.messages import LinkMessage, LocationMessage, TextMessage, parse_message
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,11 @@ log = logging.getLogger(__name__)
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
 COUNTED = 1000  # entries; above that the page says that there are more
-MEDIA_LIFE_SECONDS = 3 * 86400.0  # after that the platform deletes the file
 
 COOKIE = "gallery"
 
 # What a browser shows; the store names a file by its content, so that nothing else has one of these names.
-_SHOWN = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3", "mp4")}
+_BROWSER_TYPES = {name: CONTENT_TYPES[name] for name in ("jpg", "png", "gif", "mp3", "mp4")}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -224,7 +224,7 @@ def gallery(
             further = asked.link(**{"after" if asked.after else "before": found.searched_to})
         return page(
             "index.html",
-            entries=[_shown(entry, clock()) for entry in entries],
+            entries=[_for_template(entry, clock()) for entry in entries],
             asked=asked,
             newer=newer,
             older=older,
@@ -316,8 +316,8 @@ def gallery(
         if found.media_key is None or size is None:
             abort(404)
         extension = found.media_key.rpartition(".")[2]
-        response = _stream(files.open(found.media_key), _SHOWN.get(extension))
-        if extension not in _SHOWN:
+        response = _stream(files.open(found.media_key), _BROWSER_TYPES.get(extension))
+        if extension not in _BROWSER_TYPES:
             name = f"{ledger_id}.{extension}"
             response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.content_length = size
@@ -397,21 +397,20 @@ class _Asked:
     words: dict[str, str]
 
     def link(self, **place: Place) -> str:
-        return _url(
-            "gallery.index", **self.words, **{name: f"{at!r}_{id_}" for name, (at, id_) in place.items()}
-        )
+        return _url("gallery.index", **self.words, **{name: _place_text(at) for name, at in place.items()})
 
     @property
     def place(self) -> dict[str, str]:
         """The parameters of a link back to this page."""
         return {
-            name: f"{place[0]!r}_{place[1]}"
+            name: _place_text(place)
             for name, place in (("before", self.before), ("after", self.after))
             if place
         }
 
 
 def _url(endpoint: str, **values: Any) -> str:
+    """`url_for` for values in a dict: mypy would hold them against the types of its own parameters, like _external."""
     return url_for(endpoint, **values)
 
 
@@ -439,6 +438,11 @@ def _asked(given: Mapping[str, str], zone: ZoneInfo | None, names: Mapping[str, 
             abort(400)
     which = Filter(cast(Any, kind), cast(Any, state), fan, since, until, appid)
     return _Asked(which, _place(given.get("before")), _place(given.get("after")), words)
+
+
+def _place_text(place: Place) -> str:
+    """For a link; `_place` reads it."""
+    return f"{place[0]!r}_{place[1]}"
 
 
 def _place(given: str | None) -> Place | None:
@@ -512,7 +516,7 @@ _FAN_HAS_TO = {
 }
 
 
-def _shown(entry: Shown, now: float) -> dict[str, Any]:
+def _for_template(entry: Shown, now: float) -> dict[str, Any]:
     """An entry of the list, as the template takes it."""
     text = _text(entry.xml) if entry.media_kind is None else None
     return {"one": entry, "text": text, "problem": _media_problem(entry, now)}
@@ -525,7 +529,7 @@ def _problems(entry: Entry, now: float) -> list[_Problem]:
 
 
 def _media_problem(entry: Entry | Shown, now: float) -> _Problem | None:
-    over = now > entry.create_time + MEDIA_LIFE_SECONDS
+    over = now > entry.create_time + LIFE_SECONDS  # then the platform has deleted the file
     return _problem(False, entry.media_state, entry.media_code, entry.media_reason, over=over)
 
 

@@ -35,8 +35,12 @@ from wechat.transport import CHUNK_BYTES, Answer
 UPLOAD_TIMEOUT = Timeouts(read=30.0, host=300.0, call=300.0)
 DOWNLOAD_TIMEOUT = Timeouts(host=600.0, call=600.0)
 
+LIFE_SECONDS = 3 * 86400
+"""How long the platform keeps a file."""
+
 _UPLOAD_PATH = "/cgi-bin/media/upload"
 _SMALL_JSON_BYTES = 64 * 1024
+_SPOOL_BYTES = 64 * 1024  # a copy up to this size stays in memory
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SEND_BYTES = 16 * 1024
@@ -92,9 +96,11 @@ def upload(
         found = extension(source.read(HEAD_BYTES))
         if found not in limit.extensions:
             wanted = ", ".join(sorted(limit.extensions))
-            raise MediaRefusedError(40005, f"{shown} is by its content no {kind} that can be sent ({wanted})")
+            raise MediaRefusedError(
+                40005, f"the content of {shown} is not of a format that {kind} takes ({wanted})"
+            )
         if source.seek(0, os.SEEK_END) - start != size:
-            raise MediaRefusedError(40006, f"{shown} has not the {size} bytes it should have")
+            raise MediaRefusedError(40006, f"{shown} should have {size} bytes, and does not")
         return client.call(
             "POST",
             _UPLOAD_PATH,
@@ -237,7 +243,7 @@ def _rewindable(file: BinaryIO, size: int) -> Iterator[IO[bytes]]:
     if file.seekable():
         yield file
         return
-    with tempfile.SpooledTemporaryFile(max_size=_SMALL_JSON_BYTES) as copy:
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as copy:
         shutil.copyfileobj(file, copy, CHUNK_BYTES)
         copy.seek(0)
         yield copy

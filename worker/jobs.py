@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 from answers.failures import SEND_LIFE_SECONDS, pause
 from storage.queue import Download, Job, Queue
+from wechat import media
 
 log = logging.getLogger(__name__)
-
-MEDIA_LIFE_SECONDS = 3 * 86400  # the platform keeps temporary media for three days
 
 
 class StoppedError(Exception):
@@ -43,7 +42,7 @@ class Failures:
         """Tries the job again after a pause, not before `not_before` (unix seconds); too late means failed."""
         now = self._clock()
         due = max(now + pause(job.attempt, self._jitter()), not_before)
-        life = MEDIA_LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
+        life = media.LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
         if due > min(job.create_time, job.received_at) + life:
             self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
             return
