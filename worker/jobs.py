@@ -46,7 +46,9 @@ class Failures:
         if due > min(job.create_time, job.received_at) + life:
             self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
             return
-        log.warning("failed, tried again later", extra={"ledger_id": job.id, "code": code, "reason": reason})
+        log.warning(
+            "failed; it will be tried again", extra={"ledger_id": job.id, "code": code, "reason": reason}
+        )
         self._queue.mark_retry(job, due, code, reason)
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
