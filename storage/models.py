@@ -4,16 +4,6 @@ One row of `messages` is a message, its reply, and its place in two queues ("lan
 of its picture, and `send_*`, what is sent back later. Knows names, types, indexes and when a lease is over; no
 statements, no connections. A change of a table needs a new file in `migrations/versions`; a test holds the two
 together.
-
-What each index is for (none but the unique key and `downloads_due` is touched when a message comes in: a download
-enters the others when it ends):
-`messages_key` finds a repeated delivery; its first column grows with time, so that inserts stay at its right edge
-however many rows there are. `downloads_due`, `sends_due` give the next claim, and the queue's length and age.
-`downloads_failed`, `sends_failed` serve `flask ledger retry` and the counts. `downloads_stored` is the count.
-`gallery_kinds`, `gallery_fans` give the gallery's pages, newest first, of what has ended; what has not is found in
-`downloads_due`, whose further columns serve nothing else. `thumbnails_due` gives the next picture to be made small.
-`unsubscribed` holds the fans who left, for PURGE_ON_UNSUBSCRIBE. `results_*` find the results of deferred work that are
-still to come, or kept.
 """
 
 from __future__ import annotations
@@ -116,6 +106,18 @@ def _partial(name: str, columns: str, where: str) -> None:
     Index(name, *indexed, sqlite_where=condition, postgresql_where=condition)
 
 
+# A picture that comes in enters `messages_key` and `downloads_due` alone, and the others when its download ends.
+#
+# messages_key: finds a repeated delivery. Its first column grows with time, so that inserts stay at its right edge
+#     however many rows there are.
+# downloads_due, sends_due: the next claim, and the queue's length and age. The further columns of `downloads_due` give
+#     the gallery what has not ended.
+# downloads_stored: the count.
+# downloads_failed, sends_failed: `flask ledger retry`, and the counts.
+# gallery_kinds, gallery_fans: the gallery's pages of what has ended, newest first.
+# thumbnails_due: the next picture to be made small.
+# results_working, results_owed: the results of deferred work that are still to come, or kept.
+# unsubscribed: the fans who left, for PURGE_ON_UNSUBSCRIBE.
 Index("messages_key", messages.c.message_key, messages.c.sender, messages.c.appid, unique=True)
 _partial("downloads_due", "media_due received_at media_kind sender media_state", "media_state = 'pending'")
 _partial("downloads_stored", "id", "media_state = 'stored'")
@@ -141,7 +143,7 @@ files_to_delete = Table(
 # With LEDGER_SYNC=normal: the highest id of a message that may be given now. One row. See storage.ids.
 id_reserve = Table("id_reserve", metadata, Column("upto", BigInteger, nullable=False))
 
-# When any process last asked for work with success, even if there was none.
+# When any process last successfully asked for work, even if there was none.
 last_claims = Table(
     "last_claims",
     metadata,

@@ -246,7 +246,7 @@ class Queue:
         ]
 
     def last_claim_at(self) -> float | None:
-        """When any process last asked for work with success, give or take CLAIMS_NOTED_SECONDS; None if never."""
+        """When any process last successfully asked for work, give or take CLAIMS_NOTED_SECONDS; None if never."""
         statement = select(last_claims.c.at).where(last_claims.c.appid == self._appid)
         at: float | None = self._database.run(lambda connection: connection.execute(statement).scalar())
         return at
@@ -256,7 +256,7 @@ class Queue:
         brought = 0
         for due, waiting in _PUT_OFF:
             late = waiting & (messages.c.appid == self._appid) & (due > now + AHEAD_SECONDS)
-            while ids := self._ids(select(messages.c.id).where(late).limit(1000)):
+            while ids := self._ids(select(messages.c.id).where(late).limit(BATCH)):
                 change = update(messages).where(messages.c.id.in_(ids), late).values({due: now})
                 brought += self._database.write(lambda connection: connection.execute(change).rowcount)  # noqa: B023
         return brought

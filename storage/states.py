@@ -27,6 +27,8 @@ class SendState(StrEnum):
     UNKNOWN = "unknown"  # the request left and no answer came: never repeated by itself
     WORKING = "working"  # deferred work: deliveries of the message wait for its result
     LATER = "later"  # deferred work: its result will be sent by customer-service message
+    # The next two names are newer than their values. A value stands in rows and in an index, so that changing it needs
+    # a migration.
     KEPT = "owed"  # deferred work: its result is kept, and the fan's next text is answered with it
     FETCHED = "given"  # deferred work: that text was answered with it
 
