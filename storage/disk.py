@@ -143,7 +143,6 @@ def _delete_from(folder: str, stems: set[str]) -> int:
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
-    sync_folder(
-        folder
-    )  # even if nothing was found: the process that deleted it may have died before its sync
+    # Even if nothing was found: the process that deleted it may have died before its sync.
+    sync_folder(folder)
     return len(names)

@@ -31,7 +31,7 @@ class Refused:
 
 
 class Refusals:
-    """Of one account."""
+    """The counts of one account."""
 
     def __init__(self, database: Database, appid: str) -> None:
         self._database, self._appid = database, appid
@@ -49,9 +49,8 @@ class Refusals:
 
         def add(connection: Connection) -> None:
             connection.execute(delete(refusals).where(refusals.c.minute < (now - KEPT_SECONDS) // 60))
-            for reason, more in sorted(
-                counted.items()
-            ):  # the same order in every process, or two could deadlock
+            # The same order in every process, or two could deadlock.
+            for reason, more in sorted(counted.items()):
                 row = {"appid": self._appid, "minute": now // 60, "reason": reason}
                 connection.execute(
                     self._database.insert(refusals)
