@@ -49,7 +49,7 @@ class Batches(Generic[Item, Result]):
             if not leads:
                 self._waiting.append(mine)
         if not leads:
-            leads = self._called(mine, wait)
+            leads = self._wait_for_turn(mine, wait)
         if leads:
             self._lead(mine, give_up)
         if mine.result is not None:
@@ -67,8 +67,10 @@ class Batches(Generic[Item, Result]):
         """How many items no batch has taken yet."""
         return len(self._waiting)
 
-    def _called(self, mine: _Waiting[Item, Result], wait: float) -> bool:
-        """True: to lead. False: another has led."""
+    def _wait_for_turn(self, mine: _Waiting[Item, Result], wait: float) -> bool:
+        """Waits until this item's batch is over, or this thread is to lead the next one. Returns whether it is to lead.
+
+        Raises TimeoutError when neither happens within `wait` seconds."""
         if not mine.call.acquire(timeout=wait):
             with self._lock:
                 if mine in self._waiting:

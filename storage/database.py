@@ -1,8 +1,8 @@
 """One database for the ledger and the token: opens it, brings its schema up to date, and runs operations on it.
 
 Knows how SQLite and PostgreSQL are opened, locked and found to be away, and that an operation is repeated until its
-wait is over. Must not know what the operations do: each of them, and each statement that writes a row, has to be one
-that may be repeated after a commit whose answer was lost.
+wait is over. Every operation, and every statement that writes a row, must be safe to repeat: a commit may have happened
+although its answer was lost. Must not know what the operations do.
 
 Make one Database per process, after a fork: connections do not survive one.
 """
@@ -48,14 +48,14 @@ WAIT_SECONDS = 6.0
 """How long an operation waits for a database that is busy or away: past the platform's 5 s."""
 
 SYNC_SECONDS = 1.0
-"""With LEDGER_SYNC=normal: a commit is on the disk so long after it, and what the disk then takes."""
+"""With LEDGER_SYNC=normal: seconds from a commit to the start of its sync."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
 _CHECKPOINT_WRITES = 1000
 _CONNECT_SECONDS = 3
-_SILENCE_SECONDS = 2  # how much longer than an operation may wait one statement of it may take, on PostgreSQL
+_SILENCE_SECONDS = 2  # on PostgreSQL one statement may take this much longer than its operation may wait
 _LOCK_SECONDS = 5
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
 
@@ -70,7 +70,8 @@ _SQLITE_UNAVAILABLE = {
     sqlite3.SQLITE_PROTOCOL: "another process holds the write lock",
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: name another one",
 }
-_SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}  # to this process
+# An owner or a mode keeps this process out.
+_SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
 # connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
 _POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
@@ -83,7 +84,7 @@ class _NotNow(Exception):
 class Database:
     """Connections to one database, each used by one thread at a time and kept open in between.
 
-    Making it costs no I/O: the schema is made or migrated, and the database met, by the first operation, so that a
+    Making it costs no I/O: the schema is made or migrated, and the database opened, by the first operation, so that a
     process can start while the database is away.
     """
 
@@ -110,7 +111,7 @@ class Database:
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
         self._sync_is_due = False
         self._trouble = "the database is still being prepared"  # or why it cannot be
-        self._written = 0  # since this process last brought the log into the file
+        self._written = 0  # since this process's last checkpoint
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
@@ -138,7 +139,7 @@ class Database:
     def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run an operation that reads, and return its result.
 
-        A database that is busy, away or cannot be written is tried again for `wait` seconds.
+        While the database is busy, away or not writable, the operation is tried again, for `wait` seconds.
         Raises DatabaseUnavailableError when they are over.
         """
         if not self._ready:
@@ -199,7 +200,7 @@ class Database:
         return result
 
     def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
-        """One as it is alone, several in one transaction."""
+        """A single write runs as its `alone` form, several run in one transaction."""
         assert self._file is not None
         turn = self._file.turn
 
@@ -210,7 +211,7 @@ class Database:
                     return [now[0][1](connection)]
                 return self._transaction(lambda connection: [each(connection) for each, _ in now])(connection)
 
-        def bring_log_into_file(connection: Connection) -> None:
+        def make_checkpoint(connection: Connection) -> None:
             with turn():
                 checkpoint(driver_of(connection))
 
@@ -224,7 +225,7 @@ class Database:
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0
             with suppress(DatabaseUnavailableError):  # the rows are safe where they are
-                self._admitted(bring_log_into_file, 0.0)
+                self._admitted(make_checkpoint, 0.0)
         return results
 
     def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
@@ -294,8 +295,8 @@ class Database:
         return transaction
 
     def prepared(self, statement: Executable, key: Sequence[str] = ()) -> Prepared:
-        """The statement made ready for this database: once in a process, so give the same statement for each account.
-        `key`: the values that tell the rows it writes apart."""
+        """The statement made ready for this database. Compiled once per process and statement object, so pass the same
+        object for every account. `key`: the names of the values that identify a row it writes."""
         return _prepared(statement, self._address.drivername, tuple(key))
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
@@ -339,7 +340,7 @@ class Database:
             self._until_available(self._make_file, wait)
             with self._file.alone(wait):
                 self._bring_up_to_date(wait)
-                if self._file.is_opened_first():  # it may be that the power was cut
+                if self._file.open_as_first():  # it may be that the power was cut
                     self._run(self._transaction(skip_reserved), wait=wait)
         except DatabaseUnavailableError as error:
             self._trouble = str(error)
@@ -381,12 +382,12 @@ class Database:
 
     def check(self, *, wait: float = 1.0) -> None:
         """Return when the database can be written. Raises DatabaseUnavailableError."""
-        # Changes nothing. To begin a transaction does not tell: SQLite does so on a file that cannot be written.
+        # Changes nothing. To begin a transaction would prove less: SQLite does that on a read-only file too.
         nothing = "UPDATE alembic_version SET version_num = version_num WHERE 1 = 0"
         self.write(lambda connection: connection.exec_driver_sql(nothing).rowcount, wait=wait)
 
     def close(self) -> None:
-        """Close what is not in use. The next operation meets the database anew."""
+        """Close what is not in use. The next operation opens the database anew."""
         if self._sync_is_due:
             self._sync_in_time()
         self._ready = False
@@ -432,7 +433,7 @@ class Database:
 
 
 class Prepared:
-    """A statement turned into SQL once. SQLAlchemy's own way from one to the driver costs several times its run."""
+    """A statement that was turned into SQL once. To have SQLAlchemy do it for each run costs several times the run."""
 
     def __init__(self, statement: Executable, dialect: Dialect, key: Sequence[str] = ()) -> None:
         compiled = cast(ClauseElement, statement).compile(dialect=dialect)
@@ -455,7 +456,7 @@ class Prepared:
         """For PostgreSQL: the row for each of these completed values, or None; in one transaction."""
         if len(many) == 1:
             return [self(connection, **many[0]).fetchone()]
-        # In the same order everywhere: two processes that write the same rows would else wait for each other.
+        # In the same order everywhere: otherwise two processes that write the same rows could deadlock.
         order = sorted(range(len(many)), key=lambda place: [many[place][name] for name in self._key])
         found = driver_of(connection).rows(self.sql, [many[place] for place in order])
         return [row for _, row in sorted(zip(order, found, strict=True), key=lambda each: each[0])]
@@ -485,7 +486,10 @@ def connect(
     wait: float = 30.0,
     migrations: Path = MIGRATIONS,
 ) -> Database:
-    """A Database that has been met: its schema is there. Raises what Database() and prepare() raise."""
+    """A Database whose schema is there. Raises what Database() and prepare() raise.
+
+    For tests and measurements: elsewhere the first operation prepares it.
+    """
     database = Database(url, sync=sync, migrations=migrations)
     database.prepare(wait=wait)
     return database

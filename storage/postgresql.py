@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that waits for no answer for ever.
+"""A connection to PostgreSQL on which no statement waits for ever.
 
 The system notices a server that is gone. It does not notice one that is there and says nothing, as a hung process
 behind a pooler does: such a connection ends here, and the operation is tried again on a new one. Knows the driver. Must

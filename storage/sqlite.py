@@ -60,7 +60,7 @@ class SqliteFile:
             try:
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             except FileExistsError:
-                self._close_to_others()
+                self._make_private()
             if self._lock is None:
                 self._lock = self._open_beside("lock")
             if self._open is None:
@@ -75,7 +75,7 @@ class SqliteFile:
         self._identity = self._now_there()
         return self._identity is not None
 
-    def _close_to_others(self) -> None:
+    def _make_private(self) -> None:
         # The file is never opened here: closing it would drop the locks of connections that this process already has.
         for name in (self._path, *(Path(f"{self._path}-{end}") for end in ("wal", "shm", "lock", "open"))):
             if name.exists() and stat.S_IMODE(name.stat().st_mode) & 0o077:
@@ -172,8 +172,8 @@ class SqliteFile:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def is_opened_first(self) -> bool:
-        """Whether no other process has the database open. Then marks it as open. Call it while `alone`."""
+    def open_as_first(self) -> bool:
+        """Marks the database as open. Returns whether no other process had it open. Call it while `alone`."""
         assert self._open is not None
         first = _locked(self._open)
         with suppress(BlockingIOError):
