@@ -40,8 +40,9 @@ class FileStore(Protocol):
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
     ) -> StoredFile:
-        """Keep the bytes under `stem` and the extension that their first 512 tell. Returns when they would survive a
-        crash of the machine. Raises what the chunks raise, and then leaves nothing of this attempt."""
+        """Keep the bytes under `stem`, with the extension that `extension` gives for the first 512 of them. Returns
+        when they would survive a crash of the machine. Raises what the chunks raise, and then leaves nothing of this
+        attempt."""
 
     def open(self, key: str) -> BinaryIO:
         """The file, to be read and closed. Raises FileNotFoundError."""
@@ -93,12 +94,12 @@ def copy(chunks: Iterable[bytes], file: Any, *also: Any) -> tuple[bytes, int, st
 
 
 def check_stem(stem: str) -> None:
-    """Raise ValueError for what would lead elsewhere."""
+    """Raise ValueError for a malformed stem: it could lead out of the store."""
     _check(STEM, stem)
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError for what would lead elsewhere."""
+    """Raise ValueError for a malformed key: it could lead out of the store."""
     _check(_KEY, key)
 
 

@@ -52,7 +52,7 @@ _OPENID_LENGTH = 28
 class Filter:
     """Which entries a page shows; None lets all through. `since` <= received_at < `until`, unix seconds.
 
-    `fan` is an OpenID or a part of one. Events are no entries. A state is one of media only. `appid` is one account's.
+    `state` is the download's, `fan` an OpenID or a part of one, `appid` one account's. Events are never entries.
     """
 
     kind: MediaKind | Literal["text"] | None = None
@@ -273,8 +273,8 @@ class GalleryRows:
                         columns.media_kind == kind,
                     )
         if which.state in (None, "pending"):
-            # The queue is usually short, and is read whole, in its index alone. When it is long the newest come
-            # last in it: read from that end (the limit keeps SQLite to it), little is left to be sorted.
+            # The queue is usually short, and all of it is read, from its index alone. When it is long, its newest rows
+            # come last: it is read from that end (the limit makes SQLite do so), and little is left to sort.
             pending = stream.where(columns.media_state == PENDING)
             if which.kind is not None:
                 pending = pending.where(columns.media_kind == which.kind)

@@ -1,8 +1,8 @@
 """The ledger: one row per message, with what it was answered, and with what is still to be done for it.
 
 A message, its reply and its pending download come in by one statement. Knows how a row is recorded, found and listed;
-what is done for it later is in storage.queue, and how it goes in storage.purge. No files, no HTTP, no clock (`now` is
-an argument, in unix seconds) and no XML.
+what is done for it later is in storage.queue, and how it is deleted in storage.purge. No files, no HTTP, no clock
+(`now` is an argument, in unix seconds) and no XML.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Ledger:
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
         self._select = database.prepared(_FIND)
-        self._insert = database.prepared(_record(database.insert), _KEY)
+        self._insert = database.prepared(_insert_statement(database.insert), _KEY)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
@@ -255,8 +255,8 @@ def insert_in_transaction(
 
 
 def _keys(ledger: Ledger, message: Message) -> list[dict[str, str]]:
-    """What a message is looked up by: one key, but for those without MsgId, which earlier versions recorded under
-    another."""
+    """The keys to look a message up by: one, or several for a message without MsgId, which earlier versions recorded
+    under another key."""
     keys = (message.dedupe_key, *message.former_dedupe_keys)
     return [{"message_key": key, "sender": message.from_user_name, "appid": ledger._appid} for key in keys]
 
@@ -303,8 +303,8 @@ def _repeated(found: Any) -> Recorded:
 
 
 @cache
-def _record(insert: Callable[[Table], Any]) -> Any:
-    """For every push that is new."""
+def _insert_statement(insert: Callable[[Table], Any]) -> Any:
+    """The INSERT for a new push."""
     return (
         insert(messages)
         .values({name: bindparam(name) for name in _NEW})

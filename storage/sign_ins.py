@@ -104,7 +104,10 @@ class Attempts:
 
 
 class Sessions:
-    """Every method raises DatabaseUnavailableError when the database is away."""
+    """The key that signs the gallery's sessions, and the sessions that were signed out.
+
+    Every method raises DatabaseUnavailableError when the database is away.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
