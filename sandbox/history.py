@@ -26,7 +26,7 @@ class History:
         """All events in the file, oldest first."""
         if not self._path.exists():
             return
-        with self._path.open(encoding="utf-8") as lines:
+        with self._path.open("rb") as lines:  # the last one may end inside a character
             for line in lines:
                 try:
                     name, facts = json.loads(line)

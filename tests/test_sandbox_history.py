@@ -121,7 +121,8 @@ def test_what_happened_outlives_the_program(tmp_path, callback):
     assert (tmp_path / "history.jsonl").stat().st_mode & 0o077 == 0
     for secret in (access_token, THROWAWAY.appsecret, THROWAWAY.aes_key):
         assert secret not in kept
-    (tmp_path / "history.jsonl").write_text(f'{kept}["push", {{"cut', encoding="utf-8")
+    cut = '["push", {"cut 字'.encode()[:-1]  # inside a character
+    (tmp_path / "history.jsonl").write_bytes(kept.encode() + cut)
     for _ in range(2):  # the second run reads what the first has written anew
         with running_sandbox(callback=callback, data=tmp_path) as sandbox:
             after = told(sandbox)
