@@ -7,6 +7,8 @@ a 4xx and `{"error", "error_zh"}`. Only programs on this machine may call: see t
 from __future__ import annotations
 
 import base64
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +98,16 @@ def create_control(state: State, sender: Sender) -> Blueprint:
 
 
 def _json() -> Any:
-    value = request.get_json(force=True, silent=True)
+    try:
+        value = request.get_json(force=True, silent=True)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:  # too many brackets
+        value = None
+    except UnicodeEncodeError:  # JSON can say it, but no answer, push or header can hold it
+        raise ControlError(
+            "the body holds half of a surrogate pair; a push takes such bytes as raw_base64",
+            "请求体含半个代理对（surrogate）；推送中这样的字节请用 raw_base64 发送",
+        ) from None
     if value is None:
         raise ControlError("the body must be JSON", "请求体必须是 JSON")
     return value
@@ -206,13 +217,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise ControlError(f"{name}: text", f"{name}：文本")
-    try:
-        return None if value is None else value.encode().decode()
-    except UnicodeEncodeError:
-        raise ControlError(
-            f"{name}: half of a surrogate pair; send such bytes as raw_base64",
-            f"{name}：含半个代理对（surrogate）；这样的字节请用 raw_base64 发送",
-        ) from None
+    return value
 
 
 def _msg_id(fields: Mapping[str, Any]) -> int | None:
@@ -221,7 +226,8 @@ def _msg_id(fields: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     digits = str(value)
-    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) < 2**63:
+    # At most as many digits as 2**63 has: int() refuses thousands of them.
+    if isinstance(value, bool) or not re.fullmatch("[0-9]{1,19}", digits) or not 0 < int(digits) < 2**63:
         raise ControlError("msg_id: a whole number below 2**63", "msg_id：小于 2**63 的整数")
     return int(digits)
 
@@ -232,7 +238,7 @@ def _number(fields: Mapping[str, Any], name: str, least: float, most: float) -> 
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = least - 1
     if isinstance(value, bool) or not least <= number <= most:
         raise ControlError(f"{name}: a number from {least} to {most}", f"{name}：{least} 到 {most} 的数字")

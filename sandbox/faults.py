@@ -82,8 +82,9 @@ class Fault:
         for name in ("errmsg", "body", "content_type"):
             if not isinstance(getattr(self, name), str | None):
                 raise ControlError(f"{name}: text", f"{name}：文本")
-        if self.content_type is not None and not self.content_type.isprintable():
-            raise ControlError("content_type: one line of text", "content_type：单行文本")
+        kind = self.content_type or ""
+        if not (kind.isascii() and kind.isprintable()):  # a header holds nothing else
+            raise ControlError("content_type: one line of ASCII text", "content_type：单行 ASCII 文本")
         if self.delay is not None and (not _number(self.delay) or not 0 <= self.delay <= 3600):
             raise ControlError("delay: seconds, at most 3600", "delay：秒数，最多 3600")
         if not isinstance(self.disconnect, bool):

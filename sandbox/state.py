@@ -15,6 +15,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,8 @@ _DAILY = {
 }
 _STABLE_A_MINUTE = 10_000
 _CLEARINGS_A_MONTH = 10
+# The clock goes no further: soon after, there are no days.
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _KEPT_PUSHES = 1000
 _KEPT_CALLS = 200
 
@@ -232,7 +235,12 @@ class State:
         return self._clock()
 
     def advance(self, seconds: float) -> None:
+        """Raises ControlError for a time after which `day` knows no more days."""
         with self._lock:
+            if self.now() + seconds > _LATEST:
+                raise ControlError(
+                    "advance: the clock cannot pass the year 9998", "advance：时钟不能超过公元 9998 年"
+                )
             self._advanced += seconds
 
     @property

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import http.client
+import json
 import logging
 import os
 import re
@@ -13,13 +14,17 @@ import sys
 import threading
 import time
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sandbox import THROWAWAY, Account, running_sandbox
+from sandbox import THROWAWAY, Account, control, running_sandbox
+from sandbox.faults import Fault, Rules
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
@@ -254,12 +259,17 @@ def test_a_fault_on_the_address_of_a_video(sandbox):
         [{"path": TOKEN, "truncate": -1}],
         [{"path": TOKEN, "disconnect": 1}],
         [{"path": TOKEN, "content_type": "a\r\nb"}],
+        [{"path": TOKEN, "content_type": "文/本"}],
+        [{"path": "/\ud800"}],
+        [{"path": TOKEN, "body": "\ud800"}],
+        [{"path": TOKEN, "\ud800": 1}],
     ],
 )
 def test_faults_that_are_none(sandbox, given):
     answer = requests.put(f"{sandbox.url}/sandbox/faults", json=given, timeout=10)
     assert answer.status_code == 400
     assert_refusal(answer)
+    assert "access_token" in fetch(sandbox).json(), "it is not in force"
 
 
 # Rules, clock, counts, reset
@@ -285,10 +295,13 @@ def test_rules_change_one_by_one(sandbox):
         {"deliveries": True},
         {"failure_text": ""},
         {"failure_text": 7},
+        {"failure_text": "\ud800"},
         {"own_video_reply": 1},
     ):
         assert requests.put(url, json=wrong, timeout=10).status_code == 400
     assert requests.put(url, data=b"{", timeout=10).status_code == 400
+    kept = default | {"deliveries": 4, "token_life": 310}
+    assert requests.put(url, json={}, timeout=10).json() == kept, "a wrong rule changes none"
 
 
 def test_the_clock_moves_forward_only(sandbox):
@@ -298,6 +311,15 @@ def test_the_clock_moves_forward_only(sandbox):
     assert 1000 < after - before < 1010
     for wrong in ({}, {"advance": -1}, {"advance": "1"}, {"advance": True}, []):
         assert requests.post(url, json=wrong, timeout=10).status_code == 400
+
+
+def test_the_clock_ends_before_the_days_do():
+    with running_sandbox(clock=lambda: datetime(9998, 12, 31, tzinfo=UTC).timestamp()) as sandbox:
+        answer = requests.post(f"{sandbox.url}/sandbox/clock", json={"advance": 2 * 86400}, timeout=10)
+        assert answer.status_code == 400
+        assert_refusal(answer)
+        assert requests.post(f"{sandbox.url}/sandbox/clock", json={"advance": 86400}, timeout=10).ok
+        assert "access_token" in fetch(sandbox).json()
 
 
 def test_pushed_timestamps_stay_real(sandbox):
@@ -439,13 +461,17 @@ def send(sandbox, openid=FAN, **fields):
         ({"type": "text", "content": "x", "attempts": 1.5}, "attempts"),
         ({"type": "text", "content": "x", "attempts": "many"}, "attempts"),
         ({"type": "text", "content": "x", "attempts": True}, "attempts"),
+        ({"type": "text", "content": "x", "attempts": 10**400}, "attempts"),
         ({"type": "text", "content": "x", "timeout": 61}, "timeout"),
         ({"type": "text", "content": "x", "timeout": []}, "timeout"),
+        ({"type": "text", "content": "x", "timeout": 10**400}, "timeout"),
         ({"type": "text", "content": "x", "force": "maybe"}, "force"),
         ({"type": "text", "content": "x", "msg_id": "x"}, "msg_id"),
         ({"type": "text", "content": "x", "msg_id": -1}, "msg_id"),
         ({"type": "text", "content": "x", "msg_id": True}, "msg_id"),
         ({"type": "text", "content": "x", "msg_id": 2**63}, "msg_id"),
+        ({"type": "text", "content": "x", "msg_id": "1" * 5000}, "msg_id"),
+        ({"type": "text", "content": "x", "\ud800": 1}, "surrogate"),
     ],
 )
 def test_pushes_that_are_none(sandbox, fields, word):
@@ -460,6 +486,7 @@ def test_bodies_that_are_no_push(sandbox):
     url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
     assert requests.post(url, data=b"{", timeout=10).status_code == 400
     assert requests.post(url, json=[1], timeout=10).status_code == 400
+    assert requests.post(url, data=b"[" * 100_000, timeout=10).status_code == 400
     form = {"type": (None, "text"), "content": (None, "x"), "file": ("a.jpg", PHOTO)}
     answer = requests.post(url, files=form, timeout=10)
     assert answer.status_code == 400
@@ -479,6 +506,58 @@ def test_words_of_a_form(sandbox):
     answer = requests.post(url, data=form, files={"file": ("a.jpg", PHOTO)}, timeout=10).json()
     assert answer["msg_id"] == 7
     assert [attempt["verdict"] for attempt in answer["attempts"]] == ["refused"] * 2
+
+
+# Any JSON at all
+
+ODD_TEXT = st.text(st.characters(), max_size=8) | st.sampled_from(
+    ["\ud800", "1" * 5000, "文/本", "event", "safe"]
+)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400) | ODD_TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(ODD_TEXT, inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """A sandbox for many requests: its bot answers at once, and push 1 can be sent again."""
+
+    def bot(environ, start_response):
+        start_response("200 OK", [("Content-Length", "7")])
+        return [b"success"]
+
+    with serving(bot) as url, running_sandbox(callback=url) as sandbox:
+        assert send(sandbox, type="text", content="x", msg_id=1).ok
+        yield sandbox
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "good", "names"),
+    [
+        ("POST", f"/sandbox/fans/{FAN}/messages", {"type": "text", "content": "x"}, control.MESSAGE_FIELDS),
+        ("POST", "/sandbox/pushes/1/resend", {}, control.RESEND_FIELDS),
+        ("PUT", "/sandbox/faults", {"path": TOKEN}, Fault.__dataclass_fields__),
+        ("PUT", "/sandbox/rules", {}, Rules.__dataclass_fields__),
+        ("POST", "/sandbox/clock", {"advance": 0}, ["advance"]),
+        ("POST", "/sandbox/token/expire", {}, ["stuck"]),
+        ("POST", "/sandbox/verify", {}, ["timeout"]),
+    ],
+)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_json_makes_a_control_route_crash(patient, method, path, good, names, data):
+    fields = st.dictionaries(st.sampled_from(sorted(names)) | ODD_TEXT, ODD, max_size=3)
+    body = data.draw(ODD | fields.map(lambda odd: good | odd))
+    if path == "/sandbox/faults":
+        body = [body]
+    answer = requests.request(method, patient.url + path, data=json.dumps(body), timeout=30)
+    if answer.status_code != 200:
+        assert answer.status_code == 400, answer.text
+        assert_refusal(answer)
+    for shown in (f"/sandbox/fans/{FAN}/messages", "/sandbox/calls"):
+        assert requests.get(patient.url + shown, timeout=10).status_code == 200
 
 
 # Faults of the callback: the bot's answer is bent on its way back
