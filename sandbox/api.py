@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Request, Response, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from .errors import ERRMSG, PlatformError
 from .media import UPLOAD_BYTES, Media
@@ -158,7 +159,10 @@ def _uploaded(upload: Request) -> bytes:
         raise PlatformError(41005)
     if length > UPLOAD_BYTES:
         raise PlatformError(45001)
-    file = upload.files.get("media")
+    try:
+        file = upload.files.get("media")
+    except RequestEntityTooLarge:  # a large field without a filename, as a rule the file itself
+        raise PlatformError(41005) from None
     # To the platform, `filename*=` alone or a name that is not ASCII is an upload without a file:
     # https://github.com/wechatpy/wechatpy/issues/293
     if file is None or not file.filename or not file.filename.isascii():

@@ -197,9 +197,8 @@ def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequen
         if fault is None:
             return None
         request.environ["sandbox.fault"] = fault
-        request.get_data(
-            cache=True, parse_form_data=False
-        )  # so that the call has arrived whole, whatever the fault does
+        # So that the call has arrived whole, whatever the fault does.
+        request.get_data(cache=True, parse_form_data=False)
         if fault.delay and fault.truncate is None:
             stop.wait(fault.delay)
         return _instead(fault, state.real_time())
@@ -228,9 +227,9 @@ def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequen
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
-        if not _is_own(request.path):
-            return answer_unplayed(state, request.path, request.args.get("access_token", ""))
         status = error.code or 500
+        if status in (404, 405) and not _is_own(request.path):
+            return answer_unplayed(state, request.path, request.args.get("access_token", ""))
         response = jsonify(Words(error.name, f"沙箱无法处理此请求：HTTP {status} {error.name}").as_error())
         response.status_code = status
         return response

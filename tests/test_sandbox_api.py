@@ -383,6 +383,7 @@ def test_a_form_that_the_platform_cannot_read(authorised):
     assert post(files={"file": ("a.jpg", PHOTO)}) == 41005
     assert post(files={"media": ("照片.jpg", PHOTO)}) == 41005
     assert post(data=part('name="media"'), headers=head) == 41005
+    assert post(files={"media": (None, PHOTO + bytes(600_000))}) == 41005, "also a large one"
     assert post(data=part("name=\"media\"; filename*=utf-8''a.jpg"), headers=head) == 41005
     assert post(data=iter([part('name="media"; filename="a.jpg"')]), headers=head) == 41005, "chunked"
     good = requests.post(
@@ -390,6 +391,16 @@ def test_a_form_that_the_platform_cannot_read(authorised):
     ).json()
     assert "media_id" in good
     assert requests.get(url, params=query, timeout=10).json()["errcode"] == 43002
+
+
+def test_a_crash_is_no_answer_of_the_platform(authorised):
+    media_id = authorised.upload("image", PHOTO)["media_id"]
+    authorised.sandbox.state.find_media(media_id).path.unlink()
+    answer = authorised.get("/cgi-bin/media/get", media_id=media_id)
+    assert answer.status_code == 500
+    assert "errcode" not in answer.json()
+    calls = requests.get(f"{authorised.url}/sandbox/calls", timeout=10).json()
+    assert calls["/cgi-bin/media/get"] == {"HTTP 500": 1}
 
 
 def test_media_live_three_days(authorised):
