@@ -140,7 +140,7 @@ def _state(account: Account, folder: Path, keeps: bool, clock: Callable[[], floa
 
 
 class _ByAccount:
-    """Passes each request to the application of its account: by `appid`, by access_token, or by a file's key. The first
+    """Passes each request to the application of its account: by access_token, by a file's key, or by `appid`. The first
     account answers requests that name none or an unknown one."""
 
     def __init__(self, states: Sequence[State], apps: Sequence[Flask]) -> None:
@@ -149,7 +149,9 @@ class _ByAccount:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
         appid, token, key = (request.args.get(name) for name in ("appid", "access_token", "key"))
-        if appid is None and request.path in ("/cgi-bin/stable_token", "/cgi-bin/clear_quota"):
+        if (token or key) and not _is_own(request.path):
+            appid = None  # whoever the call names, it is made by the token's account
+        if appid is None and request.path == "/cgi-bin/stable_token":
             body = request.get_data()
             environ["wsgi.input"] = io.BytesIO(body)
             with contextlib.suppress(ValueError, AttributeError, RecursionError):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sandbox import THROWAWAY, running_sandbox
+from sandbox import THROWAWAY, Account, running_sandbox
 from sandbox.errors import PlatformError
 from sandbox.media import extension, voice_seconds
 from sandbox.state import State
@@ -637,6 +637,21 @@ def test_clear_quota(authorised):
 
     assert clear("wxffffffffffffffff") == 40013
     assert [clear(THROWAWAY.appid) for _ in range(11)] == [0] * 10 + [48006]
+
+
+def test_a_call_is_made_by_the_account_of_its_token():
+    other = Account(appid="wx2", appsecret="s", token="t", aes_key=None, original_id="gh_2")
+    with running_sandbox(others=[other]) as sandbox:
+        query = CREDENTIALS | {"appid": other.appid, "secret": other.appsecret}
+        token = requests.get(f"{sandbox.url}/cgi-bin/token", params=query, timeout=10).json()["access_token"]
+
+        def call(method, path, query, **how):
+            url, query = f"{sandbox.url}/cgi-bin/{path}", query | {"access_token": token}
+            return requests.request(method, url, params=query, timeout=10, **how).json().get("errcode")
+
+        assert call("POST", "clear_quota", {}, json={"appid": THROWAWAY.appid}) == 40013
+        assert call("POST", "clear_quota", {}, json={"appid": other.appid}) == 0
+        assert call("GET", "getcallbackip", {"appid": THROWAWAY.appid}) is None
 
 
 def test_calls_that_are_not_played_are_said_to_be(authorised):
