@@ -247,8 +247,13 @@ def _text(parent: etree._Element, name: str, *, may_be_empty: bool = False) -> s
 
 def _check_time(name: str, text: str, most_digits: int, notes: list[Words]) -> None:
     """Unix seconds have ten digits. Other lengths pass with a note if bots in production send them."""
-    if not re.fullmatch(rf"[0-9]{{1,{most_digits}}}", text):
+    if not re.fullmatch("[0-9]+", text):
         raise _RefusedError(f"{name} is not a whole number", f"{name} 不是整数")
+    if len(text) > most_digits:
+        raise _RefusedError(
+            f"{name} has {len(text)} digits: {most_digits} at most",
+            f"{name} 有 {len(text)} 位，最多 {most_digits} 位",
+        )
     if len(text) > 10:
         notes.append(
             Words(f"{name} has {len(text)} digits: no seconds", f"{name} 有 {len(text)} 位，不是秒数")

@@ -70,7 +70,7 @@ class Action:
     def summary(self) -> str | None:
         """The text that the chat shows for it."""
         if self.type == "event":
-            return f"{self.event} {self.event_key or ''}".strip()
+            return f"{self.event or ''} {self.event_key or ''}".strip()
         return self.content
 
 

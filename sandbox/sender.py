@@ -254,6 +254,11 @@ class Sender:
         return {"ok": fault is None, "why": fault or "echostr came back", "status": status, "body": answer}
 
     def _callback(self) -> SplitResult:
+        if not self._state.account.token:
+            raise ControlError(
+                "this account has no WECHAT_TOKEN, so it has no callback",
+                "此公众号没有 WECHAT_TOKEN，因此没有回调地址",
+            )
         if self._state.callback is None:
             raise ControlError(
                 "no callback: start the sandbox with --callback URL",

@@ -480,6 +480,13 @@ def test_without_a_callback_there_is_nothing_to_push_to(sandbox):
     assert "--callback" in answer.json()["error"]
 
 
+def test_an_account_without_a_callback_token_has_no_callback(bot):
+    account = Account(appid="wx1", appsecret="s", token="", aes_key=None, original_id="gh_1")
+    with running_sandbox(account=account, callback=bot.url) as sandbox:
+        assert "WECHAT_TOKEN" in refused(sandbox, type="text", content="x")
+        assert "none: this account has no WECHAT_TOKEN" in requests.get(sandbox.url, timeout=10).text
+
+
 def test_the_end_of_the_sandbox_ends_the_repeats(bot):
     started, results = threading.Event(), []
     bot.answer = lambda request: (503, "") if started.set() is None else ""
@@ -570,6 +577,7 @@ def articles(count, said=None, item=None):
         ("text", "<Content>hi</Content>", {"ToUserName": ""}, "ToUserName is empty"),
         ("text", "<Content>hi</Content>", {"CreateTime": "[1760000000]"}, "CreateTime is not a whole number"),
         ("text", "<Content>hi</Content>", {"CreateTime": "1760000000.5"}, "CreateTime is not a whole number"),
+        ("text", "<Content>hi</Content>", {"CreateTime": "1" * 14}, "CreateTime has 14 digits: 13 at most"),
         ("hologram", "<Content>hi</Content>", {}, "'hologram' is not a reply"),
         ("", "<Content>hi</Content>", {}, "MsgType is empty"),
         ("image", "", {}, "Image is missing"),
@@ -789,6 +797,10 @@ def seal_with_another_key(request):
         (seal_with_another_key, "padding"),
         (seal_with(appid="wxffffffffffffffff"), "another AppID"),
         (lambda request: request.answer().replace("<TimeStamp>1", "<TimeStamp>x"), "TimeStamp is not"),
+        (
+            lambda request: CRYPTO.encrypt_message(request.reply(), request.query["nonce"], "6" * 19),
+            "TimeStamp has 19 digits: 18 at most",
+        ),
         (lambda request: request.answer().replace("TimeStamp", "Timestamp"), "TimeStamp is missing"),
         (lambda request: re.sub("<Encrypt>.*</Encrypt>", "<Encrypt/>", request.answer()), "Encrypt is empty"),
         (lambda request: request.answer().replace("MsgSignature", "Signature"), "MsgSignature is missing"),
@@ -913,6 +925,8 @@ def test_what_is_known_of_raw_xml_is_read_from_it(sandbox, bot):
     assert chat(sandbox)[-1]["sha256"] == hashlib.sha256(PHOTO).hexdigest()
     push(sandbox, type=None, content=None, raw="<xml>")
     assert (chat(sandbox)[-1]["type"], chat(sandbox)[-1]["content"]) == ("raw", None)
+    push(sandbox, type=None, content=None, raw="<xml><MsgType>event</MsgType></xml>")
+    assert (chat(sandbox)[-1]["type"], chat(sandbox)[-1]["content"]) == ("event", ""), "it has no name"
 
 
 # Once more

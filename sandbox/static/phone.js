@@ -453,7 +453,8 @@ function eventText(content) {
   if (name === "subscribe") return t("You followed the account");
   if (name === "unsubscribe") return t("You unfollowed the account");
   const words = { CLICK: "You tapped the menu:", VIEW: "You opened a link of the menu:", SCAN: "You scanned a QR code:" }[name];
-  return words ? `${t(words)} ${key.join(" ")}` : content;
+  // A raw event may have no name.
+  return words ? `${t(words)} ${key.join(" ")}` : content || t("event");
 }
 
 function body(message) {

@@ -14,6 +14,7 @@ window.ZH = {
   "three at once": "同时投三次", Fault: "故障", Apply: "应用", "Another fault …": "其他故障……", Callback: "回调地址",
   "A stand-in for the WeChat platform: nothing leaves this computer.": "模拟微信平台，一切只在本机。",
   "none: start with --callback URL": "无：请用 --callback URL 启动",
+  "none: this account has no WECHAT_TOKEN": "无：此公众号没有 WECHAT_TOKEN",
   "Each thing this fan does is pushed to the bot, and shown here with the answer.":
     "这位粉丝的每个动作都会推送给机器人，推送与回复显示在这里。",
   "Filter the pushes": "筛选推送", "Filter the calls": "筛选调用", Filter: "筛选", "Clear the history": "清空记录",
