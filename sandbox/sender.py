@@ -26,6 +26,8 @@ from .pushes import Action, as_base64, cdata, read, read_msg_id, renewed, to_xml
 from .state import Push, State
 
 MODES = ("plain", "compat", "safe")
+_AS_IT_IS = "/%:@!$&'()*+,;=~-._"
+"""What a URL's path may hold; all else of the callback's, such as Chinese, is sent as %XX."""
 _ANSWER_BYTES = 1024 * 1024
 """More than this of an answer is not read: no reply is that long."""
 
@@ -290,8 +292,9 @@ def _request(
     """
     kind = http.client.HTTPSConnection if callback.scheme == "https" else http.client.HTTPConnection
     connection = kind(callback.hostname or "", callback.port, timeout=timeout)
-    path = quote(callback.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    target = f"{path}?{callback.query}&{query}" if callback.query else f"{path}?{query}"
+    path = quote(callback.path or "/", safe=_AS_IT_IS)
+    own = quote(callback.query, safe=_AS_IT_IS + "?")
+    target = f"{path}?{own}&{query}" if own else f"{path}?{query}"
     headers = {"User-Agent": "Mozilla/4.0", "Accept": "*/*", "Connection": "close"}
     if body is not None:
         headers["Content-Type"] = "text/xml"

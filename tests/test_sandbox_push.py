@@ -195,7 +195,7 @@ def test_compat_and_safe_bodies(sandbox, bot):
 
 def test_the_mode_follows_the_account(bot):
     account = Account(appid="wx1", appsecret="s", token="t", aes_key=None, original_id="gh_1")
-    with running_sandbox(account=account, callback=f"{bot.url}?tenant=1") as sandbox:
+    with running_sandbox(account=account, callback=f"{bot.url}?tenant=一%2B") as sandbox:
         assert verdicts(push(sandbox)) == ["reply"]
         answer = requests.post(
             f"{sandbox.url}/sandbox/fans/{FAN}/messages",
@@ -205,7 +205,7 @@ def test_the_mode_follows_the_account(bot):
     assert answer.status_code == 400
     assert "no AES key" in answer.json()["error"]
     assert "msg_signature" not in bot.requests[0].query
-    assert bot.requests[0].query["tenant"] == "1", "the callback's own query is kept"
+    assert bot.requests[0].query["tenant"] == "一+", "the callback's own query is kept"
 
 
 @pytest.mark.parametrize("mode", MODES)
