@@ -6,6 +6,7 @@ Knows arguments, environment and exit codes. It must not know what the sandbox d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -40,9 +41,10 @@ def main() -> int:
         "(保存数据的文件夹，不指定则不保留)",
     )
     arguments = parser.parse_args()
-    address = urlsplit(arguments.callback)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not _is_address(arguments.callback):
         parser.error("--callback must be an http:// or https:// address")
+    if not 0 <= arguments.port <= 65535:
+        parser.error("--port must be from 0 to 65535")
     try:
         first, *others = Account.all_from_env(os.environ)
     except ValueError as error:
@@ -54,10 +56,25 @@ def main() -> int:
         signal.signal(number, lambda number, _: ended.put(number))
     log_to(sys.stderr)
     options = {"callback": arguments.callback, "port": arguments.port, "data": arguments.data}
-    with running_sandbox(account=first, others=others, **options) as sandbox:
+    with contextlib.ExitStack() as stack:
+        try:
+            sandbox = stack.enter_context(running_sandbox(account=first, others=others, **options))
+        except OSError as error:
+            parser.error(f"--data must be a folder that can be read and written: {error}")
         print(f"sandbox on {sandbox.url}", flush=True)
         ended.get()
     return 0
+
+
+def _is_address(text: str) -> bool:
+    """Whether pushes can be sent there: its port and its host's name must be possible too."""
+    try:
+        address = urlsplit(text)
+        text.encode()  # bytes that are not UTF-8 arrive as halves of surrogate pairs
+        host = (address.hostname or "").encode("idna")
+        return address.scheme in ("http", "https") and bool(host) and address.port != 0
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":

@@ -745,7 +745,19 @@ def test_the_program_says_where_it_is_and_ends_cleanly(number, tmp_path):
     ("arguments", "environ", "word"),
     [
         (["--port", "0"], {}, "--callback"),
-        (["--port", "0", "--callback", "127.0.0.1:8000"], {}, "--callback"),
+        *(
+            (["--port", "0", "--callback", address], {}, "--callback")
+            for address in (
+                "127.0.0.1:8000",
+                "http://127.0.0.1:99999/wechat",
+                f"http://{'a' * 64}.example/wechat",
+                "http://[::1/wechat",
+            )
+        ),
+        (["--port", "65536", "--callback", "http://127.0.0.1:1"], {}, "--port"),
+        (["--port", "-1", "--callback", "http://127.0.0.1:1"], {}, "--port"),
+        (["--port", "0", "--callback", "http://127.0.0.1:1", "--data", "README.md"], {}, "--data"),
+        (["--port", "0", "--callback", "http://127.0.0.1:1", "--data", "README.md/a"], {}, "--data"),
         (["--port", "0", "--callback", "http://127.0.0.1:1"], {"WECHAT_APPID": "wx1"}, "WECHAT_APPSECRET"),
     ],
 )
@@ -754,3 +766,4 @@ def test_wrong_use_of_the_program(arguments, environ, word):
     _, err = process.communicate(timeout=10)
     assert process.returncode == 2
     assert word in err.splitlines()[-1]
+    assert "Traceback" not in err
