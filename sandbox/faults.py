@@ -44,7 +44,8 @@ class Rules:
 class Fault:
     """One fault for one path. `times` None is for ever, `delay` in seconds, `truncate` in bytes.
 
-    A fault for the callback's path changes the bot's answers instead: see sender.py.
+    A fault for the callback's path changes the bot's answers instead: see sender.py. There `errcode`, `errmsg` and
+    `content_type` do nothing.
     """
 
     path: str
