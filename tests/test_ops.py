@@ -191,10 +191,18 @@ class TestWhoMayAsk:
 
     @pytest.mark.parametrize(
         ("authorization", "status"),
-        [("Bearer the-key", 200), ("Bearer other", 401), ("Basic dGhlLWtleTp4", 401), ("Bearer \xff", 401)],
+        [
+            ("Bearer the=key=1", 200),
+            ("bearer the=key=1", 200),
+            ("Bearer other", 401),
+            ("Basic dGhlPWtleT0xOng=", 401),
+            ("Bearer \xff", 401),
+            ("Basic \xff", 401),
+            ("the=key=1", 401),
+        ],
     )
     def test_with_a_key_those_who_have_it(self, make_app, path, authorization, status):
-        client = make_app(METRICS_KEY="the-key")
+        client = make_app(METRICS_KEY="the=key=1")
         for address in ("127.0.0.1", "93.184.216.34"):
             answer = client.get(
                 path,

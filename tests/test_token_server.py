@@ -67,6 +67,9 @@ def test_the_key_holders_get_the_token_and_its_true_life(sandbox, central, caplo
         {"Authorization": f"Basic {KEY}"},
         {"Authorization": KEY},
         {"Authorization": "Bearer schlüssel"},
+        {"Authorization": "Basic \xc3\xa9"},
+        {"Authorization": "Bearer a*=x''%ff"},
+        {"Authorization": "Bearer"},
     ],
 )
 def test_others_are_refused_and_counted(sandbox, central, headers):
@@ -80,6 +83,23 @@ def test_others_are_refused_and_counted(sandbox, central, headers):
         assert KEY not in answer.text
     assert refused_keys() == before + 2
     assert calls(sandbox, "/cgi-bin/stable_token") == {}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "Kz=8v3Qw7Lp2Xn5Tb",
+        "a=b=c=d-0123456789",
+        "ends-with-equals==",
+        "the key of this test",
+        '"comma,in;key"%=1!~',
+    ],
+)
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_a_key_may_have_any_characters_of_a_header(make_app, scheme, key):
+    client = make_app(TOKEN_SERVER_KEY=key).test_client()
+    assert client.get("/token", headers={"Authorization": f"{scheme} {key}"}).status_code == 200
+    assert client.get("/token", headers={"Authorization": f"{scheme} {key}="}).status_code == 401
 
 
 def test_wrong_keys_are_slowed_down_by_address_and_the_right_one_is_always_taken(sandbox, make_app, caplog):

@@ -6,7 +6,6 @@ how they are counted. Shows no secret and no OpenID.
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from storage.ledger import Ledger
 from storage.queue import Queue
 from storage.tokens import SqlTokenStore
 from web import metrics
+from web.keys import is_same, sent_key
 from wechat.access_token import AccessToken
 from wechat.addresses import is_public
 
@@ -51,8 +51,8 @@ def ops(
             return None
         if key is None:
             return None if _is_near() else Response(status=404)
-        authorization = request.authorization
-        if authorization is not None and authorization.type == "bearer" and _same(authorization.token, key):
+        given = sent_key()
+        if given is not None and is_same(given, key):
             return None
         return Response("send METRICS_KEY as Authorization: Bearer KEY\n", 401, mimetype="text/plain")
 
@@ -109,10 +109,6 @@ def _is_near() -> bool:
     except ValueError:  # a Unix socket has no address
         near = False
     return near and "X-Forwarded-For" not in request.headers
-
-
-def _same(given: str | None, key: str) -> bool:
-    return given is not None and hmac.compare_digest(given.encode(), key.encode())
 
 
 def _database(database: Database) -> str:
