@@ -956,6 +956,18 @@ def test_the_token_comes_from_the_central_server(platform, central, clock):
     assert central.get() == "two"
 
 
+@pytest.mark.parametrize("key", ["line1\nline2-of-the-key", "密钥密钥-of-the-key"])
+def test_a_key_that_no_header_can_carry_is_in_no_error(platform, clock, key):
+    source = CentralTokenSource(platform.url, "wx1", key, sleep=clock.sleep)
+    with pytest.raises(TokenUnavailableError) as caught:
+        source.fetch()
+    error = caught.value
+    while error is not None:
+        assert "of-the-key" not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    assert platform.requests == []
+
+
 def test_a_stale_token_is_reported_to_the_central_server(platform, central):
     platform.on("/hub/token/refresh", {"access_token": "two", "expires_in": 7200})
     central.get()

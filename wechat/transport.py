@@ -125,7 +125,7 @@ class Transport:
         self._public_only = public_only
         self._adapter = _Adapter()
         # Kept, since finding the proxy at each call, as requests does, is a third of its cost.
-        self._ways: dict[str, _Way] = {}
+        self._routes: dict[str, _Route] = {}
 
     def open(
         self,
@@ -147,10 +147,11 @@ class Transport:
         unsafe = False
         trouble = None
         try:
-            raw = self._way(parts).open(method, parts, headers, body, attempt)
+            raw = self._route(parts).open(method, parts, headers, body, attempt)
         except _NotPublicError:
             unsafe = True
-        except (OSError, HTTPError) as error:  # requests' own errors are OSErrors
+        # requests' own errors are OSErrors; a header that cannot be sent is a ValueError, which holds it.
+        except (OSError, HTTPError, ValueError) as error:
             trouble = type(error).__name__
         # Outside the except block: the foreign exception, which holds the URL, is not even our __context__.
         if unsafe:
@@ -161,19 +162,21 @@ class Transport:
             raise TransportError(path, sent=attempt.sent, detail=f"{what} {host} ({trouble})")
         return Answer(raw, path, host)
 
-    def _way(self, parts: SplitResult) -> _Way:
+    def _route(self, parts: SplitResult) -> _Route:
+        """The route to the URL's host."""
         origin = f"{parts.scheme}://{parts.netloc}/"
-        way = self._ways.get(origin)
-        if way is None:
-            way = self._find(origin)
+        route = self._routes.get(origin)
+        if route is None:
+            route = self._find_route(origin)
             if not self._public_only:  # there are only a few others
-                self._ways[origin] = way
-        return way
+                self._routes[origin] = route
+        return route
 
-    def _find(self, origin: str) -> _Way:
+    def _find_route(self, origin: str) -> _Route:
+        """The route to `origin`, by the environment's proxies and certificates."""
         found = self._session.merge_environment_settings(origin, {}, True, None, None)
         # A proxy elsewhere cannot reach this machine.
-        proxied = not self._public_only and not _is_loopback(origin)
+        proxied = not self._public_only and not is_loopback(origin)
         proxies = dict(found["proxies"] or {}) if proxied else {}
         verify, cert = found["verify"] or False, found["cert"]
         request = requests.Request("GET", origin, headers={"User-Agent": "tushangwanglai"}).prepare()
@@ -182,7 +185,7 @@ class Transport:
             raise requests.exceptions.InvalidProxyURL("a SOCKS proxy would keep no deadline")
         self._adapter.cert_verify(pool, origin, verify, cert)  # type: ignore[no-untyped-call]
         root = self._adapter.request_url(request, proxies)
-        return _Way(pool, root.rstrip("/"), dict(request.headers))
+        return _Route(pool, root.rstrip("/"), dict(request.headers))
 
 
 def web_address(url: str) -> str | None:
@@ -213,7 +216,8 @@ def shown_host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether the URL leads to this machine itself."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -221,9 +225,10 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-class _Way(NamedTuple):
-    """The connections to one host, what stands before a path in the first line of a request there (with a proxy the
-    whole address), and the headers of each request."""
+class _Route(NamedTuple):
+    """How requests reach one host, directly or through a proxy: `pool` has the connections; `root` stands before the
+    path in a request's first line (empty, or the host's whole address where a proxy wants it); `headers` are those of
+    each request."""
 
     pool: _Pool
     root: str
