@@ -1,7 +1,7 @@
 """All settings, read once into one frozen object.
 
 Knows every setting's name, format and default, and reports all faults together, by name. Must not know what a
-setting is used for. Only entry points (app.py, gunicorn.conf.py, run.py, commands) pass the environment in.
+setting is used for. Only app.py, run.py, web/server.py (for gunicorn) and commands pass the environment in.
 Secrets are `SecretStr`, so that neither a log line nor a `repr` can show one.
 """
 
@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from pydantic_core import ErrorDetails
 
 from wechat.codes import explain
 from wechat.errors import Cause, WeChatError
+from wechat.transport import place, web_address
 
 FOLDER = Path(__file__).resolve().parent
 SANDBOX_SETTINGS = Path("data/sandbox/settings.env")
@@ -179,10 +181,10 @@ def _read(path: Path) -> str:
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if web_address(value) is None or place(value) is None:  # as it is sent, and as it is written here
         raise _WrongValue(
-            "must be a URL that starts with http:// or https://", "必须是以 http:// 或 https:// 开头的 URL"
+            "must be a URL that starts with http:// or https://, with a usable host name and port",
+            "必须是以 http:// 或 https:// 开头的 URL，主机名和端口须有效",
         )
     return value.rstrip("/")
 
@@ -230,6 +232,13 @@ def _aes_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _utf8(value: SecretStr) -> SecretStr:
+    """Refuses bytes of another encoding in the environment: Python's error for them would hold the secret."""
+    if re.search("[\ud800-\udfff]", value.get_secret_value()):
+        raise _WrongValue(*_WORDS["string_unicode"])
+    return value
+
+
 def _at_least(characters: int) -> AfterValidator:
     """Checks the length of a secret that strangers can guess at over the network."""
 
@@ -242,6 +251,15 @@ def _at_least(characters: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _header_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[ -~]+", value.get_secret_value()):
+        raise _WrongValue(
+            "travels in an HTTP header: it must be one line of ASCII letters, digits, signs and spaces",
+            "要放在 HTTP 头中传送，只能是一行 ASCII 字母、数字、符号和空格",
+        )
+    return value
 
 
 def _token_source(value: str) -> str:
@@ -265,6 +283,7 @@ def _database(value: SecretStr) -> SecretStr:
             "必须是数据库 URL，例如 sqlite:///data/bot.db 或 postgresql://user:password@host/name",
         )
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+        _check_postgresql(rest)
         return SecretStr(f"postgresql+psycopg://{rest}")
     if scheme != "sqlite" or not rest.startswith("/") or rest in ("/", "/:memory:"):
         raise _WrongValue(
@@ -272,6 +291,40 @@ def _database(value: SecretStr) -> SecretStr:
             "只支持 sqlite:///文件 或 postgresql://...",
         )
     return SecretStr(f"sqlite:///{FOLDER / rest[1:]}")
+
+
+# As SQLAlchemy reads it: a password may hold anything but @.
+_POSTGRESQL = re.compile(
+    r"(?:(?P<user>[^:/]*)(?::[^@]*)?@)?(?P<servers>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<options>.*))?",
+    re.DOTALL,
+)
+_SERVER = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
+
+
+def _check_postgresql(rest: str) -> None:
+    """`rest` comes after the scheme. The host, the port and the database's name are shown later: none of them may be
+    the end of a password."""
+    found = _POSTGRESQL.fullmatch(rest)
+    assert found is not None, "every part of it may be empty"
+    user, servers, database, options = (
+        found[name] or "" for name in ("user", "servers", "database", "options")
+    )
+    several = "," in servers
+    nameless = [option for option in options.split("&") if "=" not in option]
+    if "@" in servers + database + "".join(nameless) or (several and "@" in user):
+        raise _WrongValue(
+            "has more than one @: in a user's name or a password write @ as %40",
+            "含有多个 @：用户名和密码中的 @ 须写成 %40",
+        )
+    each = [_SERVER.fullmatch(server) for server in servers.split(",")]
+    # PostgreSQL's own reader, which takes several servers, is strict about % and spaces.
+    if not all(one and int(one["port"] or 5432) in range(1, 65536) for one in each) or (
+        several and re.search(r"[\0\s]|%(?:00|(?![0-9A-Fa-f]{2}))", rest)
+    ):
+        raise _WrongValue(
+            "must be like postgresql://user:password@host:5432/name, with / ? % in a password as %2F %3F %25",
+            "必须形如 postgresql://user:password@host:5432/name，密码中的 / ? % 须写成 %2F %3F %25",
+        )
 
 
 def _zone(value: str) -> str:
@@ -302,6 +355,8 @@ def _media_store(value: str) -> str:
 
 CallbackToken = Annotated[SecretStr, AfterValidator(_callback_token)]
 AesKey = Annotated[SecretStr, AfterValidator(_aes_key)]
+Secret = Annotated[SecretStr, AfterValidator(_utf8)]
+HeaderKey = Annotated[SecretStr, AfterValidator(_header_key)]
 
 
 class Settings(BaseModel):
@@ -315,12 +370,12 @@ class Settings(BaseModel):
 
     account: str = ""
     """The name in ACCOUNTS; empty where that is not set."""
-    own_token_server_key: Annotated[SecretStr, _at_least(16)] | None = None
+    own_token_server_key: Annotated[HeaderKey, _at_least(16)] | None = None
     """TOKEN_SERVER_KEY with the account's name in front. `token_server_key` is the one for all accounts."""
 
     accounts: str | None = None
     wechat_appid: Annotated[str, AfterValidator(_appid)]
-    wechat_appsecret: SecretStr | None = None
+    wechat_appsecret: Secret | None = None
     wechat_token: CallbackToken | None = None
     wechat_aes_key: AesKey | None = None
     wechat_accept_plaintext: bool = False
@@ -331,18 +386,18 @@ class Settings(BaseModel):
         ("https://api.weixin.qq.com", "https://api2.weixin.qq.com")
     )
     wechat_token_source: Annotated[str, AfterValidator(_token_source)] = "stable"  # noqa: S105  (a mode's name)
-    wechat_token_source_key: SecretStr | None = None
-    token_server_key: Annotated[SecretStr, _at_least(16)] | None = None
+    wechat_token_source_key: HeaderKey | None = None
+    token_server_key: Annotated[HeaderKey, _at_least(16)] | None = None
     echo_via: Literal["auto", "passive", "upload"] = "auto"
     reply_seconds: float = Field(4.5, gt=0, lt=5)
     late_reply: Literal["customer_service", "redelivery"] = "customer_service"
-    database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite:///data/bot.db")
+    database_url: Annotated[Secret, AfterValidator(_database)] = SecretStr("sqlite:///data/bot.db")
     ledger_sync: Literal["full", "normal"] = "full"
     media_store: Annotated[str, AfterValidator(_media_store)] = "data/media"
     max_push_bytes: int = Field(256 * 1024, gt=0)
     max_media_bytes: int = Field(30 * 1024 * 1024, gt=0)
-    metrics_key: SecretStr | None = None
-    admin_password: Annotated[SecretStr, _at_least(8)] | None = None
+    metrics_key: HeaderKey | None = None
+    admin_password: Annotated[Secret, _at_least(8)] | None = None
     worker: Literal["embedded", "external"] = "embedded"
     lease_seconds: float = Field(15.0, ge=1, le=1800)
     retention_days: int = Field(0, ge=0)
@@ -374,7 +429,7 @@ class Settings(BaseModel):
     @classmethod
     def unchecked(cls, environ: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
         """The texts of the settings in `environ` and `folder`/.env. `environ` wins; empty counts as unset."""
-        found = {**_filled(dotenv_values(folder / ".env", encoding="utf-8-sig")), **_filled(environ)}
+        found = _filled(file_texts(folder / ".env")) | _filled(environ)
         return {name: found[name] for name in known_names(found) if name in found}
 
     @classmethod
@@ -390,7 +445,7 @@ class Settings(BaseModel):
         """
         values = cls.unchecked(environ, folder)
         names = accounts(values)
-        found, faults, appids = [], list(_wrong_names(names)), set[str]()
+        found, faults, appids = [], [*_wrong_file(folder / ".env"), *_wrong_names(names)], set[str]()
         for account in names or [""]:
             own, common = texts_of(values, account)
             wrong = [*_missing(common | own, account)]
@@ -408,7 +463,7 @@ class Settings(BaseModel):
                 for fault in wrong
             ]
         if faults:
-            raise SettingsError(list(dict.fromkeys(faults)))  # list a fault that all accounts share once
+            raise SettingsError(list(dict.fromkeys(faults)))  # a fault that all accounts share is listed once
         return tuple(found)
 
 
@@ -485,7 +540,7 @@ def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> M
     path = folder / SANDBOX_SETTINGS
     if names_an_account(Settings.unchecked(environ, folder)) or not _locked(path):
         return environ
-    return _filled(dotenv_values(path, encoding="utf-8")) | _filled(environ)
+    return _filled(file_texts(path)) | _filled(environ)
 
 
 def names_an_account(values: Mapping[str, str]) -> bool:
@@ -506,12 +561,33 @@ def _locked(path: Path) -> bool:
 
 def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
     """The libraries' settings in `folder`/.env (AWS_*, proxies): libraries read the environment, not .env."""
-    found = _filled(dotenv_values(folder / ".env", encoding="utf-8-sig"))
+    found = _filled(file_texts(folder / ".env"))
     return {name: value for name, value in found.items() if OF_LIBRARIES.fullmatch(name)}
 
 
+def file_texts(path: Path) -> dict[str, str | None]:
+    """The texts in a file such as .env, by name; none if there is no such file, or it cannot be read. What is not UTF-8
+    in them is replaced: `of_accounts` reports such a .env, and its other faults with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return {}
+    return dotenv_values(stream=StringIO(text))
+
+
+def _wrong_file(path: Path) -> Iterator[Fault]:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        yield Fault(path.name, "is not UTF-8: save it as UTF-8", "不是 UTF-8 编码，请另存为 UTF-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        pass  # there is none; Docker makes a folder of a missing file that is to be mounted
+    except OSError as error:
+        yield Fault(path.name, f"cannot be read: {error.strerror}", f"无法读取：{error.strerror}")
+
+
 def _missing(values: Mapping[str, str], account: str) -> Iterator[Fault]:
-    """Missing settings: those that another one requires, and those of an account without a name."""
+    """The missing settings: WECHAT_TOKEN if there is only one account, and each setting that another one requires."""
     if not account and "WECHAT_TOKEN" not in values:
         yield Fault("WECHAT_TOKEN", *_WORDS["missing"])
     source = values.get("WECHAT_TOKEN_SOURCE", "stable")
@@ -542,6 +618,7 @@ def _filled(environ: Mapping[str, str | None]) -> dict[str, str]:
 # pydantic's errors in our words; {gt} and so on are filled in with its bound.
 _WORDS = {
     "missing": ("is required", "必填"),
+    "string_unicode": ("must be text in UTF-8", "必须是 UTF-8 编码的文本"),
     "bool_parsing": ("must be 0 or 1", "必须为 0 或 1"),
     "int_parsing": ("must be a whole number", "必须为整数"),
     "int_parsing_size": ("must be a whole number", "必须为整数"),
@@ -562,5 +639,6 @@ def _fault(detail: ErrorDetails) -> Fault:
     if detail["type"] == "literal_error":
         words = re.findall(r"'([^']*)'", context["expected"])
         return Fault(name, f"must be {' or '.join(words)}", f"必须为 {' 或 '.join(words)}")
-    english, chinese = _WORDS.get(detail["type"], (detail["msg"], "值无效"))
+    # Not pydantic's own text, which may hold a part of the value.
+    english, chinese = _WORDS.get(detail["type"], ("cannot be used", "值无效"))
     return Fault(name, english.format(**context), chinese.format(**context))

@@ -316,6 +316,33 @@ def test_commands_reach_what_the_bot_wrote(sandbox, bot):
     }
 
 
+def test_a_file_of_settings_that_is_not_utf8_is_named(tmp_path):
+    project = copy(tmp_path / "project")
+    account = "".join(f"{name}={value}\n" for name, value in ACCOUNT.items())
+    stores = f"DATABASE_URL=sqlite:///{tmp_path}/bot.db\nMEDIA_STORE={tmp_path}/media\n"
+    (project / ".env").write_bytes(
+        f"# 公众号\n{account}{stores}WECHAT_API_BASE=http://127.0.0.1:9\n".encode("gbk")
+    )
+    told = ".env: is not UTF-8: save it as UTF-8"
+    trouble = failed(flask(project, "token", "show"), 2)
+    assert told in trouble
+    assert "is required" not in trouble
+    assert flask(project, "--help").returncode == 0
+    doctor = flask(project, "doctor")
+    failed(doctor, 2)
+    assert "FAIL settings: .env is not UTF-8" in doctor.stdout
+    assert "OK   database" in doctor.stdout
+    server = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--check-config", "app:create_app()"],
+        cwd=project,
+        env=clean_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told in failed(server, 2)
+
+
 def test_what_lies_in_a_folder_above_is_neither_run_nor_read(tmp_path):
     """Flask's command line would look for .flaskenv and .env there, and import the program that they name."""
     project = copy(tmp_path / "project")

@@ -4,11 +4,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
-from config import FOLDER, Settings, SettingsError, usable_cores
+from config import (
+    FOLDER,
+    Settings,
+    SettingsError,
+    settings_of_commands,
+    settings_of_libraries,
+    usable_cores,
+)
+from storage.database import Database
 from tests.conftest import clean_environ
+from wechat.client import ApiClient
 
 ACCOUNT = {
     "WECHAT_APPID": "wx0a1b2c3d4e5f6789",
@@ -94,6 +106,26 @@ def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_pat
         ("ADMIN_PASSWORD", "seven77"),
         ("TOKEN_SERVER_KEY", "fifteen-letters"),
         ("LOG_LEVEL", "loud"),
+        *(
+            (name, url)
+            for name in ("WECHAT_API_BASE", "PUBLIC_URL")
+            for url in (
+                "http://h:abc",
+                "http://h:99999",
+                "http://[bad",
+                "http://{x}℀/",
+                "http://a b",
+            )
+        ),
+        ("DATABASE_URL", "postgresql://bot:pw@h:port/n"),
+        ("DATABASE_URL", "postgresql://bot:pw@h:99999/n"),
+        ("DATABASE_URL", "postgresql://h1:1,h2:x/n"),
+        ("DATABASE_URL", "postgresql://bot:100%@h1,h2/n"),
+        ("TOKEN_SERVER_KEY", "sixteen-letters-é"),
+        ("METRICS_KEY", "two\nlines"),
+        ("METRICS_KEY", "密钥"),
+        ("WECHAT_APPSECRET", "of another encoding: \udcff"),
+        ("ADMIN_PASSWORD", "of another encoding: \udcff"),
     ],
 )
 def test_each_fault_names_its_setting(tmp_path, name, value):
@@ -120,6 +152,98 @@ def test_a_fault_is_told_in_plain_words(tmp_path, name, value, words):
     assert faults(tmp_path, ACCOUNT | {name: value}) == {name: words}
 
 
+SOURCE = {"WECHAT_TOKEN_SOURCE": "https://token.example", "WECHAT_TOKEN_SOURCE_KEY": "k"}
+
+
+@pytest.mark.parametrize("key", ["line1\nline2", "密钥密钥-abc", "é", "\x7f", "tab\there"])
+def test_a_key_that_no_header_can_carry_is_a_fault_without_its_value(tmp_path, key):
+    given = ACCOUNT | SOURCE | {"WECHAT_TOKEN_SOURCE_KEY": key, "ACCOUNTS": "shop"}
+    given |= {"SHOP_TOKEN_SERVER_KEY": key + "0123456789abcdef", "METRICS_KEY": key}
+    with pytest.raises(SettingsError, match="HTTP header") as caught:
+        Settings.from_env(given, tmp_path)
+    names = [fault.name for fault in caught.value.faults]
+    assert names == ["SHOP_TOKEN_SERVER_KEY", "WECHAT_TOKEN_SOURCE_KEY", "METRICS_KEY"]
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["a=b&c", "the key of this test", "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~\\"])
+def test_a_key_may_have_odd_characters(tmp_path, key):
+    settings = read(tmp_path, **SOURCE | {"WECHAT_TOKEN_SOURCE_KEY": key, "METRICS_KEY": key})
+    assert settings.wechat_token_source_key.get_secret_value() == key
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "bot:p@S3cret@db.example/bot",
+        "bot:p@S3/cret@db.example/bot",
+        "bot:p/S3@cret@db.example/bot",
+        "bot:p@S3?cret@db.example/bot",
+        "bot:p@S3:cret@db.example:5432/bot",
+        "bot:p@S3cret@one.example,two.example/bot",
+    ],
+)
+def test_a_second_at_sign_would_show_a_part_of_the_password(tmp_path, rest):
+    (fault,) = faults(tmp_path, ACCOUNT | {"DATABASE_URL": f"postgresql://{rest}"}).items()
+    assert fault == ("DATABASE_URL", "has more than one @: in a user's name or a password write @ as %40")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "host",
+        "bot:p%40S3cret@host/name",
+        "bot:S3/cr?et#1%zz@host/name",
+        "bot@server:S3cret@host:5432/name",
+        "bot@[::1]:5432/name",
+        "bot:pw@h1:5432,h2:5433/name?target_session_attrs=any",
+        "bot:pw@h1,[::1]:5432/name",
+        "bot:pw@/name?host=/var/run/postgresql",
+        "/name?host=@abstract",
+    ],
+)
+def test_what_postgresql_takes_is_taken(tmp_path, rest):
+    url = read(tmp_path, DATABASE_URL=f"postgresql://{rest}").database_url.get_secret_value()
+    assert not Database(url).is_sqlite
+
+
+WORDS = "http https postgresql sqlite :// // / : @ ? # % %40 [ ] ::1 { } {x} {0} , = & ℀ 。 é 密 host a.b 80 99999 - .."
+PIECES = st.sampled_from([*WORDS.split(), "\n", " ", "\0", "\udcff"])
+ODD_URLS = st.lists(PIECES, max_size=12).map("".join) | st.tuples(
+    st.sampled_from(["http://", "https://", "postgresql://", "sqlite:///"]),
+    st.lists(PIECES, max_size=8).map("".join),
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    "name", ["DATABASE_URL", "PUBLIC_URL", "WECHAT_API_BASE", "WECHAT_TOKEN_SOURCE", "MEDIA_STORE"]
+)
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # options of SQLite's are left out
+@given(url=ODD_URLS)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_an_odd_url_is_taken_or_a_fault_of_its_setting(tmp_path, name, url):
+    # Which options there are for several servers only PostgreSQL's own library knows.
+    assume(not (name == "DATABASE_URL" and "," in url and "?" in url))
+    try:
+        taken = read(tmp_path, **SOURCE | {name: url})
+    except SettingsError as error:
+        named = {fault.name for fault in error.faults}
+    else:
+        named = {name}
+        usable(taken)
+    assert named == {name}
+
+
+def usable(taken):
+    Database(taken.database_url.get_secret_value())
+    urls = (*taken.wechat_api_base, taken.wechat_token_source, taken.public_url)
+    for parts in (urlsplit(url) for url in urls if url not in ("stable", None)):
+        assert parts.hostname
+        assert parts.port is None or parts.port < 65536
+    assert "(," not in repr(ApiClient(taken.wechat_api_base)), "each is an address to the client"
+
+
 def test_secrets_of_just_enough_characters(tmp_path):
     read(tmp_path, WECHAT_TOKEN="abc", ADMIN_PASSWORD="eight888", TOKEN_SERVER_KEY="sixteen-letters-")
     read(tmp_path, WECHAT_TOKEN="A1" * 16)
@@ -139,6 +263,31 @@ def test_the_environment_wins_over_the_file(tmp_path):
     settings = read(tmp_path, PORT="9001")
     assert (settings.port, settings.echo_via) == (9001, "upload")
     assert read(tmp_path, PORT="").port == 9000
+
+
+GBK = "# 公众号\nPORT=http\n".encode("gbk")
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        (GBK, [".env", "PORT"]),
+        ("PORT=9000\n".encode("utf-16"), [".env"]),
+        (b"\xef\xbb\xbfPORT=http\n# \xe5\x85\xac\n", ["PORT"]),
+    ],
+)
+def test_a_file_of_another_encoding_is_one_of_the_faults(tmp_path, file, named):
+    (tmp_path / ".env").write_bytes(file)
+    found = faults(tmp_path, ACCOUNT)
+    assert list(found) == named
+    assert found.get(".env", "") in ("", "is not UTF-8: save it as UTF-8")
+    assert settings_of_libraries(tmp_path) == {}
+    assert settings_of_commands(ACCOUNT, tmp_path) == ACCOUNT
+
+
+def test_a_folder_in_the_place_of_the_file_is_no_fault(tmp_path):
+    (tmp_path / ".env").mkdir()
+    assert read(tmp_path).port == 8000
 
 
 @pytest.mark.parametrize("last", "MNOP")

@@ -6,20 +6,17 @@ Knows the environment and `.env`. Must not check values: config.py does, and ref
 from __future__ import annotations
 
 import difflib
-import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from dotenv import dotenv_values
 
 from commands.doctor.findings import Outcome
-from config import OF_LIBRARIES, Settings, known_names
+from config import OF_LIBRARIES, Settings, file_texts, known_names
+from wechat.transport import is_loopback
 
 
 def unknown_names(environ: Mapping[str, str], folder: Path) -> Iterator[Outcome]:
     """An outcome for each unknown name in .env. In the environment only WECHAT_*: other names may belong to others."""
-    in_file = [name for name in dotenv_values(folder / ".env") if not OF_LIBRARIES.fullmatch(name)]
+    in_file = [name for name in file_texts(folder / ".env") if not OF_LIBRARIES.fullmatch(name)]
     others = [name for name in environ if name.startswith("WECHAT_")]
     known = known_names(Settings.unchecked(environ, folder))
     for name in dict.fromkeys([*in_file, *others]):
@@ -51,17 +48,10 @@ def exposed_secrets(settings: Settings, folder: Path) -> Iterator[Outcome]:
             "every user of this machine can read .env and its secrets: chmod 600 .env",
             "本机所有用户都能读取 .env 中的密钥，请执行 chmod 600 .env",
         )
-    source = urlsplit(settings.wechat_token_source)
-    if source.scheme == "http" and not _is_loopback(source.hostname or ""):
+    source = settings.wechat_token_source
+    if source.lower().startswith("http://") and not is_loopback(source):
         yield Outcome(
             False,
             "WECHAT_TOKEN_SOURCE is http://, so key and access_token cross the network in clear: use https://",
             "WECHAT_TOKEN_SOURCE 使用 http://，密钥和 access_token 以明文传输，请改用 https://",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
