@@ -416,6 +416,21 @@ def test_the_early_renewal_of_several_processes_costs_one_fetch(platform, make_i
     assert platform.fetches == 2
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.99])
+@pytest.mark.parametrize("left", [301, 345, 599, 601])
+def test_a_token_that_others_fetched_long_ago_is_renewed_300_to_240_s_before_its_end(
+    platform, make, clock, left, jitter
+):
+    platform.on(STABLE, {"access_token": "t", "expires_in": left})
+    token = make(random=lambda: jitter)
+    token.get()
+    end = token.row().expires_at
+    while platform.fetches == 1:
+        asked_at = clock.now
+        clock.now += token.keep_fresh()
+    assert 240 <= end - asked_at <= 300
+
+
 def test_a_short_life_is_renewed_at_half_of_it(platform, make, clock):
     platform.on(STABLE, {"access_token": "t", "expires_in": 140})
     token = make()

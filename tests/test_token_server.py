@@ -332,7 +332,7 @@ def test_processes_renew_by_themselves_and_once(sandbox, make_bot):
     first = kept.token.get()
     row = kept.tokens.load()
     assert 395 <= row.expires_at - row.fetched_at <= 400
-    # As if half of its life were just over: what is short-lived is then due, and still serves.
+    # As if its last 240 seconds had begun: it is then due, and still serves.
     control(sandbox, "clock", {"advance": 201}, "POST")
     age(kept.tokens, row, 201)
     bot.web()

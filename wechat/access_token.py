@@ -29,9 +29,8 @@ WAIT_SECONDS = 20.0
 
 _MARGIN_SECONDS = 10.0  # a token must live long enough for the call that uses it
 _FETCHES_APART = 60.0  # however short a token's life is said to be
-_EARLIEST_RENEWAL = 300.0  # earlier, stable_token gives the same token again
+_EARLIEST_RENEWAL = 300.0  # earlier, stable_token gives the same token again, with what is left of its life
 _LATEST_RENEWAL = 240.0
-_SHORT_LIFE = 600.0
 _CLOCK_ERROR = 60.0
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
@@ -229,10 +228,11 @@ class AccessToken:
         life = row.expires_at - row.fetched_at
         if now < row.fetched_at - _CLOCK_ERROR:
             due = now  # the clock was set back: the row's times mean nothing
-        elif life < _SHORT_LIFE:
+        elif life < _EARLIEST_RENEWAL:
             due = row.fetched_at + max(life / 2, _FETCHES_APART)
         else:
-            due = row.expires_at - _LATEST_RENEWAL - (_EARLIEST_RENEWAL - _LATEST_RENEWAL) * self._jitter[1]
+            early = _LATEST_RENEWAL + (_EARLIEST_RENEWAL - _LATEST_RENEWAL) * self._jitter[1]
+            due = max(row.expires_at - early, row.fetched_at + _FETCHES_APART)
         return max(due - now, _back_off_left(row, now))
 
     def _renew_if_due(self) -> None:
