@@ -22,6 +22,7 @@ from handlers.router import Router, exact, pattern, prefix
 # isort: split
 from handlers import event, media, text
 from wechat.messages import (
+    Event,
     ImageMessage,
     Message,
     ShortVideoMessage,
@@ -91,6 +92,11 @@ def _check(table: Table, name: str) -> None:
         if not (isinstance(kind, type) and issubclass(kind, Message)):
             raise HandlerError(
                 f"{name} has {kind!r:.80} for a kind of message: write TextMessage, for example"
+            )
+        if kind in (Message, Event):
+            raise HandlerError(
+                f"{name} has {kind.__name__}, which no message is: write TextMessage, OtherEvent or another kind of "
+                "its own, one line for each"
             )
         if not isinstance(handler, Router):
             takes_memory(handler)

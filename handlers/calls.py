@@ -36,7 +36,7 @@ def call(handler: Handler, message: Message, recall: Recall, *arguments: str) ->
 
 
 def checked(handler: Handler, outcome: Any) -> Outcome:
-    """The same outcome. Raises `HandlerError` for a value that is none."""
+    """Returns `outcome`. Raises `HandlerError` for a value that is no outcome."""
     if outcome is None or isinstance(outcome, Reply | Deferred | Remember):
         return outcome
     write = "return TextReply(...)" if isinstance(outcome, str) else "return a reply, Deferred(...) or None"

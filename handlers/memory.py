@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from wechat.replies import Reply
 
-MAX_MEMORY_BYTES = 8192  # as JSON in UTF-8
+MAX_MEMORY_BYTES = 8192  # as JSON in UTF-8, whatever form it is kept in
 
 Memory: TypeAlias = Mapping[str, Any]
 
@@ -33,11 +33,18 @@ class Remember:
             raise TypeError(f"Remember takes a reply or None first, not {self.reply!r:.80}")
         if not isinstance(self.memory, Mapping) or not all(isinstance(key, str) for key in self.memory):
             raise TypeError("Remember takes a mapping with text as keys second, for example {'step': 2}")
-        size = len(as_json(self.memory).encode())
+        size = len(_json(self.memory, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         if size > MAX_MEMORY_BYTES:
             raise ValueError(f"a fan's memory has {size} bytes as JSON; {MAX_MEMORY_BYTES} is the most")
 
 
 def as_json(memory: Memory) -> str:
-    """The memory as it is kept. Raises TypeError or ValueError for one that is not JSON."""
-    return json.dumps(dict(memory), allow_nan=False, separators=(",", ":"), sort_keys=True)
+    """The memory as it is kept: in ASCII, so that half a character can be kept too. Raises TypeError or ValueError for
+    one that is not JSON."""
+    return _json(memory, ensure_ascii=True)
+
+
+def _json(memory: Memory, *, ensure_ascii: bool) -> str:
+    return json.dumps(
+        dict(memory), allow_nan=False, ensure_ascii=ensure_ascii, separators=(",", ":"), sort_keys=True
+    )

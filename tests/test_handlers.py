@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 import handlers
 from handlers import Deferred, HandlerError, Remember, Router, dispatch, exact, pattern, prefix
 from tests.handler_messages import a
-from wechat.messages import ClickEvent, ImageMessage, ScanEvent, SubscribeEvent, TextMessage, VoiceMessage
+from wechat.messages import (
+    ClickEvent,
+    Event,
+    ImageMessage,
+    Message,
+    ScanEvent,
+    SubscribeEvent,
+    TextMessage,
+    VoiceMessage,
+)
 from wechat.replies import ImageReply, TextReply
 
 
@@ -50,6 +59,8 @@ def test_deferred_takes_what_can_be_called():
     [
         ("text", answers_with_text),
         (str, answers_with_text),
+        (Event, answers_with_text),
+        (Message, answers_with_text),
         (TextMessage, "hint"),
         (TextMessage, lambda: None),
         (TextMessage, lambda message, memory, more: None),
@@ -66,6 +77,13 @@ def test_a_second_argument_is_the_fans_memory(table):
     assert dispatch(a(TextMessage), lambda: {"seen": 0}) == Remember(TextReply("{'seen': 0}"), {"seen": 1})
     table(TextMessage, lambda message: None)
     assert dispatch(a(TextMessage), lambda: pytest.fail("looked up for nobody")) is None
+
+
+def test_the_size_of_a_memory_is_that_of_its_text_in_utf8():
+    assert Remember(None, {"n": "你" * 2700}).memory
+    assert Remember(None, {"n": "\ud83d" * 2700}).memory, "half a character, as a cut text may end"
+    with pytest.raises(ValueError, match="8198 bytes"):
+        Remember(None, {"n": "你" * 2730})
 
 
 @pytest.mark.parametrize(
