@@ -164,9 +164,9 @@ class Receiver:
         # Not int(): that accepts signs, white space, other digits and any length.
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= _MAX_TIMESTAMP_DIGITS):
             raise TimestampError(None)
-        off = int(timestamp) - now
+        off = int(timestamp) - int(now)  # the platform's time is in whole seconds
         if abs(off) > self._window:
-            raise TimestampError(round(off))
+            raise TimestampError(off)
 
 
 def _parameter(query: Mapping[str, str], name: str) -> str:
