@@ -83,22 +83,23 @@ def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
 
 
 def _add_callbacks(app: Flask, accounts: parts.Accounts) -> None:
-    """One for each account that has a WECHAT_TOKEN. The only one answers at /wechat too."""
+    """Adds the callback of each account that has a WECHAT_TOKEN. If there is only one, it answers at /wechat too."""
     with_callback = [one for one in accounts.of.values() if one.receiver is not None]
     accounts_by_path: dict[str, str] = {}
     for one in with_callback:
         settings = one.settings
         assert one.receiver is not None
         assert settings.wechat_token is not None
-        paths = dict.fromkeys(
-            [settings.callback_path or "", *(["/wechat"] if len(with_callback) == 1 else [])]
-        )
+        assert settings.callback_path is not None
+        paths = [settings.callback_path]
+        if len(with_callback) == 1 and "/wechat" not in paths:
+            paths.append("/wechat")
         app.register_blueprint(
             callback.callback(
                 one.receiver,
                 one.answers,
                 one.refusals,
-                paths=list(paths),
+                paths=paths,
                 account=settings.account,
                 max_push_bytes=settings.max_push_bytes,
                 token=settings.wechat_token.get_secret_value(),
@@ -109,7 +110,7 @@ def _add_callbacks(app: Flask, accounts: parts.Accounts) -> None:
 
 
 def _add_token_server(app: Flask, accounts: parts.Accounts) -> None:
-    """For all accounts with a key: their own, or the common one."""
+    """Adds the token routes, for the accounts that have a TOKEN_SERVER_KEY: their own, the common one, or both."""
     served = {}
     for one in accounts.of.values():
         keys = (one.settings.own_token_server_key, one.settings.token_server_key)

@@ -179,7 +179,7 @@ def _figures(watched: Watched) -> Iterator[Metric]:
         "wechat_queue_depth", "Downloads and sends not done yet", status.pending + status.replies_pending
     )
     yield GaugeMetricFamily(
-        "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds or 0.0
+        "wechat_queue_oldest_seconds", "Age of the oldest of them", status.oldest_pending_seconds
     )
     if (seconds := _last_claim_seconds(watched.queue)) is not None:
         yield GaugeMetricFamily(

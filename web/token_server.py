@@ -51,11 +51,11 @@ def token_server(
 
     @blueprint.get("/token")
     def hand_out() -> tuple[Response, int]:
-        return own_face(AccessToken.get)
+        return answer_in_our_format(AccessToken.get)
 
     @blueprint.post("/token/refresh")
     def refresh() -> tuple[Response, int]:
-        return own_face(report)
+        return answer_in_our_format(report)
 
     def report(token: AccessToken) -> str:
         stale = (_json_body() or {}).get("access_token")
@@ -65,17 +65,17 @@ def token_server(
 
     @blueprint.get("/cgi-bin/token")
     def platform_token() -> tuple[Response, int]:
-        return platform_face(request.args.get("appid"), request.args.get("secret"))
+        return answer_as_the_platform(request.args.get("appid"), request.args.get("secret"))
 
     @blueprint.post("/cgi-bin/stable_token")
     def platform_stable_token() -> tuple[Response, int]:
         asked = _json_body()
         if asked is None:
             return jsonify(errcode=47001, errmsg="the body is no JSON object"), 400
-        return platform_face(asked.get("appid"), asked.get("secret"))
+        return answer_as_the_platform(asked.get("appid"), asked.get("secret"))
 
     @blueprint.teardown_request
-    def lines_of_none(error: BaseException | None) -> None:
+    def log_without_account(error: BaseException | None) -> None:
         logs.ACCOUNT.set("")
 
     @blueprint.after_request
@@ -83,7 +83,7 @@ def token_server(
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    def own_face(get: Callable[[AccessToken], str]) -> tuple[Response, int]:
+    def answer_in_our_format(get: Callable[[AccessToken], str]) -> tuple[Response, int]:
         given = sent_key()
         opened = [appid for appid, served in accounts.items() if _opens(served, given)]
         if not opened:
@@ -100,12 +100,10 @@ def token_server(
             return jsonify(handed_out(served, get)), 200
         except _NoTokenGivenError:
             return jsonify(error='say which token failed: {"access_token": "..."}'), 400
-        except TokenUnavailableError as error:
-            return jsonify(error=str(error)), 503
-        except DatabaseUnavailableError as error:
+        except (TokenUnavailableError, DatabaseUnavailableError) as error:
             return jsonify(error=str(error)), 503
 
-    def platform_face(appid: object, secret: object) -> tuple[Response, int]:
+    def answer_as_the_platform(appid: object, secret: object) -> tuple[Response, int]:
         served = accounts.get(appid) if isinstance(appid, str) else None
         if served is None:
             return jsonify(errcode=40013, errmsg="invalid appid"), 200

@@ -161,7 +161,7 @@ class AccessToken:
         Raises TokenUnavailableError: at once during the pause after a failed fetch, or when the fetch fails, or
         when another process has not fetched a token within 20 s.
         """
-        return self._usable(self._store.load()) or self._alone(self._usable, self._replace)
+        return self._usable(self._store.load()) or self._alone(self._usable, self._renew)
 
     def replace(self, stale: str | None, *, reported: bool = False, at_once: bool = False) -> str:
         """The token after `stale`, which the platform refused. Many reports of one token cost one fetch.
@@ -185,7 +185,7 @@ class AccessToken:
             return self._usable(row)
 
         def act(holder: str) -> str:
-            return self._replace_if_dead(holder, stale, began) if reported else self._replace(holder, stale)
+            return self._renew_if_invalid(holder, stale, began) if reported else self._renew(holder, stale)
 
         return newer(self._store.load()) or self._alone(newer, act, patient=not at_once)
 
@@ -241,7 +241,7 @@ class AccessToken:
             return
         try:
             if self._until_due() <= 0:
-                self._replace(holder)
+                self._renew(holder)
         except (TokenUnavailableError, _LeaseLostError):
             pass  # it is in the row and in the log; the loop tries again
         finally:
@@ -281,7 +281,7 @@ class AccessToken:
             f"其他进程正在获取 token，请稍后重试"
         )
 
-    def _replace_if_dead(self, holder: str, suspect: str | None, began: float) -> str:
+    def _renew_if_invalid(self, holder: str, suspect: str | None, began: float) -> str:
         row = self._store.load()
         if suspect is not None and row.value == suspect and self._usable(row):
             now = self._clock()
@@ -291,22 +291,22 @@ class AccessToken:
             row = replace(row, checked_at=now, checks=_recent_checks(row, now) + 1)
             self._save(holder, row)  # before the call: one that is cut off counts too
             try:
-                dead = self._is_dead(holder, suspect)
+                invalid = self._is_invalid(holder, suspect)
             except WeChatError as error:
                 log.warning("access_token not checked: %s", error)
-                dead = False
-            if not dead:
+                invalid = False
+            if not invalid:
                 return suspect
             # The platform itself refused it: never hand out this token again.
             if self._source.force_is_limited:
                 self._save(holder, replace(row, expires_at=0.0))
-        return self._replace(holder, suspect)
+        return self._renew(holder, suspect)
 
-    def _replace(self, holder: str, stale: str | None = None) -> str:
+    def _renew(self, holder: str, stale: str | None = None) -> str:
         """One renewal under the lease. A failure goes into the row; the old token stays."""
         failure: WeChatError
         try:
-            return self._replaced(holder, stale)
+            return self._fetch_and_save(holder, stale)
         except (ApiError, TransportError, TokenUnavailableError) as error:
             failure = error
         row = self._store.load()
@@ -327,13 +327,14 @@ class AccessToken:
         )
         raise unavailable
 
-    def _replaced(self, holder: str, stale: str | None) -> str:
+    def _fetch_and_save(self, holder: str, stale: str | None) -> str:
+        """The next token, kept in the row. By force_refresh if the normal fetch gives `stale`, and that is invalid."""
         row = self._store.load()
         if row.value is not None and row.expires_at == 0:
             stale = row.value
         asked_at = self._clock()
         grant = self._fetch(holder, self._source.fetch)
-        if grant.value == stale and self._is_dead(holder, grant.value):
+        if grant.value == stale and self._is_invalid(holder, grant.value):
             if self._source.force_is_limited:
                 row = replace(row, value=stale, expires_at=0.0)
                 self._save(holder, row)
@@ -373,9 +374,9 @@ class AccessToken:
             self._on_fetch(result)
         return grant
 
-    def _is_dead(self, holder: str, token: str) -> bool:
+    def _is_invalid(self, holder: str, token: str) -> bool:
         self._hold(holder)
-        return self._source.is_dead(token)
+        return self._source.is_invalid(token)
 
     def _count_forced(self, row: TokenRow) -> TokenRow:
         now = self._clock()

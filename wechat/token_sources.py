@@ -42,7 +42,7 @@ class TokenSource(Protocol):
     def fetch(self) -> Grant:
         """The current token; it may be the one that we have."""
 
-    def is_dead(self, token: str) -> bool:
+    def is_invalid(self, token: str) -> bool:
         """Whether the source itself refuses this token, which it gave out as valid."""
 
     def force(self, stale: str) -> Grant:
@@ -60,7 +60,7 @@ class _Platform:
         self._appid = appid
         self._secret = secret
 
-    def is_dead(self, token: str) -> bool:
+    def is_invalid(self, token: str) -> bool:
         """getcallbackip is the cheapest call that needs a token."""
         try:
             self._client.call(
@@ -132,7 +132,7 @@ class CentralTokenSource:
     def fetch(self) -> Grant:
         return self._call("GET", "/token")
 
-    def is_dead(self, token: str) -> bool:
+    def is_invalid(self, token: str) -> bool:
         return True  # the central server checks a reported token itself
 
     def force(self, stale: str) -> Grant:
