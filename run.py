@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import requests
-from dotenv import dotenv_values
 
 import parts
-from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, names_an_account
+from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, names_an_account
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -252,7 +251,7 @@ def _account(path: Path) -> dict[str, str]:
         "WECHAT_AES_KEY": random(string.ascii_letters + string.digits, 43),
         "ADMIN_PASSWORD": random(string.ascii_letters + string.digits, 12),
     }
-    kept = dotenv_values(path, encoding="utf-8")
+    kept = file_texts(path)
     return {name: kept.get(name) or value for name, value in made_up.items()}
 
 

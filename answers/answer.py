@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import handlers
 from answers.failures import HANDLER_FAULTS
-from answers.late import DeferredReplies, EchoVia, answered_with_copy, do_work
+from answers.late import DeferredReplies, EchoVia, answered_with_copy
 from answers.replies import ReplyLog
-from handlers import Account, Deferred, Memory, Remember
+from handlers import Deferred, Memory, Remember
 from handlers.memory import as_json
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger, Recorded
@@ -127,14 +127,6 @@ class _FanMemory:
     def recall(self) -> Memory:
         memory: Memory = json.loads(self.seen().json)
         return memory
-
-
-def outcome_of(outcome: handlers.Outcome, account: Account) -> tuple[Reply | None, str | None]:
-    """The reply of a handler's outcome, and the fan's new memory as JSON (None: unchanged). For `flask replay`.
-
-    Runs the work of a Deferred. Raises what the work raises.
-    """
-    return do_work(outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome), account)
 
 
 def rendered(reply: Reply | None, message: Message, now: float, *, echo_via: EchoVia) -> Answer:

@@ -32,7 +32,7 @@ from answers.failures import (
 )
 from answers.replies import ReplyLog
 from answers.steps import renew, repeat, try_step
-from handlers import Account, Deferred, HandlerError, Memory, Remember
+from handlers import Account, Deferred, HandlerError, Memory, Outcome, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
 from storage.deferred import DeferredWork, Work
@@ -188,12 +188,12 @@ class DeferredReplies:
 
     # -- the work --------------------------------------------------------------------------------------------------
 
-    def _begin(self, work: Work, message: Message, deferred: Deferred) -> None:
+    def _begin(self, work: Work, message: Message, outcome: Outcome) -> None:
         done: Future[None] = Future()
         with self._lock:
             self._running[work.id] = (work, done)
         try:
-            threading.Thread(target=self._run, args=(work, message, deferred, done), daemon=True).start()
+            threading.Thread(target=self._run, args=(work, message, outcome, done), daemon=True).start()
         except RuntimeError as error:
             log.error(
                 "deferred work cannot be started",
@@ -202,14 +202,14 @@ class DeferredReplies:
             self._ended(work, done)
             self._give_back(work)
 
-    def _run(self, work: Work, message: Message, deferred: Deferred, done: Future[None]) -> None:
+    def _run(self, work: Work, message: Message, outcome: Outcome, done: Future[None]) -> None:
         logs.ACCOUNT.set(self._account)
         cores.unpin_thread()  # the work may use every core
         try:
             result, memory, code, reason = None, None, None, None
             try:
                 account = FanAccount(self._client, message.from_user_name)
-                reply, memory = do_work(deferred, account)
+                reply, memory = carry_out(outcome, account)
                 self._reply_log.note(reply, message, work.id, account.uploaded)
                 if reply is not None:
                     result = render_reply(reply, message, int(self._clock()))
@@ -319,7 +319,7 @@ class DeferredReplies:
         message, reason = parse_message(work.xml, self._account), "the work ended its process three times"
         if work.attempt <= ATTEMPTS:
             try:
-                self._begin(work, message, self._work_of(work, message))
+                self._begin(work, message, self._outcome(work, message))
                 return
             except DatabaseUnavailableError:  # the memory could not be read: no fault of the handler
                 self._give_back(work)
@@ -330,13 +330,11 @@ class DeferredReplies:
         log.error("deferred work is given up", extra={"ledger_id": work.id, "reason": reason})
         self._works.finish(work, None, self._clock(), reason=reason)
 
-    def _work_of(self, work: Work, message: Message) -> Deferred:
+    def _outcome(self, work: Work, message: Message) -> Outcome:
         """The reply that was recorded with the work, or else what the handler says. Raises what the handler raises."""
         if work.reply is not None:
-            reply = parse_reply(work.reply)
-            return Deferred(lambda: reply)
-        outcome = handlers.dispatch(message, partial(self._recall, message.from_user_name))
-        return outcome if isinstance(outcome, Deferred) else Deferred(lambda: outcome)
+            return parse_reply(work.reply)
+        return handlers.dispatch(message, partial(self._recall, message.from_user_name))
 
     def _recall(self, openid: str) -> Memory:
         memory: Memory = json.loads(self._works.memory(openid))
@@ -360,12 +358,16 @@ class DeferredReplies:
         raise _UploadFailed(failed.code, failed.reason, None if final else try_at)
 
 
-def do_work(deferred: Deferred, account: Account) -> tuple[Reply | None, str | None]:
-    """Runs the work. Returns its reply, and the fan's new memory as JSON (None: unchanged). Raises `HandlerError`, and
-    what the work raises."""
-    outcome = checked(deferred.work, deferred.run(account))
+def carry_out(outcome: Outcome, account: Account) -> tuple[Reply | None, str | None]:
+    """The reply of a handler's outcome, and the fan's new memory as JSON (None: unchanged).
+
+    Runs the work of a Deferred. Raises `HandlerError`, and what the work raises.
+    """
     if isinstance(outcome, Deferred):
-        raise HandlerError(f"{name_of(deferred.work)} returned Deferred: write return TextReply(...)")
+        work = outcome.work
+        outcome = checked(work, outcome.run(account))
+        if isinstance(outcome, Deferred):
+            raise HandlerError(f"{name_of(work)} returned Deferred: write return TextReply(...)")
     if isinstance(outcome, Remember):
         return outcome.reply, as_json(outcome.memory)
     return outcome, None

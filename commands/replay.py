@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 
 import handlers
-from answers.answer import outcome_of, rendered
+from answers.answer import rendered
+from answers.late import carry_out
 from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
 from wechat.messages import parse_message
@@ -49,7 +50,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
         memory = parts.memories.read(entry.sender).json
         try:
             outcome = handlers.dispatch(message, lambda: json.loads(memory))
-            reply, remembered = outcome_of(outcome, _DryRunAccount())
+            reply, remembered = carry_out(outcome, _DryRunAccount())
             # The recorded time: then a difference can only come from the handlers.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
         except Exception as error:

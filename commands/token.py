@@ -28,7 +28,7 @@ def token_show() -> None:
 @token.command("refresh")
 @account_option
 def token_refresh() -> None:
-    """Fetch a new one now (重新获取)."""
+    """Ask for it anew, now (重新获取)."""
     shared = app_parts().token
     _print_token(lambda: shared.replace(shared.row().value, at_once=True))
 
