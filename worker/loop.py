@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cores
@@ -28,7 +27,7 @@ from worker.sends import Sends
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = (0.05, 0.2)  # between checks of an empty ledger: the first pause, the longest pause
-FAULT_SECONDS = 1.0  # until the next try to read the ledger after an error
+FAULT_SECONDS = 1.0  # until the next claim after an error
 GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
 GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
 
@@ -116,12 +115,12 @@ class Worker:
 
     def _run_jobs(self, threads: int) -> None:
         cores.pin_thread()
-        with ThreadPoolExecutor(threads * len(self._accounts), "work") as pool:
+        try:
             while not self._stop.is_set():
                 self._free.clear()
                 for work in self._accounts:
                     if work.next_look <= time.monotonic():
-                        self._look(work, threads, pool)
+                        self._look(work, threads)
                 self._free.wait(max(min(work.next_look for work in self._accounts) - time.monotonic(), 0.0))
                 # Busy threads become free one by one. A claim for each costs a sixth of its time: claim for several.
                 while self._most_held() > threads - threads // 4 and self._free.wait(GATHER_SECONDS):
@@ -131,9 +130,14 @@ class Worker:
                 self._free.clear()
                 self._free.wait(0.1)
             self._give_up.set()
-        self._finished.set()
+            while self._is_busy():
+                self._free.clear()
+                self._free.wait(0.1)
+        finally:
+            # However this ends: claims that are renewed although nobody does the work would be held for ever.
+            self._finished.set()
 
-    def _look(self, work: AccountWork, threads: int, pool: ThreadPoolExecutor) -> None:
+    def _look(self, work: AccountWork, threads: int) -> None:
         # Set before the claim, so that a job that ends meanwhile can ask for another look at once.
         # All processes of a machine look at the same moments, so that they share new work from the start.
         now = time.monotonic()
@@ -145,8 +149,22 @@ class Worker:
             work.idle, work.next_look = IDLE_SECONDS[0], 0.0
         else:
             work.idle = min(work.idle * 2, rarer(IDLE_SECONDS[1], len(self._accounts)))
-        for job in jobs or ():
-            pool.submit(self._do, work, job)
+        if jobs and not self._begin(work, jobs):
+            work.next_look = now + FAULT_SECONDS
+
+    def _begin(self, work: AccountWork, jobs: Sequence[Job]) -> bool:
+        """Does each job in a thread of its own. False if the system starts no more threads: what has none is given
+        back."""
+        for number, job in enumerate(jobs):
+            try:
+                threading.Thread(target=self._do, args=(work, job), name="work", daemon=True).start()
+            except (RuntimeError, MemoryError) as error:
+                log.error("no thread can be started: work is given back", extra={"reason": str(error)})
+                for left in jobs[number:]:
+                    self._give_back(work, left)
+                    self._let_go(work, left)
+                return False
+        return True
 
     def _most_held(self) -> int:
         return max(len(work.held) for work in self._accounts)
@@ -172,7 +190,7 @@ class Worker:
         except ClaimLostError:
             log.warning("another process took this work over", extra={"ledger_id": job.id})
         except StoppedError:
-            try_step("the ledger cannot be written", partial(work.queue.give_back, job), ledger_id=job.id)
+            self._give_back(work, job)
         except DatabaseUnavailableError as error:
             # The lease runs out, and the first process that reaches the database takes the job over.
             log.error("the ledger cannot be written", extra={"ledger_id": job.id, "reason": str(error)})
@@ -181,10 +199,16 @@ class Worker:
             again = partial(work.failures.retry, job, None, "unexpected fault; see the log of this ledger id")
             try_step("the ledger cannot be written", again, ledger_id=job.id)
         finally:
-            with self._lock:
-                del work.held[id(job)]
+            self._let_go(work, job)
             work.next_look = 0.0
             self._free.set()
+
+    def _give_back(self, work: AccountWork, job: Job) -> None:
+        try_step("the ledger cannot be written", partial(work.queue.give_back, job), ledger_id=job.id)
+
+    def _let_go(self, work: AccountWork, job: Job) -> None:
+        with self._lock:
+            del work.held[id(job)]
 
     def _keep_claims(self) -> None:
         """Renews each lease three times in its length, while jobs run. Also makes work due again that a wrong clock had
