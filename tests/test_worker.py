@@ -9,6 +9,7 @@ import pytest
 import requests
 
 import parts
+from answers.copies import StoredCopies
 from app import create_app
 from config import Settings
 from tests import pushing
@@ -349,6 +350,39 @@ def test_started_threads_work_and_stop_gives_work_back(make_rig):
         eventually(lambda: rig.entry(slow).media_lease_until, what="the claim")
     finally:
         worker.stop()
+
+
+def test_a_stop_does_not_wait_for_an_upload_that_takes_minutes(make_rig, monkeypatch):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    monkeypatch.setattr("worker.loop.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("worker.loop.GIVE_BACK_SECONDS", 0.2, raising=False)
+    upload, uploading, go_on = StoredCopies.upload, threading.Event(), threading.Event()
+
+    def upload_slowly(*given):
+        if not uploading.is_set():
+            uploading.set()
+            go_on.wait(60)
+        return upload(*given)
+
+    monkeypatch.setattr(StoredCopies, "upload", upload_slowly)
+    worker = rig.app.extensions["accounts"].worker
+    worker.start(2)
+    stopping = threading.Thread(target=worker.stop, daemon=True)
+    try:
+        assert uploading.wait(20)
+        stopping.start()
+        stopping.join(10)
+        assert not stopping.is_alive()
+        assert not rig.worker.run_once(), "its lease goes on"
+        rig.now += 16
+        assert rig.worker.run_once(), "another process does it"
+        assert rig.entry(entry).send_state == "sent"
+    finally:
+        go_on.set()
+    eventually(lambda: all(one.name != "work" for one in threading.enumerate()), what="the end of the first")
+    assert len([one for one in rig.chat() if one["from"] == "account"]) == 1
 
 
 def test_a_long_download_keeps_its_claim(make_rig):

@@ -1,9 +1,9 @@
 """Runs the jobs in the ledger in threads of this process: claims what is due, does it, and renews the claims.
 
 Knows threads, leases and the order of a stop: nothing more is claimed, and running jobs finish within GRACE_SECONDS or
-are given back. Must not know how a job is done, Flask, XML or SQL. A claim is a lease that a heartbeat renews; a worker
-that lost it stops, and none of its marks changes anything. Each account has its own threads, so that an account
-with slow or many jobs does not delay the others.
+are given back; what does neither is left to its lease. Must not know how a job is done, Flask, XML or SQL. A claim is a
+lease that a heartbeat renews; a worker that lost it stops, and none of its marks changes anything. Each account has
+its own threads, so that an account with slow or many jobs does not delay the others.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ IDLE_SECONDS = (0.05, 0.2)  # between checks of an empty ledger: the first pause
 FAULT_SECONDS = 1.0  # until the next claim after an error
 GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
 GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
+GIVE_BACK_SECONDS = 4.0  # for those that give up then: gunicorn kills 25 s after its signal
 
 
 class AccountWork:
@@ -68,6 +69,7 @@ class Worker:
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._finished = threading.Event()
+        self._grace_ends = 0.0  # monotonic, set by the stop
         self._lock = threading.Lock()
         self._running: list[threading.Thread] = []
 
@@ -88,13 +90,16 @@ class Worker:
             thread.start()
 
     def stop(self) -> None:
-        """Stops. Returns when running jobs are finished or given back."""
+        """Stops. Returns when running jobs are finished or given back. One that does neither in time (an upload that
+        takes minutes) is left to its lease, as if the process had been killed: end the process then."""
         self.ask_to_stop()
         for thread in self._running:
-            thread.join()
+            thread.join(max(self._grace_ends + GIVE_BACK_SECONDS - time.monotonic(), 0.0))
 
     def ask_to_stop(self) -> None:
         """As `stop()`, but returns at once."""
+        if not self._stop.is_set():
+            self._grace_ends = time.monotonic() + GRACE_SECONDS
         self._stop.set()
         self._free.set()
 
@@ -125,14 +130,9 @@ class Worker:
                 # Busy threads become free one by one. A claim for each costs a sixth of its time: claim for several.
                 while self._most_held() > threads - threads // 4 and self._free.wait(GATHER_SECONDS):
                     self._free.clear()
-            deadline = time.monotonic() + GRACE_SECONDS
-            while self._is_busy() and time.monotonic() < deadline:
-                self._free.clear()
-                self._free.wait(0.1)
+            self._wait_for_jobs(self._grace_ends)
             self._give_up.set()
-            while self._is_busy():
-                self._free.clear()
-                self._free.wait(0.1)
+            self._wait_for_jobs(self._grace_ends + GIVE_BACK_SECONDS)
         finally:
             # However this ends: claims that are renewed although nobody does the work would be held for ever.
             self._finished.set()
@@ -165,6 +165,11 @@ class Worker:
                     self._let_go(work, left)
                 return False
         return True
+
+    def _wait_for_jobs(self, until: float) -> None:
+        while self._is_busy() and time.monotonic() < until:
+            self._free.clear()
+            self._free.wait(0.1)
 
     def _most_held(self) -> int:
         return max(len(work.held) for work in self._accounts)
