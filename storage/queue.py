@@ -432,6 +432,15 @@ class Queue:
         return Backlog(held, waiting)
 
     def _claim(self, name: str, now: float, lease_seconds: float, limit: int) -> tuple[int, list[_Claimed]]:
+        if abs(now - self._claim_noted_at) >= CLAIMS_NOTED_SECONDS:
+            # Before the claim: if this failed after it, nobody would know what was claimed.
+            note = (
+                self._database.insert(last_claims)
+                .values(appid=self._appid, at=now)
+                .on_conflict_do_update(index_elements=[last_claims.c.appid], set_={"at": now})
+            )
+            self._database.write(lambda connection: connection.execute(note))
+            self._claim_noted_at = now
         claim = secrets.randbits(63)  # a new fencing token for each claim
         values = {
             "of_appid": self._appid,
@@ -442,14 +451,6 @@ class Queue:
         }
         claim_due = self._claim_due[name]
         rows = self._database.write(lambda connection: claim_due(connection, **values).fetchall())
-        if abs(now - self._claim_noted_at) >= CLAIMS_NOTED_SECONDS:
-            self._claim_noted_at = now
-            note = (
-                self._database.insert(last_claims)
-                .values(appid=self._appid, at=now)
-                .on_conflict_do_update(index_elements=[last_claims.c.appid], set_={"at": now})
-            )
-            self._database.write(lambda connection: connection.execute(note))
         return claim, sorted(map(_Claimed._make, rows), key=lambda row: (row.due, row.id))
 
     def _mark(self, job: Job, states: Sequence[ColumnElement[str]], values: dict[Any, Any]) -> bool:

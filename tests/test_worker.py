@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -12,6 +13,8 @@ import parts
 from answers.copies import StoredCopies
 from app import create_app
 from config import Settings
+from storage.errors import DatabaseUnavailableError
+from storage.queue import Queue
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
 from tests.databases import sqlite_url
@@ -220,6 +223,48 @@ def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
     while rig.worker.run_once():
         pass
     assert rig.entry(entry).media_state == "stored"
+
+
+@pytest.fixture
+def started(make_rig):
+    """A rig with a stored copy to send and a picture to download; started() starts its threads. They end with the
+    test."""
+    rig = make_rig(ECHO_VIA="upload")
+    sent = rig.push()
+    assert rig.worker.run_once()
+    new = rig.push()
+    worker = rig.app.extensions["accounts"].worker
+    yield rig, sent, new, lambda: worker.start(4)
+    worker.stop()
+
+
+def test_without_the_media_store_the_reason_is_seen_until_it_is_back(started, monkeypatch):
+    rig, sent, new, start = started
+    monkeypatch.setattr(downloads, "LOW_DISK_PAUSE_SECONDS", 0.2)
+    store = Path(rig.settings.media_store)
+    store.rename(f"{store}-away")
+    store.touch()  # no folder can be made there
+    start()
+    eventually(lambda: "MEDIA_STORE" in (rig.entry(sent).send_reason or ""), what="the reason of the send")
+    eventually(
+        lambda: "MEDIA_STORE" in (rig.entry(new).media_reason or ""), what="the reason of the download"
+    )
+    store.unlink()
+    Path(f"{store}-away").rename(store)
+    eventually(lambda: rig.entry(sent).send_state == "sent", what="the send")
+    eventually(lambda: rig.entry(new).media_state == "stored", what="the download")
+
+
+def test_a_send_is_done_although_downloads_cannot_be_claimed(started, monkeypatch):
+    rig, sent, _, start = started
+
+    def claim_downloads(*_):
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(Queue, "claim_downloads", claim_downloads)
+    start()
+    eventually(lambda: rig.entry(sent).send_state == "sent", what="the send")
+    assert rig.entry(sent).send_attempts == 1
 
 
 def test_a_lost_claim_changes_nothing(make_rig):

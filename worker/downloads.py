@@ -1,6 +1,7 @@
 """Downloads what fans sent: asks the platform, writes the file, marks it in the ledger.
 
-Knows this order, and that a full disk stops it. Must not know threads, leases, SQL, or how a file is written.
+Knows this order, and that a store that is away or full stops it. Must not know threads, leases, SQL, or how a file is
+written.
 """
 
 from __future__ import annotations
@@ -43,18 +44,26 @@ class Downloads:
         self._max_media_bytes, self._clock = max_media_bytes, clock
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
-        """Claims up to `limit` due downloads. Claims nothing while the disk is nearly full; the ledger then gives
-        that as the reason."""
-        free = self._files.free_bytes()
-        if free is None or free >= MIN_FREE_BYTES:
+        """Claims up to `limit` due downloads; nothing while the store is away or nearly full: the ledger then says so."""
+        reason = self._no_room()
+        if reason is None:
             return self._queue.claim_downloads(now, lease_seconds, limit)
-        reason = (
-            f"the disk of MEDIA_STORE has {free >> 20} MB free, less than {MIN_FREE_BYTES >> 20}: make room"
-        )
         for download in self._queue.claim_downloads(now, lease_seconds, 1):
             log.error(reason, extra={"ledger_id": download.id})
             self._queue.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
         return []
+
+    def _no_room(self) -> str | None:
+        """Why nothing can be stored now, if so."""
+        try:
+            free = self._files.free_bytes()
+        except OSError as error:
+            return failure(error).reason
+        if free is None or free >= MIN_FREE_BYTES:
+            return None
+        return (
+            f"the disk of MEDIA_STORE has {free >> 20} MB free, less than {MIN_FREE_BYTES >> 20}: make room"
+        )
 
     def do(self, job: Download, held: Held, given_up: Callable[[], bool]) -> None:
         """Downloads it. Raises ClaimLostError, StoppedError when `given_up()` is true, and DatabaseUnavailableError."""

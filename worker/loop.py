@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import cores
 import logs
@@ -32,6 +33,9 @@ GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
 GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
 GIVE_BACK_SECONDS = 4.0  # for those that give up then: gunicorn kills 25 s after its signal
 
+# Claims due jobs: at this time (unix seconds), for so many seconds, at most so many.
+Claim: TypeAlias = Callable[[float, float, int], Sequence[Job]]
+
 
 class AccountWork:
     """The jobs of one account, and those that this process is doing."""
@@ -41,15 +45,10 @@ class AccountWork:
     ) -> None:
         self.queue, self.downloads, self.sends, self.failures = queue, downloads, sends, failures
         self.chores = chores
+        # Sends come first, since a fan waits for them.
+        self.claims: Sequence[Claim] = (queue.claim_sends, downloads.claim)
         self.held: dict[int, Held] = {}
         self.idle, self.next_look = IDLE_SECONDS[0], 0.0  # the next pause, and when it is over (monotonic)
-
-    def claim(self, now: float, lease_seconds: float, limit: int) -> list[Job]:
-        """Claims up to `limit` due jobs. Sends come first, since a fan waits for them."""
-        jobs: list[Job] = [*self.queue.claim_sends(now, lease_seconds, limit)]
-        if limit > len(jobs):
-            jobs += self.downloads.claim(now, lease_seconds, limit - len(jobs))
-        return jobs
 
 
 class Worker:
@@ -105,10 +104,15 @@ class Worker:
 
     def run_once(self) -> bool:
         """Claims one job of each account and does it. False if nothing was due."""
-        claimed = [(work, job) for work in self._accounts for job in self._claim(work, 1)]
-        for work, job in claimed:
-            self._do(work, job)
-        return bool(claimed)
+        done = [self._do_one(work) for work in self._accounts]
+        return any(done)
+
+    def _do_one(self, work: AccountWork) -> bool:
+        for claim in work.claims:
+            for job in self._claim(work, claim, 1):
+                self._do(work, job)
+                return True
+        return False
 
     def tidy_once(self) -> None:
         """Deletes what has expired."""
@@ -142,15 +146,18 @@ class Worker:
         # All processes of a machine look at the same moments, so that they share new work from the start.
         now = time.monotonic()
         work.next_look = now + work.idle - now % work.idle
-        jobs = try_step("the ledger cannot be read", partial(self._claim, work, threads))
-        if jobs is None:
-            work.next_look = now + FAULT_SECONDS
-        elif jobs:
+        found = False
+        for claim in work.claims:
+            jobs = try_step("the ledger cannot be read", partial(self._claim, work, claim, threads))
+            # What is claimed is begun before anything else can fail.
+            if jobs is None or not self._begin(work, jobs):
+                work.next_look = now + FAULT_SECONDS
+                return
+            found = found or bool(jobs)
+        if found:
             work.idle, work.next_look = IDLE_SECONDS[0], 0.0
         else:
             work.idle = min(work.idle * 2, rarer(IDLE_SECONDS[1], len(self._accounts)))
-        if jobs and not self._begin(work, jobs):
-            work.next_look = now + FAULT_SECONDS
 
     def _begin(self, work: AccountWork, jobs: Sequence[Job]) -> bool:
         """Does each job in a thread of its own. False if the system starts no more threads: what has none is given
@@ -174,12 +181,12 @@ class Worker:
     def _most_held(self) -> int:
         return max(len(work.held) for work in self._accounts)
 
-    def _claim(self, work: AccountWork, threads: int) -> list[Job]:
+    def _claim(self, work: AccountWork, claim: Claim, threads: int) -> Sequence[Job]:
         room = threads - len(work.held)
         if room <= 0 or self._stop.is_set():
             return []
         logs.ACCOUNT.set(work.chores.account)
-        jobs = work.claim(self._clock(), self._lease, room)
+        jobs = claim(self._clock(), self._lease, room)
         with self._lock:
             work.held.update({id(job): Held(job) for job in jobs})
         return jobs
