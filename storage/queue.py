@@ -357,12 +357,14 @@ class Queue:
         """The request left and no answer came: it is never repeated by itself. False: the claim was lost."""
         return self._mark(send, [PENDING, UNKNOWN], _done(_LANES["send"], UNKNOWN, None, reason, now))
 
-    def give_back(self, job: Job) -> bool:
-        """Another process may claim the job at once, and this attempt does not count. False: the claim was lost."""
+    def give_back(self, job: Job, due: float | None = None, reason: str | None = None) -> bool:
+        """Any process may claim the job: at once, or from `due` on, and `reason` says why. This attempt does not count.
+        False: the claim was lost."""
         lane = _LANES[job.lane]
-        return self._mark(
-            job, [PENDING], {lane.lease_until: None, lane.claim: None, lane.attempts: lane.attempts - 1}
-        )
+        values: dict[Any, Any] = {lane.lease_until: None, lane.claim: None, lane.attempts: lane.attempts - 1}
+        if due is not None:
+            values |= {lane.due: due, lane.code: None, lane.reason: reason}
+        return self._mark(job, [PENDING], values)
 
     def claim_picture(self, now: float, lease_seconds: float) -> Picture | None:
         """Claim a picture for a thumbnail, the newest first; no other process gets it for that long (seconds)."""

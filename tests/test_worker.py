@@ -217,12 +217,41 @@ def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
     pending = rig.entry(entry)
     assert pending.media_state == "pending"
     assert "make room" in pending.media_reason
+    assert (pending.media_attempts, pending.media_due) == (0, rig.now + 10), "a wait is no attempt"
     assert rig.push().reply is not None, "answers go on"
     monkeypatch.undo()
     rig.now += 11
     while rig.worker.run_once():
         pass
     assert rig.entry(entry).media_state == "stored"
+
+
+def test_a_full_disk_is_said_once_a_minute(make_rig, monkeypatch, caplog):
+    rig = make_rig()
+    entries = [rig.push() for _ in range(3)]
+    monkeypatch.setattr(downloads, "MIN_FREE_BYTES", 1 << 62)
+    start = rig.now
+    for seconds, lines in ((0, 1), (11, 1), (22, 1), (61, 2)):
+        rig.now = start + seconds
+        for _ in entries:
+            assert not rig.worker.run_once()
+        assert all("make room" in rig.entry(entry).media_reason for entry in entries)
+        assert sum("have to wait" in one.message for one in caplog.records) == lines
+
+
+def test_a_full_disk_ends_downloads_three_days_after_the_message(make_rig, monkeypatch):
+    rig = make_rig()
+    entry = rig.push()
+    monkeypatch.setattr(downloads, "MIN_FREE_BYTES", 1 << 62)
+    rig.now = entry.create_time + 3 * 86400 - 20
+    assert not rig.worker.run_once()
+    assert rig.entry(entry).media_state == "pending"
+    rig.now += 11
+    assert not rig.worker.run_once()
+    failed = rig.entry(entry)
+    assert failed.media_state == "failed"
+    assert "make room" in failed.media_reason
+    assert "72 hours" in failed.media_reason
 
 
 @pytest.fixture
@@ -240,7 +269,7 @@ def started(make_rig):
 
 def test_without_the_media_store_the_reason_is_seen_until_it_is_back(started, monkeypatch):
     rig, sent, new, start = started
-    monkeypatch.setattr(downloads, "LOW_DISK_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(downloads, "NO_ROOM_PAUSE_SECONDS", 0.2)
     store = Path(rig.settings.media_store)
     store.rename(f"{store}-away")
     store.touch()  # no folder can be made there

@@ -22,7 +22,8 @@ from worker.jobs import ClaimLostError, Failures, Held, StoppedError
 log = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 200 * 1024 * 1024
-LOW_DISK_PAUSE_SECONDS = 10.0
+NO_ROOM_PAUSE_SECONDS = 10.0
+NO_ROOM_SAID_SECONDS = 60.0  # between two lines in the log: every download that is due meets the same
 
 
 class Downloads:
@@ -42,6 +43,7 @@ class Downloads:
         self._queue, self._ledger = queue, ledger
         self._client, self._files, self._failures = client, files, failures
         self._max_media_bytes, self._clock = max_media_bytes, clock
+        self._said_at = 0.0
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
         """Claims up to `limit` due downloads; nothing while the store is away or nearly full: the ledger then says so."""
@@ -49,8 +51,10 @@ class Downloads:
         if reason is None:
             return self._queue.claim_downloads(now, lease_seconds, limit)
         for download in self._queue.claim_downloads(now, lease_seconds, 1):
-            log.error(reason, extra={"ledger_id": download.id})
-            self._queue.mark_retry(download, now + LOW_DISK_PAUSE_SECONDS, None, reason)
+            if abs(now - self._said_at) >= NO_ROOM_SAID_SECONDS:
+                self._said_at = now
+                log.error("downloads have to wait", extra={"reason": reason})
+            self._failures.put_off(download, NO_ROOM_PAUSE_SECONDS, reason)
         return []
 
     def _no_room(self) -> str | None:

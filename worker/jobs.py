@@ -40,16 +40,27 @@ class Failures:
 
     def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
         """Tries the job again after a pause, not before `not_before` (unix seconds); too late means failed."""
-        now = self._clock()
-        due = max(now + pause(job.attempt, self._jitter()), not_before)
-        life = media.LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
-        if due > min(job.create_time, job.received_at) + life:
-            self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
+        due = max(self._clock() + pause(job.attempt, self._jitter()), not_before)
+        if self._is_too_late(job, due, code, reason):
             return
         log.warning(
             "failed; it will be tried again", extra={"ledger_id": job.id, "code": code, "reason": reason}
         )
         self._queue.mark_retry(job, due, code, reason)
+
+    def put_off(self, job: Job, seconds: float, reason: str) -> None:
+        """Does the job so many seconds later: it was not tried, so the attempt does not count; too late means
+        failed."""
+        due = self._clock() + seconds
+        if not self._is_too_late(job, due, None, reason):
+            self._queue.give_back(job, due, reason)
+
+    def _is_too_late(self, job: Job, due: float, code: int | None, reason: str) -> bool:
+        life = media.LIFE_SECONDS if isinstance(job, Download) else SEND_LIFE_SECONDS
+        if due <= min(job.create_time, job.received_at) + life:
+            return False
+        self.fail(job, code, f"{reason} (given up: the platform's {life // 3600} hours are over)")
+        return True
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
         """Marks the job as failed for good."""
