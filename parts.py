@@ -155,7 +155,7 @@ def _of_account(
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, appid)
     works = DeferredWork(database, ledger, appid)
-    failures = Failures(queue, clock, jitter)
+    failures = Failures(queue, files, clock, jitter)
     reply_log = ReplyLog(ledger)
     chores = Chores(
         settings.account,

@@ -38,8 +38,8 @@ class DiskStore:
         except BaseException:
             self.discard(stem, attempt)
             raise
-        if attempt > 1:  # earlier attempts may have been killed half-way
-            self.discard(stem, attempt)
+        # Earlier attempts may have been killed half-way. So may the first: a power cut can make the ledger forget it.
+        self.discard(stem, attempt)
         return stored
 
     def _write(

@@ -21,6 +21,7 @@ from tests.databases import sqlite_url
 from tests.serving import serving
 from wechat import client
 from worker import downloads
+from worker.jobs import Failures
 
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
@@ -178,6 +179,35 @@ def test_failed_at_once_with_the_platforms_code_and_a_hint(make_rig, case):
     assert rig.parts.queue.retry(None, rig.now) == 1
     assert rig.worker.run_once()
     assert rig.entry(entry).media_state == "stored"
+
+
+@pytest.mark.parametrize("left", ["half a file", "a whole file"])
+@pytest.mark.parametrize("end", ["refused", "three days"])
+def test_a_failed_download_leaves_nothing_of_killed_attempts(make_rig, left, end):
+    rig = make_rig()
+    entry = rig.push()
+    (job,) = rig.parts.queue.claim_downloads(rig.now, 15)
+    stored = rig.parts.files.put(job.stem, [PHOTO.read_bytes()], extension=lambda _: "jpg", attempt=1)
+    if left == "half a file":
+        store = Path(rig.settings.media_store)
+        flat = job.stem.replace("/", "-")
+        (store / stored.key).rename(store / ".tmp" / f"{flat}.{job.attempt}.0123abcd")
+    assert len(rig.stored_files()) == 1
+    rig.now += 16 if end == "refused" else 3 * 86400
+    rig.fault(errcode=40007 if end == "refused" else 45009, errmsg="?")
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_state == "failed"
+    assert rig.stored_files() == []
+
+
+def test_who_lost_the_claim_deletes_nothing(make_rig):
+    rig = make_rig()
+    entry = rig.push()
+    (lost,) = rig.parts.queue.claim_downloads(rig.now, 15)
+    rig.now += 16
+    assert rig.worker.run_once()
+    Failures(rig.parts.queue, rig.parts.files, lambda: rig.now, lambda: 0.5).fail(lost, None, "too late")
+    assert rig.stored_files() == [rig.entry(entry).media_key]
 
 
 def test_a_body_over_the_cap_fails_and_leaves_nothing(make_rig):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from answers.failures import SEND_LIFE_SECONDS, pause
+from answers.steps import try_step
+from storage.files import FileStore
 from storage.queue import Download, Job, Queue
 from wechat import media
 
@@ -35,8 +38,11 @@ class Held:
 class Failures:
     """Notes in the ledger that a job did not succeed."""
 
-    def __init__(self, queue: Queue, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
-        self._queue, self._clock, self._jitter = queue, clock, jitter
+    def __init__(
+        self, queue: Queue, files: FileStore, clock: Callable[[], float], jitter: Callable[[], float]
+    ) -> None:
+        self._queue, self._files = queue, files
+        self._clock, self._jitter = clock, jitter
 
     def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
         """Tries the job again after a pause, not before `not_before` (unix seconds); too late means failed."""
@@ -63,6 +69,11 @@ class Failures:
         return True
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
-        """Marks the job as failed for good."""
+        """Marks the job as failed for good, and deletes what killed attempts at a download left in the store."""
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
-        self._queue.mark_failed(job, code, reason, self._clock())
+        failed = self._queue.mark_failed(job, code, reason, self._clock())
+        # Only who holds the claim may delete: after a lost one, another attempt's file may be the stored one. An older
+        # attempt that still writes cannot finish without its unfinished file, or finds the row failed.
+        if failed and isinstance(job, Download):
+            delete = partial(self._files.delete_all, [job.stem])
+            try_step("what a failed download left cannot be deleted", delete, ledger_id=job.id)
