@@ -1,6 +1,7 @@
 """Thumbnails: whatever a fan sends, a small clean JPEG or a reason; the worker and its memory stay as they were."""
 
 import contextlib
+import errno
 import io
 import random
 import signal
@@ -426,6 +427,13 @@ def line(ledger, queue, purge_rows, started, tmp_path):
     return Line(ledger, queue, purge_rows, DiskStore(media_store), Thumbnails(str(media_store)), started())
 
 
+class Unreadable(io.BytesIO):
+    """A stored file on a bad disk."""
+
+    def read(self, *_):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 class TestMaker:
     def test_once_each_the_newest_first(self, line):
         assert not line.maker.step()
@@ -483,6 +491,33 @@ class TestMaker:
         assert not line.maker.step()
         line.now += CLAIM_SECONDS
         assert line.maker.step()
+
+    @pytest.mark.parametrize("fault", ["opening", "reading"])
+    def test_pictures_that_cannot_be_read_do_not_hold_up_the_others(self, line, monkeypatch, caplog, fault):
+        good = line.stored(1)
+        line.now += 1
+        bad = [line.stored(2), line.stored(3)]
+        keys = {line.ledger.get(one).media_key for one in bad}
+        open_file = line.files.open
+
+        def open_or_fail(key):
+            if key not in keys:
+                return open_file(key)
+            if fault == "opening":
+                raise PermissionError(errno.EACCES, "Permission denied", key)
+            return Unreadable()
+
+        monkeypatch.setattr(line.files, "open", open_or_fail)
+        for _ in range(3):
+            assert line.maker.step()
+        assert not line.maker.step()
+        assert line.state(good)[0] == "made"
+        assert caplog.text.count("no thumbnail yet: MEDIA_STORE: ") == 1
+        monkeypatch.undo()
+        line.now += CLAIM_SECONDS
+        while line.maker.step():
+            pass
+        assert [line.state(one)[0] for one in bad] == ["made", "made"]
 
     def test_an_unreachable_store_costs_nothing(self, line, monkeypatch):
         ledger_id = line.stored(1)

@@ -14,10 +14,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import BinaryIO
 
 from storage.files import FileStore
 from storage.queue import Queue
@@ -25,6 +26,7 @@ from storage.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
 
+UNREADABLE_SAID_SECONDS = 60.0  # between two lines in the log
 CLAIM_SECONDS = 120.0  # much longer than a picture may take; the claim of a process that died is over then
 CHUNK_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -37,6 +39,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 class NoThumbnailError(Exception):
     """There is no thumbnail of this picture; the message says why."""
+
+
+class UnreadableError(Exception):
+    """The stored picture cannot be read now; the message says why."""
 
 
 class Decoder:
@@ -148,10 +154,11 @@ class ThumbnailMaker:
     ) -> None:
         self._queue, self._files, self._thumbnails = queue, files, thumbnails
         self._decoder, self._clock = decoder, clock
+        self._said_at = 0.0
 
     def step(self) -> bool:
-        """Makes one thumbnail. False if none is due. Raises DatabaseUnavailableError, and OSError when a store is full
-        or cannot be reached: the claim then runs out by itself."""
+        """Makes one thumbnail. False if none is due. Raises DatabaseUnavailableError, and OSError when the thumbnails'
+        store is full or cannot be reached: the claim then runs out by itself."""
         picture = self._queue.claim_picture(self._clock(), CLAIM_SECONDS)
         if picture is None:
             self._decoder.close_if_idle()
@@ -162,18 +169,43 @@ class ThumbnailMaker:
         except NoThumbnailError as error:
             log.warning("no thumbnail: %s", error, extra={"ledger_id": picture.id})
             made = False
+        except UnreadableError as error:
+            # Its claim runs out by itself too. It may be this file alone: the others do not wait.
+            if abs(self._clock() - self._said_at) >= UNREADABLE_SAID_SECONDS:
+                self._said_at = self._clock()
+                log.error("no thumbnail yet: %s", error, extra={"ledger_id": picture.id})
+            return True
         if not self._queue.mark_thumbnail(picture, made=made):  # purged meanwhile
             self._thumbnails.delete(picture.media_key.rpartition(".")[0])
         return True
 
     def _make(self, media_key: str) -> None:
-        try:
-            with self._files.open(media_key) as file:
-                jpeg = self._decoder.thumbnail(iter(partial(file.read, CHUNK_BYTES), b""))
-        except FileNotFoundError:
-            raise NoThumbnailError("the stored file is gone from MEDIA_STORE") from None
+        with _reading():
+            file = self._files.open(media_key)
+        with file:
+            jpeg = self._decoder.thumbnail(_chunks(file))
         self._thumbnails.put(media_key, jpeg)
 
     def close(self) -> None:
         """Ends the decoder."""
         self._decoder.close()
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while True:
+        with _reading():
+            chunk = file.read(CHUNK_BYTES)
+        if not chunk:
+            return
+        yield chunk
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Keeps a fault of the stored picture apart from one of the decoder, or of the thumbnails' store."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NoThumbnailError("the stored file is gone from MEDIA_STORE") from None
+    except OSError as error:
+        raise UnreadableError(f"MEDIA_STORE: {error.strerror or error}") from None
