@@ -46,7 +46,7 @@ class Downloads:
         self._said_at = 0.0
 
     def claim(self, now: float, lease_seconds: float, limit: int) -> list[Download]:
-        """Claims up to `limit` due downloads; nothing while the store is away or nearly full: the ledger then says so."""
+        """Claims up to `limit` due downloads; none while the store is away or nearly full: the ledger then says so."""
         reason = self._no_room()
         if reason is None:
             return self._queue.claim_downloads(now, lease_seconds, limit)
