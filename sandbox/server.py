@@ -150,7 +150,7 @@ class _ByAccount:
         request = Request(environ)
         appid, token, key = (request.args.get(name) for name in ("appid", "access_token", "key"))
         if (token or key) and not _is_own(request.path):
-            appid = None  # whoever the call names, it is made by the token's account
+            appid = None  # it is the token's account that makes the call
         if appid is None and request.path == "/cgi-bin/stable_token":
             body = request.get_data()
             environ["wsgi.input"] = io.BytesIO(body)
