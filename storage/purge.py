@@ -32,6 +32,7 @@ from storage.files import FileStore
 from storage.models import (
     STORED,
     files_to_delete,
+    lease_over,
     memories,
     messages,
     purge_index,
@@ -160,7 +161,7 @@ class PurgeRows:
         """Stems of files whose rows are purged: delete everything under them from the stores."""
         statement = (
             select(files_to_delete.c.stem)
-            .where(files_to_delete.c.appid == self._appid, files_to_delete.c.due <= now)
+            .where(files_to_delete.c.appid == self._appid, lease_over(files_to_delete.c.due, now))
             .limit(limit)
         )
         stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))

@@ -151,6 +151,24 @@ def test_a_download_in_the_middle_leaves_no_file(ledger, queue, purge_rows, stor
     assert store.size(done.key) is None
 
 
+def test_a_lease_that_a_wrong_clock_set_keeps_no_file(ledger, queue, purge_rows, store, thumbnails):
+    """One that ends a year from now: the file would stay for that year."""
+    keep(ledger, queue, store, 1, finish=False)
+    (job,) = queue.claim_downloads(NOW + 365 * 86400, 15)
+    done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
+    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=1)
+    assert store.size(done.key) is None
+
+
+def test_a_deletion_noted_while_the_clock_was_wrong_is_made_good(
+    ledger, queue, purge_rows, store, thumbnails
+):
+    key = ledger.get(keep(ledger, queue, store, 1)).media_key
+    assert purge_rows.purge(NOW + 365 * 86400, fan=FAN) == 1  # and here the process died
+    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
+    assert store.size(key) is None
+
+
 def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
