@@ -220,7 +220,10 @@ class Database:
             self._sync_is_due = True
             timer = threading.Timer(SYNC_SECONDS, self._sync_in_time)
             timer.daemon = True
-            timer.start()
+            try:
+                timer.start()
+            except RuntimeError:  # the system gives no more threads
+                self._sync_in_time()
         self._written += len(results)
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0

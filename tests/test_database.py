@@ -561,6 +561,25 @@ def test_normal_has_each_commit_on_the_disk_in_time(tmp_path, monkeypatch):
     database.close()
 
 
+def test_normal_has_a_commit_on_the_disk_though_there_is_no_thread_for_it(tmp_path, monkeypatch):
+    """Else the message that was kept is not answered, and nothing is brought to the disk in time any more."""
+    database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
+    synced, start = written_to_the_disk(monkeypatch), threading.Thread.start
+
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    database.write(lambda connection: connection.exec_driver_sql(INSERT))
+    assert tmp_path / "bot.db-wal" in synced
+    assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    synced.clear()
+    database.write(lambda connection: connection.exec_driver_sql("DELETE FROM messages"))
+    eventually(lambda: tmp_path / "bot.db-wal" in synced, SYNC_SECONDS + 2)
+    database.close()
+
+
 @pytest.mark.parametrize("then", ["full", "normal"])
 def test_an_id_is_never_given_again_after_a_power_cut(tmp_path, then):
     """What `normal` had not synced is lost; what it had is a copy of the files, made at that moment."""
