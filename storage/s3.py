@@ -1,7 +1,7 @@
 """The media in a bucket of an S3-compatible store: AWS, Tencent COS, Aliyun OSS, MinIO.
 
-Knows boto3, which is imported when a store is made, and turns its errors into an OSError that says what to check.
-Must not know what the files are.
+Knows boto3, which is imported when a store is first used, and turns its errors into an OSError that says what to
+check. Must not know what the files are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage.files import STEM, StoredFile, StoreError, check_key, check_stem, copy
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 # These two accept a bucket only as the first part of the host's name.
 _HOSTS_WITHOUT_PATH_STYLE = (".myqcloud.com", ".aliyuncs.com")
+
+_HINTS = {
+    "ConfigParseError": "correct the file that AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE names, or ~/.aws",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "PartialCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, both",
+    "ProfileNotFound": "AWS_PROFILE names a profile that is not in ~/.aws: correct it, or leave it empty",
+    "ValueError": "AWS_ENDPOINT_URL_S3 must be a whole address, like https://s3.example.com",
+}
+_ANY_HINT = "are AWS_ENDPOINT_URL_S3 and the other AWS_* right, and is the store up?"
 
 
 class S3Store:
@@ -36,7 +46,12 @@ class S3Store:
             raise ValueError("MEDIA_STORE must be a folder, or s3://bucket/prefix")
         self._bucket = found[1]
         self._prefix = f"{found[2]}/" if found[2] else ""
-        self._client = _s3_client()
+
+    @cached_property
+    def _client(self) -> S3Client:
+        """Made at the first use, within `_store_errors`: AWS_* that boto3 cannot use are a fault of the store, which
+        is reported, and not of the program that only has one."""
+        return _s3_client()
 
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
@@ -161,7 +176,8 @@ def _store_errors(verb: str) -> Iterator[None]:
         if code == "NoSuchKey" or (verb == "head" and status == 404):
             raise FileNotFoundError("the store has no such file") from None
         raise StoreError(f"S3 {verb}: HTTP {status} {code} (MEDIA_STORE, AWS_*)") from None
-    except BotoCoreError as error:
-        raise StoreError(
-            f"S3 {verb}: {type(error).__name__}: is AWS_ENDPOINT_URL_S3 right, and the store up?"
-        ) from None
+    # FileNotFoundError: a file that AWS_* name, not one of the store. ValueError: an address that is none.
+    except (BotoCoreError, FileNotFoundError, ValueError) as error:
+        # Without its text, which may hold a setting's value.
+        kind = type(error).__name__
+        raise StoreError(f"S3 {verb}: {kind}: {_HINTS.get(kind, _ANY_HINT)}") from None

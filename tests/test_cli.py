@@ -304,6 +304,13 @@ def test_a_database_that_is_away_is_one_line(bot, tmp_path):
     assert "DATABASE_URL" in failed(bot.flask("ledger", "status"))
 
 
+def test_a_store_that_cannot_be_used_is_one_line_and_stops_only_what_needs_it(three, s3_settings):
+    three.environ |= {"MEDIA_STORE": "s3://bucket/prefix", "AWS_PROFILE": "nope"}
+    assert three.flask("--help").returncode == 0
+    assert last(three.flask("ledger", "status"))["stored"] == 1
+    assert "AWS_PROFILE" in failed(three.flask("ledger", "purge", "--before", "0"))
+
+
 def test_commands_reach_what_the_bot_wrote(sandbox, bot):
     bot.web()
     push = send(sandbox)

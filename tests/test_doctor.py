@@ -263,6 +263,12 @@ def test_a_bucket_that_is_there_and_one_that_is_not(bot, s3_url):
     assert "AWS_*" in hint
 
 
+def test_a_store_whose_address_is_none(bot, s3_settings, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio:9000")
+    hint = the_only_one("media", examined(bot, MEDIA_STORE="s3://bucket/prefix"))
+    assert "AWS_ENDPOINT_URL_S3 must be a whole address" in hint
+
+
 @pytest.mark.parametrize(("store", "name"), [("media", "MEDIA_STORE"), ("s3", "DATABASE_URL")])
 def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
     (tmp_path / "full").mkdir()

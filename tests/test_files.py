@@ -423,6 +423,44 @@ class TestS3:
         with pytest.raises(StoreError):
             store.check()
 
+    @pytest.mark.parametrize(
+        ("given", "hint"),
+        [
+            ({"AWS_ENDPOINT_URL_S3": "minio:9000"}, "AWS_ENDPOINT_URL_S3 must be a whole address"),
+            ({"AWS_ENDPOINT_URL_S3": "http://[::1"}, "AWS_ENDPOINT_URL_S3 must be a whole address"),
+            ({"AWS_PROFILE": "a-secret-of-this-test"}, "AWS_PROFILE"),
+            ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_SECRET_ACCESS_KEY, both"),
+            ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "set AWS_ACCESS_KEY_ID"),
+            ({"AWS_SECRET_ACCESS_KEY": "a-secret-of-this-test\udcff"}, r"other AWS_\*"),
+            ({"AWS_CONFIG_FILE": __file__}, "AWS_CONFIG_FILE"),
+            (
+                {
+                    "AWS_ACCESS_KEY_ID": "",
+                    "AWS_SECRET_ACCESS_KEY": "",
+                    "AWS_ROLE_ARN": "arn:aws:iam::1:role/of-this-test",
+                    "AWS_WEB_IDENTITY_TOKEN_FILE": "/no/such/file",
+                },
+                r"other AWS_\*",
+            ),
+        ],
+    )
+    def test_settings_that_no_client_can_be_made_with(self, s3_settings, monkeypatch, tmp_path, given, hint):
+        """They are a fault of the store: the bot starts, answers, and says what is wrong."""
+        for name, value in {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), **given}.items():
+            monkeypatch.setenv(name, value)
+        store = S3Store("s3://bucket/prefix")
+        for failing in (
+            lambda: put(store),
+            lambda: store.open(KEY),
+            lambda: store.size(KEY),
+            lambda: store.delete(KEY),
+            lambda: store.delete_all([STEM]),
+            store.check,
+        ):
+            with pytest.raises(StoreError, match=hint) as caught:
+                failing()
+            assert "a-secret-of-this-test" not in str(caught.value)
+
     def test_a_body_that_breaks_off(self, s3_settings, monkeypatch):
         with server(200, {"Content-Length": "1000", "ETag": '"x"'}, b"half") as s3:
             store = self.at(monkeypatch, f"http://127.0.0.1:{s3.server_port}")
