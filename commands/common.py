@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 LEDGER_ID = click.IntRange(1, 2**63 - 1)
 
 
+def text(value: str) -> str:
+    """The type of an argument that is not empty, and UTF-8: neither a database nor the platform takes other bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("must be UTF-8.") from None
+    if not value:
+        raise click.BadParameter("must not be empty.")
+    return value
+
+
 account_option = click.option(
     "--account",
     metavar="NAME",

@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
-from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail, show_json
+from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail, show_json, text
 from logs import escaped, escaped_lines
 from storage import purge
 from storage.ledger import Entry
+
+MOST_DAYS = 100_000  # 273 years; of any number no time can be made
 
 
 @click.group()
@@ -42,7 +44,7 @@ def ledger_status() -> None:
 @ledger.command("list")
 @account_option
 @click.option("--failed", is_flag=True, help="Only what failed (只列出失败的).")
-@click.option("--fan", metavar="OPENID", help="Only what this fan sent (只列出该粉丝的).")
+@click.option("--fan", type=text, metavar="OPENID", help="Only what this fan sent (只列出该粉丝的).")
 @click.option(
     "--last",
     "limit",
@@ -124,11 +126,11 @@ def ledger_retry(ids: tuple[int, ...]) -> None:
 @click.option(
     "--before",
     "days",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MOST_DAYS),
     metavar="DAYS",
     help="Only what is older than DAYS days (删除多少天之前的).",
 )
-@click.option("--fan", metavar="OPENID", help="Only what this fan sent (删除该粉丝的).")
+@click.option("--fan", type=text, metavar="OPENID", help="Only what this fan sent (删除该粉丝的).")
 @click.option("--dry-run", is_flag=True, help="Count only, delete nothing (只统计，不删除).")
 @click.option("--yes", is_flag=True, help="Do not ask (不再询问); without a terminal nothing is asked.")
 def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) -> None:

@@ -13,7 +13,15 @@ from typing import Any, cast
 
 import click
 
-from commands.common import account_option, app_parts, errors_in_one_line, fail, progress_bar, show_json
+from commands.common import (
+    account_option,
+    app_parts,
+    errors_in_one_line,
+    fail,
+    progress_bar,
+    show_json,
+    text,
+)
 from wechat import media as wechat_media
 from wechat.formats import HEAD_BYTES, extension
 
@@ -54,7 +62,7 @@ def media_upload(file: Path, kind: str | None) -> None:
 
 @media.command("get")
 @account_option
-@click.argument("media_id")
+@click.argument("media_id", type=text)
 @click.option(
     "-o",
     "path",
@@ -64,6 +72,8 @@ def media_upload(file: Path, kind: str | None) -> None:
 @click.option("--force", is_flag=True, help="Overwrite an existing file (覆盖已有文件).")
 def media_get(media_id: str, path: Path | None, force: bool) -> None:
     """Download MEDIA_ID (下载), and print the path it was written to."""
+    if path is not None and not path.name:
+        raise click.UsageError("-o must name a file")
     parts = app_parts()
     name = path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))
     with errors_in_one_line():

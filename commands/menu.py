@@ -38,7 +38,9 @@ def menu_set(file: TextIO) -> None:
     parts = app_parts()
     try:
         wanted = json.load(file)
-    except ValueError as error:
+        # As it is sent: Python also reads NaN and half a character, which are not JSON.
+        json.dumps(wanted, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{file.name} is not JSON: {error}") from None
     if not isinstance(wanted, dict) or not isinstance(wanted.get("button"), list):
         raise click.UsageError(f'{file.name} must be a JSON object with a list "button"')

@@ -279,7 +279,8 @@ def test_a_menu_is_set_shown_and_deleted(sandbox, bot, tmp_path):
     assert last(bot.flask("menu", "set", str(file))) == {"buttons": 1}, "what is shown can be set"
     assert last(bot.flask("menu", "delete")) == {"buttons": 0}
     assert "no menu" in failed(bot.flask("menu", "show"))
-    for wrong in ("{", "[]", '{"button": 1}'):
+    nested = "[" * 100_000
+    for wrong in ("{", "[]", '{"button": 1}', '{"button": ["\\ud800"]}', '{"button": [NaN]}', nested):
         file.write_text(wrong)
         failed(bot.flask("menu", "set", str(file)), 2)
 
@@ -297,6 +298,28 @@ def test_faulty_settings_exit_2_and_name_the_faults(bot):
 def test_wrong_use_exits_2(bot):
     assert "No such command" in failed(bot.flask("token", "eat"), 2)
     assert "does not exist" in failed(bot.flask("media", "upload", "/no/such/file"), 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ledger", "list", "--fan", "\udcff"],
+        ["ledger", "purge", "--fan", "\udcff"],
+        ["ledger", "purge", "--fan", ""],
+        ["ledger", "purge", "--before", "9" * 320],
+        ["ledger", "show", "9" * 5000],
+        ["media", "get", "\udcff"],
+        ["media", "get", ""],
+        ["media", "get", "x", "-o", ""],
+        ["menu", "set", "\udcff"],
+        ["token", "show", "--account", "\udcff"],
+        ["doctor", "--account", "\udcff"],
+        ["\udcff"],
+    ],
+    ids=ascii,
+)
+def test_odd_bytes_and_huge_numbers_are_wrong_use(bot, arguments):
+    assert "Error: " in failed(bot.flask(*arguments), 2)
 
 
 def test_a_database_that_is_away_is_one_line(bot, tmp_path):
