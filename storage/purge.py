@@ -8,7 +8,7 @@ folders are synced; then the notes. After a crash or a power cut a deletion may 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,35 +74,53 @@ def purge(
     now: float,
     before: float | None = None,
     fan: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Purged:
     """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
 
-    A file that a worker is writing at this moment is deleted later, by `delete_files()`. Raises
-    `DatabaseUnavailableError` or `OSError`; the next call then deletes the rest.
+    A file that a worker is writing at this moment is deleted later, by `delete_files()`. Ends after the batch in hand
+    when `stopped()`. Raises `DatabaseUnavailableError` or `OSError`; in both cases the next call deletes the rest.
     """
     count = 0
-    while deleted := rows.purge(now, before=before, fan=fan):
+    while not stopped() and not rows.index():
+        pass
+    while not stopped() and (deleted := rows.purge(now, before=before, fan=fan)):
         count += deleted
-    return Purged(count, delete_files(rows, files, thumbnails, now=now))
+    return Purged(count, delete_files(rows, files, thumbnails, now=now, stopped=stopped))
 
 
-def delete_files(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
-    """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were."""
+def delete_files(
+    rows: PurgeRows,
+    files: FileStore,
+    thumbnails: Thumbnails,
+    *,
+    now: float,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
+    """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were. Ends as `purge()`
+    does."""
     deleted = 0
-    while stems := rows.files_to_delete(now):
+    while not stopped() and (stems := rows.files_to_delete(now)):
         thumbnails.delete(*stems)
         deleted += files.delete_all(stems)
         rows.mark_deleted(stems)
     return deleted
 
 
-def forget_unsubscribed(rows: PurgeRows, files: FileStore, thumbnails: Thumbnails, *, now: float) -> int:
-    """Purges each fan who unsubscribed, up to and including that event; returns how many fans.
+def forget_unsubscribed(
+    rows: PurgeRows,
+    files: FileStore,
+    thumbnails: Thumbnails,
+    *,
+    now: float,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
+    """Purges each fan who unsubscribed, up to and including that event; returns how many fans. Ends as `purge()` does.
 
-    The event's own row marks what is still to do, so that a crash loses no purge.
+    The event's own row marks what is still to do, so that a crash or a stop loses no purge.
     """
-    unsubscribed = rows.unsubscribed()
-    for event in unsubscribed:
+    forgotten = 0
+    for event in rows.unsubscribed():
         purge(
             rows,
             files,
@@ -110,8 +128,12 @@ def forget_unsubscribed(rows: PurgeRows, files: FileStore, thumbnails: Thumbnail
             now=now,
             before=math.nextafter(event.received_at, math.inf),
             fan=event.openid,
+            stopped=stopped,
         )
-    return len(unsubscribed)
+        if stopped():
+            break
+        forgotten += 1
+    return forgotten
 
 
 class PurgeRows:
@@ -126,10 +148,9 @@ class PurgeRows:
     ) -> int:
         """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
 
-        Call it until it returns 0. (The first call indexes the ledger, some seconds for a million rows, in
-        transactions short enough for pushes to go on.) The same commit notes the files to
-        delete: `files_to_delete`. A pending download goes with its row; the worker's next mark returns
-        False.
+        Call it until it returns 0. A fan's oldest rows go first. It needs `index`, and sees to what is missing of it.
+        The same commit notes the files to delete: `files_to_delete`. A pending download goes with its row; the
+        worker's next mark returns False.
         """
         if before is None and fan is None:
             raise ValueError("purge needs a time or a fan")
@@ -139,6 +160,13 @@ class PurgeRows:
             self._database.sync()  # otherwise a power cut could bring back what was said to be deleted
             return 0
         return self._delete(ids, now)
+
+    def index(self) -> bool:
+        """Index the next part of the ledger; True when all is indexed.
+
+        Some seconds for the first million rows, in transactions short enough for pushes to go on.
+        """
+        return self._database.transact(_index_step) is not None
 
     def delete(self, ledger_id: int, now: float) -> bool:
         """Delete this row, as `purge` does; False if there is none."""
@@ -233,10 +261,15 @@ class PurgeRows:
 
         indexed = select(purge_index.c.id).where(*of(purge_index))
         if fan is not None:
-            indexed = indexed.where(purge_index.c.block.in_(range(upto // BLOCK + 1)))
+            # The oldest first: the event that marks a fan as one to forget goes last.
+            indexed = indexed.where(purge_index.c.block.in_(range(upto // BLOCK + 1))).order_by(
+                purge_index.c.id
+            )
         ids = self._ids(indexed.limit(limit))
         if len(ids) < limit:
-            unsettled = select(messages.c.id).where(messages.c.id > upto, *of(messages))
+            unsettled = (
+                select(messages.c.id).where(messages.c.id > upto, *of(messages)).order_by(messages.c.id)
+            )
             ids += self._ids(unsettled.limit(limit - len(ids)))
         return ids
 

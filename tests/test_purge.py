@@ -18,6 +18,7 @@ from tests.test_flow import control, ledger, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
 from wechat.formats import extension
 from wechat.messages import parse_message
+from worker.chores import keep_tidy
 
 OTHER = "oTest-ZyXwVuTsRqPoNmLkJiHg_2"
 NOW = 1_800_000_000.0
@@ -167,6 +168,58 @@ def test_a_deletion_noted_while_the_clock_was_wrong_is_made_good(
     assert purge_rows.purge(NOW + 365 * 86400, fan=FAN) == 1  # and here the process died
     assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
     assert store.size(key) is None
+
+
+def after(calls):
+    """Whether to stop: no for so many questions, then yes."""
+    answers = iter([False] * calls)
+    return lambda: next(answers, True)
+
+
+def test_a_stop_ends_a_purge_after_the_batch_in_hand(ledger, purge_rows, store, thumbnails):
+    """It may be long: a process that is asked to end must not wait for it."""
+    for number in range(1200):
+        ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
+    some = {"now": NOW, "before": NOW - 1}
+    assert purge.purge(purge_rows, store, thumbnails, stopped=after(0), **some).rows == 0
+    one_batch = purge.purge(purge_rows, store, thumbnails, stopped=after(2), **some).rows
+    assert 0 < one_batch < 1200
+    assert purge.purge(purge_rows, store, thumbnails, **some).rows == 1200 - one_batch
+
+
+def test_a_stop_ends_the_deletion_of_files(ledger, queue, purge_rows, store, thumbnails):
+    key = ledger.get(keep(ledger, queue, store, 1)).media_key
+    purge_rows.purge(NOW, fan=FAN)
+    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW, stopped=after(0)) == 0
+    assert store.size(key) is not None
+    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
+
+
+def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_rows, store, thumbnails):
+    for number in range(600):
+        ledger.record(parse_message(pushing.text(number).encode()), None, NOW)
+    gone = pushing.message(MsgType="event", Event="unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW)
+    assert purge.forget_unsubscribed(purge_rows, store, thumbnails, now=NOW, stopped=after(2)) == 0
+    assert ledger.get(1) is None
+    assert len(purge_rows.unsubscribed()) == 1, "the event goes last"
+    assert purge.forget_unsubscribed(purge_rows, store, thumbnails, now=NOW) == 1
+    assert ledger.newest(1) == []
+
+
+def test_a_stop_between_two_accounts_ends_the_round():
+    stop, tidied = threading.Event(), []
+
+    class Account:
+        account = ""
+
+        def tidy_once(self, stopped):
+            tidied.append(self)
+            stop.set()
+            assert stopped()
+
+    keep_tidy([Account(), Account()], stop, lambda: 0.0)
+    assert len(tidied) == 1
 
 
 def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):

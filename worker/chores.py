@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import logs
 from answers.steps import rarer, repeat, try_step
@@ -60,18 +61,21 @@ class Chores:
             fault_seconds=TOKEN_FAULT_SECONDS,
         )
 
-    def tidy_once(self) -> None:
-        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE ask for, and the files of purged rows."""
+    def tidy_once(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE ask for, and the files of purged rows. Ends after the
+        batch in hand when `stopped()`."""
         now = self._clock()
         kept = self._purge_rows, self._files, self._thumbnails
-        if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(*kept, now=now)):
-            log.info("purged fans who unsubscribed", extra={"fans": fans})
+        if self._purge_on_unsubscribe:
+            fans = purge.forget_unsubscribed(*kept, now=now, stopped=stopped)
+            if fans:
+                log.info("purged fans who unsubscribed", extra={"fans": fans})
         if self._retention_days:
             before = now - self._retention_days * 86400
-            gone = purge.purge(*kept, now=now, before=before)
+            gone = purge.purge(*kept, now=now, before=before, stopped=stopped)
             if gone.rows:
                 log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
-        purge.delete_files(*kept, now=now)
+        purge.delete_files(*kept, now=now, stopped=stopped)
 
 
 def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callable[[], float]) -> None:
@@ -79,8 +83,10 @@ def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callabl
 
     def step() -> float:
         for chores in accounts:
+            if stop.is_set():
+                break
             logs.ACCOUNT.set(chores.account)
-            try_step("what is to be deleted has to wait", chores.tidy_once)
+            try_step("what is to be deleted has to wait", partial(chores.tidy_once, stop.is_set))
         return TIDY_SECONDS * (0.5 + jitter())
 
     stop.wait(TIDY_SECONDS * jitter())  # not all processes at once
