@@ -1,7 +1,9 @@
 """The worker against the sandbox: every download ends stored or failed, every send once, whatever the platform does."""
 
+import contextlib
 import hashlib
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -487,6 +489,34 @@ def test_a_stop_does_not_wait_for_an_upload_that_takes_minutes(make_rig, monkeyp
         go_on.set()
     eventually(lambda: all(one.name != "work" for one in threading.enumerate()), what="the end of the first")
     assert len([one for one in rig.chat() if one["from"] == "account"]) == 1
+
+
+def test_a_ledger_that_is_away_does_not_hold_up_the_end_when_nothing_is_in_hand(tmp_path):
+    claiming = threading.Event()
+
+    def clock():  # asked before each claim
+        claiming.set()
+        return time.time()
+
+    names = [f"a{number}" for number in range(4)]
+    environ = {
+        "ACCOUNTS": ",".join(names),
+        "WECHAT_APPSECRET": "0" * 32,
+        "WECHAT_API_BASE": "http://127.0.0.1:9",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/bot.db",
+        "MEDIA_STORE": f"{tmp_path}/media",
+        "RETENTION_DAYS": "1",
+    }
+    environ |= {f"{name.upper()}_WECHAT_APPID": f"wx-of-{name}" for name in names}
+    accounts = parts.build(*Settings.of_accounts(environ, tmp_path), clock=clock)
+    accounts.database.prepare()
+    with contextlib.closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        accounts.start(4)
+        assert claiming.wait(10)
+        asked = time.monotonic()
+        accounts.stop()
+        assert time.monotonic() - asked < 2
 
 
 def test_a_long_download_keeps_its_claim(make_rig):

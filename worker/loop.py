@@ -32,6 +32,8 @@ FAULT_SECONDS = 1.0  # until the next claim after an error
 GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
 GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
 GIVE_BACK_SECONDS = 4.0  # for those that give up then: gunicorn kills 25 s after its signal
+LOOK_SECONDS = 1.0  # after the signal, for what only looks for work: it may be waiting for the database
+ENDING_SECONDS = 0.2  # after the last job, for the threads to end
 
 # Claims due jobs: at this time (unix seconds), for so many seconds, at most so many.
 Claim: TypeAlias = Callable[[float, float, int], Sequence[Job]]
@@ -90,10 +92,14 @@ class Worker:
 
     def stop(self) -> None:
         """Stops. Returns when running jobs are finished or given back. One that does neither in time (an upload that
-        takes minutes) is left to its lease, as if the process had been killed: end the process then."""
+        takes minutes) is left to its lease, as if the process had been killed: end the process then. A thread that
+        only looks for work, and waits for the database, is left too."""
         self.ask_to_stop()
+        self._wait_for_jobs(self._grace_ends + GIVE_BACK_SECONDS)
+        look_ends = self._grace_ends - GRACE_SECONDS + LOOK_SECONDS
+        until = max(look_ends, time.monotonic() + ENDING_SECONDS)
         for thread in self._running:
-            thread.join(max(self._grace_ends + GIVE_BACK_SECONDS - time.monotonic(), 0.0))
+            thread.join(max(until - time.monotonic(), 0.0))
 
     def ask_to_stop(self) -> None:
         """As `stop()`, but returns at once."""
@@ -160,18 +166,19 @@ class Worker:
             work.idle = min(work.idle * 2, rarer(IDLE_SECONDS[1], len(self._accounts)))
 
     def _begin(self, work: AccountWork, jobs: Sequence[Job]) -> bool:
-        """Does each job in a thread of its own. False if the system starts no more threads: what has none is given
-        back."""
-        for number, job in enumerate(jobs):
+        """Does each job in a thread of its own. False if it cannot: the others are given back."""
+        left = list(jobs)
+        while left and not self._stop.is_set():  # the stop may have come during the claim
             try:
-                threading.Thread(target=self._do, args=(work, job), name="work", daemon=True).start()
-            except (RuntimeError, MemoryError) as error:
+                threading.Thread(target=self._do, args=(work, left[0]), name="work", daemon=True).start()
+            except (RuntimeError, MemoryError) as error:  # the system gives no more threads
                 log.error("no thread can be started: work is given back", extra={"reason": str(error)})
-                for left in jobs[number:]:
-                    self._give_back(work, left)
-                    self._let_go(work, left)
-                return False
-        return True
+                break
+            del left[0]
+        for job in left:
+            self._give_back(work, job)
+            self._let_go(work, job)
+        return not left
 
     def _wait_for_jobs(self, until: float) -> None:
         while self._is_busy() and time.monotonic() < until:
