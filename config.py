@@ -400,7 +400,7 @@ class Settings(BaseModel):
     admin_password: Annotated[Secret, _at_least(8)] | None = None
     worker: Literal["embedded", "external"] = "embedded"
     lease_seconds: float = Field(15.0, ge=1, le=1800)
-    retention_days: int = Field(0, ge=0)
+    retention_days: int = Field(0, ge=0, le=100_000)
     purge_on_unsubscribe: bool = False
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     proxy_hops: int = Field(0, ge=0)
@@ -445,7 +445,9 @@ class Settings(BaseModel):
         """
         values = cls.unchecked(environ, folder)
         names = accounts(values)
-        found, faults, appids = [], [*_wrong_file(folder / ".env"), *_wrong_names(names)], set[str]()
+        faults = [*_wrong_file(folder / ".env"), *_wrong_names(names)]
+        faults += _wrong_for_s3(values, settings_of_libraries(folder) | dict(environ))
+        found, appids = [], set[str]()
         for account in names or [""]:
             own, common = texts_of(values, account)
             wrong = [*_missing(common | own, account)]
@@ -529,6 +531,22 @@ def _wrong_names(names: Sequence[str]) -> Iterator[Fault]:
         )
     if len(set(names)) < len(names):
         yield Fault("ACCOUNTS", "names an account twice", "有重复的名称")
+
+
+def _wrong_for_s3(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[Fault]:
+    """AWS_* with which no request could be made. The rest is boto3's to judge, at the first use of the store."""
+    if not values.get("MEDIA_STORE", "").startswith("s3://"):
+        return
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        try:
+            _url(environ.get(name) or "http://unset")
+        except _WrongValue as wrong:
+            yield Fault(name, wrong.english, wrong.chinese)
+    pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    given = [name for name in pair if environ.get(name)]
+    if len(given) == 1:
+        (missing,) = set(pair) - set(given)
+        yield Fault(missing, f"is required with {given[0]}", f"设置了 {given[0]} 时必填")
 
 
 of_this_server: tuple[Settings, ...] | None = None

@@ -106,6 +106,7 @@ def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_pat
         ("ADMIN_PASSWORD", "seven77"),
         ("TOKEN_SERVER_KEY", "fifteen-letters"),
         ("LOG_LEVEL", "loud"),
+        ("RETENTION_DAYS", "100001"),
         *(
             (name, url)
             for name in ("WECHAT_API_BASE", "PUBLIC_URL")
@@ -288,6 +289,31 @@ def test_a_file_of_another_encoding_is_one_of_the_faults(tmp_path, file, named):
 def test_a_folder_in_the_place_of_the_file_is_no_fault(tmp_path):
     (tmp_path / ".env").mkdir()
     assert read(tmp_path).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"AWS_ENDPOINT_URL_S3": "minio:9000"}, ["AWS_ENDPOINT_URL_S3"]),
+        ({"AWS_ENDPOINT_URL": "minio"}, ["AWS_ENDPOINT_URL"]),
+        ({"AWS_ACCESS_KEY_ID": "one", "AWS_ENDPOINT_URL_S3": ""}, ["AWS_SECRET_ACCESS_KEY"]),
+        ({"AWS_SECRET_ACCESS_KEY": "two"}, ["AWS_ACCESS_KEY_ID"]),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9000"}, []),
+    ],
+)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_what_boto3_can_make_no_request_with_is_a_fault_where_a_bucket_is_used(
+    tmp_path, environ, named, in_file
+):
+    if in_file:
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in environ.items()))
+        environ = {}
+    Settings.from_env(ACCOUNT | environ, tmp_path)
+    bucket = ACCOUNT | environ | {"MEDIA_STORE": "s3://bucket/prefix"}
+    if named:
+        assert list(faults(tmp_path, bucket)) == named
+    else:
+        Settings.from_env(bucket, tmp_path)
 
 
 @pytest.mark.parametrize("last", "MNOP")
