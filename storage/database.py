@@ -261,7 +261,7 @@ class Database:
         except BaseException as error:
             if connection is not None:
                 _drop(connection)
-            reason = self._unavailable(error)
+            reason = self._unavailable(error, connecting=connection is None)
             if reason is None:
                 raise
         else:
@@ -412,7 +412,7 @@ class Database:
         except IndexError:
             return self._engine.connect()
 
-    def _unavailable(self, error: BaseException) -> str | None:
+    def _unavailable(self, error: BaseException, *, connecting: bool) -> str | None:
         """Why the database cannot be used now; None when the error means something else."""
         driver_error = getattr(error, "orig", error)  # what SQLAlchemy wrapped
         if isinstance(driver_error, sqlite3.Error):
@@ -426,7 +426,9 @@ class Database:
         if not isinstance(driver_error, dbapi.Error):
             return None
         state = driver_error.sqlstate
-        lost = state is None and isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
+        lost = state is None and (
+            connecting or isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
+        )
         if not lost and not (state or "").startswith(_POSTGRESQL_UNAVAILABLE):
             return None
         lines = str(driver_error).splitlines() or [""]

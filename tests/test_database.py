@@ -178,6 +178,11 @@ class TestConnect:
             connect("postgresql://bot:hush@127.0.0.1:1,127.0.0.1:2/bot", wait=0.1)
         assert "hush" not in str(caught.value)
 
+    def test_names_an_option_that_postgresql_does_not_know(self):
+        with pytest.raises(DatabaseUnavailableError, match=r'"sslmod".*DATABASE_URL') as caught:
+            connect("postgresql://bot:hush@127.0.0.1:1/bot?sslmod=require", wait=0.1)
+        assert "hush" not in str(caught.value)
+
     def test_waits_for_a_server_and_then_says_so(self):
         with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
             connect("postgresql://bot:hush@127.0.0.1:1/bot", wait=0.1)
