@@ -983,7 +983,29 @@ class TestEntry:
     )
     @pytest.mark.parametrize("what", ["", "/file", "/thumbnail"])
     def test_what_is_not_there(self, rig, path, what):
-        assert rig.get(path + what).status_code == 404
+        page = rig.page(path + what, 404)
+        assert "There is no such" in page
+        assert "To the newest entries" in page
+
+    def test_an_address_of_no_page(self, rig):
+        ledger_id = rig.failed()
+        for method, path, status in (
+            ("GET", "/nothing", 404),
+            ("GET", "/", 404),
+            ("POST", "/1/nothing", 404),
+            ("GET", f"/{ledger_id}/retry", 405),
+            ("PUT", "", 405),
+        ):
+            answer = rig.client.open(f"/gallery{path}", method=method)
+            assert answer.status_code == status
+            assert "There is no such page." in answer.text
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["X-Frame-Options"] == "DENY"
+            assert ("Allow" in answer.headers) == (status == 405)
+            assert "Sign out" not in answer.text
+        assert "It may have been purged." in rig.page("/999", 404)
+        assert rig.parts.ledger.get(ledger_id).media_state == "failed"
+        assert rig.client.get("/galleryx").data == rig.client.get("/nothing").data == b""
 
     def test_a_time_that_is_none(self, rig):
         ledger_id = rig.stored(at=NOON)

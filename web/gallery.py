@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, abort, g, redirect, render_template, request, url_for
 from itsdangerous import BadSignature, URLSafeSerializer
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.wsgi import FileWrapper
 
 from storage.database import Database
@@ -355,6 +355,21 @@ def gallery(
             response.headers["Cache-Control"] = "no-store"
         return response
 
+    @blueprint.before_app_request
+    def nowhere() -> Response | None:
+        """Answers for an address or a method that no route has. Routing fails before a blueprint is chosen, so that its
+        handlers and headers are not for such a request. The page shows nothing, and needs no session."""
+        error = request.routing_exception
+        if not isinstance(error, (NotFound, MethodNotAllowed)):
+            return None
+        if not f"{request.path}/".startswith(f"{blueprint.url_prefix}/"):
+            return None
+        response = cast(Response, error.get_response())
+        response.set_data(page("message.html", status=error.code, nowhere=True))
+        return headers(response)
+
+    # The application's own handler of 404 would come before one of HTTPException.
+    @blueprint.errorhandler(404)
     @blueprint.errorhandler(HTTPException)
     def refused(error: HTTPException) -> tuple[str, int]:
         return page("message.html", status=error.code), error.code or 500
