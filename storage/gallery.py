@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union,
     union_all,
 )
 
@@ -82,6 +83,9 @@ class Shown:
     media_sha256: str | None
     thumbnail_state: str | None
     """"made", "failed", or None while there is none."""
+    send_state: str | None
+    send_code: int | None
+    send_reason: str | None
     xml: bytes = field(repr=False)
 
     @property
@@ -124,12 +128,21 @@ class GalleryRows:
         rows, searched_to = self._find(which, None, None, most + 1, [messages.c.id])
         return min(len(rows), most), len(rows) <= most and searched_to is None
 
-    def failed(self, which: Filter) -> int:
-        """How many downloads of the filter's accounts have failed, whatever else it says."""
-        statement = select(func.count()).where(
-            messages.c.appid.in_(self._of(which)), messages.c.media_state == FAILED
+    def failed(self, which: Filter, most: int) -> int:
+        """How many messages of the filter's accounts, whatever else it says, have a download or a send that failed: up
+        to `most`. These are what `Queue.retry` of all makes due again, events too."""
+        failed = [
+            select(messages.c.id)
+            .where(messages.c.appid.in_(self._of(which)), state == FAILED)
+            .limit(most)
+            .subquery()
+            for state in (messages.c.media_state, messages.c.send_state)
+        ]
+        ids = union(*(select(one) for one in failed)).subquery()  # a message counts once if both failed
+        statement = select(func.count()).select_from(ids)
+        return min(
+            int(self._database.run(lambda connection: connection.execute(statement).scalar_one())), most
         )
-        return int(self._database.run(lambda connection: connection.execute(statement).scalar_one()))
 
     def place(self, which: Filter, number: int) -> Place | None:
         """The place of the entry of that number, from 1, the newest; the last entry's place if there are fewer."""

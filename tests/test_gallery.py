@@ -855,6 +855,14 @@ class TestExport:
         assert peak < 3_000_000
 
 
+def image_to_send_back(msg_id=5):
+    xml = (
+        f"<xml><ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
+        f"<MsgType>image</MsgType><MediaId>m</MediaId><MsgId>{msg_id}</MsgId></xml>"
+    )
+    return parse_message(xml.encode())
+
+
 class TestEntry:
     def test_all_its_facts(self, rig):
         ledger_id = rig.stored()
@@ -895,15 +903,39 @@ class TestEntry:
         assert "Next attempt" in page
         assert "40007" not in page, "what was before the retry is forgotten"
 
-    def test_retry_all(self, rig):
+    def test_retry_all(self, rig, monkeypatch):
         assert "Retry all" not in rig.page()
         failed = [rig.failed(), rig.failed(kind="voice")]
         stored = rig.stored()
         assert "Retry all failed (2)" in rig.page()
+        monkeypatch.setattr(web.gallery, "COUNTED", 1)
+        assert "Retry all failed (1+)" in rig.page()
         answer = rig.client.post("/gallery/retry")
         assert (answer.status_code, answer.location) == (303, "/gallery?state=pending")
         assert set(rig.shown("?state=pending")) == set(failed)
         assert rig.shown("?state=stored") == [stored]
+
+    def test_retry_all_where_a_send_failed(self, rig):
+        rig.parts.ledger.record(image_to_send_back(), None, NOON, send_back=True)
+        (job,) = rig.parts.queue.claim_downloads(NOON, 15)
+        file = rig.parts.files.put(job.stem, [PHOTO], extension=extension, attempt=1)
+        rig.parts.queue.mark_stored(job, file, NOON)
+        (send,) = rig.parts.queue.claim_sends(NOON, 15)
+        rig.parts.queue.mark_failed(send, 48001, "48001 api unauthorized", NOON)
+        page = html.unescape(rig.page())
+        assert f"Sending back: failed · 48001: {explain(48001).hint_en}" in page
+        assert "Retry all failed (1)" in page
+        rig.parts.ledger.record(image_to_send_back(msg_id=6), None, NOON, send_back=True)
+        (job,) = rig.parts.queue.claim_downloads(NOON, 15)
+        rig.parts.queue.mark_failed(job, 40007, "40007 invalid media_id", NOON)  # and its send with it
+        assert "Retry all failed (2)" in rig.page()
+        rig.parts.queue.retry([job.id], NOON)
+        (job,) = rig.parts.queue.claim_downloads(NOON, 15)
+        rig.parts.queue.mark_stored(job, file, NOON)
+        answer = rig.client.post("/gallery/retry")
+        assert answer.location == "/gallery", "nothing is downloaded: what is pending is no download"
+        assert rig.parts.ledger.get(send.id).send_state == "pending"
+        assert "Retry all" not in rig.page()
 
     def test_delete_one(self, rig):
         kept, gone = rig.stored(), rig.stored(OTHER_PHOTO)
@@ -955,12 +987,8 @@ class TestEntry:
         assert rig.parts.ledger.get(ledger_id).media_state == "stored"
 
     def test_a_send_that_failed_or_whose_fate_is_unknown(self, rig):
-        xml = (
-            f"<xml><ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
-            "<MsgType>image</MsgType><MediaId>m</MediaId><MsgId>5</MsgId></xml>"
-        )
         ledger, queue = rig.parts.ledger, rig.parts.queue
-        ledger_id = ledger.record(parse_message(xml.encode()), None, NOON, send_back=True).id
+        ledger_id = ledger.record(image_to_send_back(), None, NOON, send_back=True).id
         (job,) = queue.claim_downloads(NOON, 15)
         file = rig.parts.files.put(job.stem, [PHOTO], extension=extension, attempt=1)
         queue.mark_stored(job, file, NOON)

@@ -235,7 +235,8 @@ def gallery(
             pages=pages,
             kinds=(*KINDS, "text"),
             states=STATES,
-            failed=rows.failed(asked.which),
+            failed=rows.failed(asked.which, COUNTED + 1),
+            counted=COUNTED,
         )
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>")
@@ -275,8 +276,12 @@ def gallery(
         asked = _asked(request.args, zone, names)
         if count := sum(account.queue.retry(None, clock()) for account in asked_for(asked)):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
-        account = {name: word for name, word in asked.words.items() if name == "account"}
-        return cast(Response, redirect(_url("gallery.index", state="pending", **account), 303))
+        words = {name: word for name, word in asked.words.items() if name == "account"}
+        if rows.count(Filter(state="pending", appid=asked.which.appid), 1)[
+            0
+        ]:  # not so if only sends had failed
+            words["state"] = "pending"
+        return cast(Response, redirect(_url("gallery.index", **words), 303))
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")
     def delete(ledger_id: int) -> Response:
@@ -505,6 +510,7 @@ class _Problem:
     """Why a download or a send failed."""
 
     of_send: bool
+    state: str | None
     said: str
     """The platform's own words, or ours."""
     code: int | None
@@ -534,18 +540,14 @@ _FAN_HAS_TO = {
 def _for_template(entry: Shown, now: float) -> dict[str, Any]:
     """An entry of the list, as the template takes it."""
     text = _text(entry.xml) if entry.media_kind is None else None
-    return {"one": entry, "text": text, "problem": _media_problem(entry, now)}
+    return {"one": entry, "text": text, "problem": next(iter(_problems(entry, now)), None)}
 
 
-def _problems(entry: Entry, now: float) -> list[_Problem]:
-    media = _media_problem(entry, now)
+def _problems(entry: Entry | Shown, now: float) -> list[_Problem]:
+    over = now > entry.create_time + LIFE_SECONDS  # then the platform has deleted the file
+    media = _problem(False, entry.media_state, entry.media_code, entry.media_reason, over=over)
     send = _problem(True, entry.send_state, entry.send_code, entry.send_reason)
     return [problem for problem in (media, send) if problem is not None]
-
-
-def _media_problem(entry: Entry | Shown, now: float) -> _Problem | None:
-    over = now > entry.create_time + LIFE_SECONDS  # then the platform has deleted the file
-    return _problem(False, entry.media_state, entry.media_code, entry.media_reason, over=over)
 
 
 def _problem(
@@ -559,7 +561,7 @@ def _problem(
     fan = ("", "")
     if state == "failed":
         fan = _AGAIN if over else _FAN_HAS_TO.get(code or 0, fan)
-    return _Problem(of_send, said, code, *hints, *fan)
+    return _Problem(of_send, state, said, code, *hints, *fan)
 
 
 def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
