@@ -1113,6 +1113,17 @@ class TestFiles:
         assert rig.get(f"/{ledger_id}/file").content_type == content_type
         assert shown in rig.page(f"/{ledger_id}")
 
+    def test_a_page_is_never_saved_as_a_file(self, rig):
+        """What a link downloads is the server's to say: without a session it answers with the sign-in page."""
+        photo, voice = rig.stored(), rig.stored(AMR, kind="voice")
+        pages = rig.page(), rig.page(f"/{photo}"), rig.page(f"/{voice}")
+        assert not [page for page in pages if re.search(r"<a[^>]* download\b[^=]", page)]
+        link = html.unescape(re.search(r'<a href="([^"]+)"><code>', pages[1])[1])
+        answer = rig.client.get(link)
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{photo}.jpg"'
+        assert answer.data == PHOTO
+        assert "Content-Disposition" not in rig.get(f"/{photo}/file").headers
+
     @pytest.mark.parametrize("where", ["disk", "s3"])
     def test_ranges(self, request, make_rig, where):
         """What a player asks for; from a bucket as well."""

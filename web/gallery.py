@@ -315,14 +315,17 @@ def gallery(
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/file")
     def file(ledger_id: int) -> Response:
-        """The original, also in ranges. A format that browsers do not show is a download."""
+        """The original, also in ranges. A format that browsers do not show is a download, and any with `?download=1`.
+
+        A link with the attribute `download` would save whatever is answered: the sign-in page, when a session is over.
+        """
         _, found = find(ledger_id)
         size = None if found.media_key is None else files.size(found.media_key)
         if found.media_key is None or size is None:
             abort(404)
         extension = found.media_key.rpartition(".")[2]
         response = _stream(files.open(found.media_key), _BROWSER_TYPES.get(extension))
-        if extension not in _BROWSER_TYPES:
+        if extension not in _BROWSER_TYPES or request.args.get("download"):
             name = f"{ledger_id}.{extension}"
             response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.content_length = size
