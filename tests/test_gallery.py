@@ -701,11 +701,28 @@ class TestList:
         assert "Newest" in page
         back = []
         while newer := re.search(r'rel="prev" href="/gallery([^"]+)"', page):
-            page = rig.page(html.unescape(newer[1]))
+            page = rig.page(html.unescape(newer[1]), follow_redirects=True)
             back = [int(found) for found in re.findall(r'class="picture" href="/gallery/(\d+)', page)] + back
         assert set(seen) - set(rig.shown(last)) <= set(back)
         oldest = re.search(r'href="/gallery([^"]+)">Oldest', rig.page(query))
         assert rig.shown(html.unescape(oldest[1]))[-1] == wanted[0]
+
+    @pytest.mark.parametrize("query", ["", "kind=image", "fan=oFan"])
+    def test_the_newest_page_is_the_one_that_shows_what_comes_in(self, rig, monkeypatch, query):
+        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        for number in range(5):
+            rig.receive(at=NOON + number)
+        page, seen = rig.page(f"?{query}&before={NOON + 2}_3"), []
+        while newer := re.search(r'rel="prev" href="/gallery([^"]+)"', page):
+            assert ">Newest</a>" in page
+            answer = rig.get(html.unescape(newer[1]), follow_redirects=True)
+            page = answer.text
+            seen.append(re.findall(r'class="picture" href="/gallery/(\d+)', page))
+        assert seen == [["4", "3"], ["5", "4"]]
+        assert 'data-live="10"' in page
+        front = f"/gallery?{query}".rstrip("?")
+        assert answer.request.full_path.rstrip("?") == front
+        assert rig.get(f"?{query}&after=99999999999_99999").location == front, "no page without a way on"
 
     @pytest.mark.parametrize("query", ["", "&kind=image", "&kind=image&state=pending"])
     def test_a_page_by_its_number(self, rig, monkeypatch, query):

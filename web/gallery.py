@@ -203,15 +203,19 @@ def gallery(
     @blueprint.get("")
     def index() -> Any:
         asked = _asked(request.args, zone, names)
+        limit = PAGE_ENTRIES + 1
+        found = rows.page(asked.which, before=asked.before, after=asked.after, limit=limit)
+        entries, more = found.entries, len(found.entries) == limit
+        if asked.after and not more and not found.searched_to:
+            return redirect(
+                asked.link(), 303
+            )  # all that is newer is on the front page, which shows what comes in
         total, whole = rows.count(asked.which, COUNTED)
         pages = math.ceil(total / PAGE_ENTRIES)
         if number := request.args.get("page", type=int):
             entries_above = (min(number, pages) - 1) * PAGE_ENTRIES
             above = rows.place(asked.which, entries_above) if entries_above > 0 else None
             return redirect(asked.link(**({"before": above} if above else {})), 303)
-        limit = PAGE_ENTRIES + 1
-        found = rows.page(asked.which, before=asked.before, after=asked.after, limit=limit)
-        entries, more = found.entries, len(found.entries) == limit
         if more:
             entries = entries[1:] if asked.after else entries[:PAGE_ENTRIES]
         newer = older = None
