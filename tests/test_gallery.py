@@ -751,6 +751,16 @@ class TestList:
         back = html.unescape(re.search(r'<a href="([^"]+)">← Back', entry)[1])
         assert urlsplit(back).query == "state=stored&before=9999999999.5_7"
 
+    def test_so_do_its_buttons(self, rig):
+        ledger_id, here = rig.failed(), "?state=failed&before=9999999999.5_7"
+        page = rig.page(f"/{ledger_id}{here}")
+        retry, delete = (
+            html.unescape(re.search(rf'action="([^"]+/{what}[^"]*)"', page)[1])
+            for what in ("retry", "delete")
+        )
+        assert rig.client.post(retry).location == f"/gallery/{ledger_id}{here}"
+        assert rig.client.post(delete).location == f"/gallery{here}"
+
 
 def many(database, count):
     """`count` entries, a third of each kind and state and of a hundred fans, as messages came and were worked off."""

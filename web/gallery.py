@@ -268,12 +268,8 @@ def gallery(
         account, _ = find(ledger_id)
         if account.queue.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
-        return cast(
-            Response,
-            redirect(
-                _url("gallery.entry", ledger_id=ledger_id, **_asked(request.args, zone, names).words), 303
-            ),
-        )
+        here = _asked(request.args, zone, names).here
+        return cast(Response, redirect(_url("gallery.entry", ledger_id=ledger_id, **here), 303))
 
     @blueprint.post("/retry")
     def retry_all() -> Response:
@@ -293,7 +289,7 @@ def gallery(
         if account.purge_rows.delete(ledger_id, clock()):
             log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
             delete_files(account.purge_rows, files, thumbnails, now=clock())
-        return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone, names).words), 303))
+        return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone, names).here), 303))
 
     @blueprint.get("/export")
     def export() -> Response:
@@ -427,13 +423,10 @@ class _Asked:
         return _url("gallery.index", **self.words, **{name: _place_text(at) for name, at in place.items()})
 
     @property
-    def place(self) -> dict[str, str]:
+    def here(self) -> dict[str, str]:
         """The parameters of a link back to this page."""
-        return {
-            name: _place_text(place)
-            for name, place in (("before", self.before), ("after", self.after))
-            if place
-        }
+        places = (("before", self.before), ("after", self.after))
+        return self.words | {name: _place_text(place) for name, place in places if place}
 
 
 def _url(endpoint: str, **values: Any) -> str:
