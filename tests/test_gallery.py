@@ -848,6 +848,14 @@ class TestExport:
         failed, gone = rig.failed(), rig.stored(OTHER_PHOTO)
         rig.parts.files.delete(rig.parts.ledger.get(gone).media_key)
         formula = TestList().say(rig, "<MsgType>text</MsgType><Content>=1+2,\n'你好'</Content>")
+        link = TestList().say(
+            rig,
+            "<MsgType>link</MsgType><Title>@news</Title><Description>of today</Description><Url>https://e.org/</Url>",
+        )
+        place = TestList().say(
+            rig,
+            "<MsgType>location</MsgType><Location_X>1.5</Location_X><Location_Y>2</Location_Y><Label>Home</Label>",
+        )
         answer = rig.get("/export")
         assert answer.content_type == "application/zip"
         assert answer.headers["Content-Disposition"].startswith('attachment; filename="gallery-')
@@ -857,9 +865,11 @@ class TestExport:
             table = list(csv.DictReader(io.StringIO(archive.read("messages.csv").decode("utf-8-sig"))))
         files.pop("")
         assert files == {f"{photo}.jpg": PHOTO, f"{voice}.amr": AMR}
-        assert [int(row["id"]) for row in table] == [formula, gone, failed, voice, photo]
-        assert table[0]["text"] == "'=1+2,\n'你好'"
-        assert table[2]["state"] == "failed"
+        assert [int(row["id"]) for row in table] == [place, link, formula, gone, failed, voice, photo]
+        assert table[0]["text"] == "Home (1.5, 2.0)"
+        assert table[1]["text"] == "'@news\nof today\nhttps://e.org/"
+        assert table[2]["text"] == "'=1+2,\n'你好'"
+        assert table[4]["state"] == "failed"
         assert table[-1]["sha256"] == hashlib.sha256(PHOTO).hexdigest()
         with zipfile.ZipFile(io.BytesIO(rig.get("/export?kind=voice").data)) as archive:
             assert len(archive.namelist()) == 2

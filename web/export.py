@@ -1,7 +1,7 @@
 """A ZIP of what fans sent: a table (CSV) and the files, made piece by piece while it is sent.
 
-Knows ZIP and CSV. Must not know which entries are asked for, nor where their files are. Memory holds only one piece
-and the list of names for the end of the ZIP.
+Knows ZIP and CSV. Must not know which entries are asked for, what they say, nor where their files are. Memory holds
+only one piece and the list of names for the end of the ZIP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 from storage.files import FileStore
 from storage.gallery import Shown
-from wechat.messages import TextMessage, parse_message
 
 PIECE_BYTES = 64 * 1024
 
@@ -44,10 +43,11 @@ def exported(
     entries: Callable[[], Iterable[Shown]],
     files: FileStore,
     when: Callable[[float], str],
+    said: Callable[[Shown], str | None],
     accounts: Mapping[str, str],
 ) -> Iterator[bytes]:
-    """The ZIP in pieces. `entries` is called twice; a file that was deleted meanwhile is left out. `accounts` are the
-    names by AppID if there are several: the table then has a column for them."""
+    """The ZIP in pieces. `entries` is called twice; a file that was deleted meanwhile is left out. `said` is the text
+    of an entry. `accounts` are the names by AppID if there are several: the table then has a column for them."""
     unsent = _Unsent()
     with zipfile.ZipFile(unsent, "w") as archive:
         with archive.open("messages.csv", "w", force_zip64=True) as table:
@@ -55,7 +55,7 @@ def exported(
             table.write(_line(("account", *COLUMNS) if accounts else COLUMNS))
             for entry in entries():
                 name = [accounts[entry.appid]] if accounts else []
-                table.write(_line([*name, *_row(entry, when)]))
+                table.write(_line([*name, *_row(entry, when, said)]))
                 if piece := unsent.take():
                     yield piece
         for entry in entries():
@@ -76,14 +76,13 @@ def _name(entry: Shown, when: Callable[[float], str]) -> str:
     return f"{when(entry.received_at)[:10]}/{entry.id}.{(entry.media_key or '').rpartition('.')[2]}"
 
 
-def _row(entry: Shown, when: Callable[[float], str]) -> list[object]:
-    message = parse_message(entry.xml) if entry.media_kind is None else None
+def _row(entry: Shown, when: Callable[[float], str], said: Callable[[Shown], str | None]) -> list[object]:
     return [
         entry.id,
         when(entry.received_at),
         entry.sender,
         entry.msg_type,
-        message.content if isinstance(message, TextMessage) else "",
+        said(entry) or "",
         entry.media_state or "",
         entry.media_code or "",
         _name(entry, when) if entry.media_key else "",

@@ -253,7 +253,7 @@ def gallery(
         return page(
             "entry.html",
             entry=found,
-            text=_text(found.xml) if found.media_kind is None else None,
+            text=_said(found),
             extension=(found.media_key or "").rpartition(".")[2],
             problems=_problems(found, clock()),
             account=names.get(found.appid),
@@ -295,7 +295,9 @@ def gallery(
     def export() -> Response:
         """All entries of the filter, as a ZIP that is made while it is sent."""
         asked = _asked(request.args, zone, names)
-        chunks = exported(lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone), names)
+        chunks = exported(
+            lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone), _said, names
+        )
         response = Response(chunks, content_type="application/zip")
         name = f"gallery-{_when(clock(), zone)[:10]}.zip"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
@@ -493,9 +495,11 @@ def _zone_now(now: float, zone: ZoneInfo | None) -> str:
     return " ".join(filter(None, [zone.key if zone else "", f"UTC{offset[:3]}:{offset[3:5]}"]))
 
 
-def _text(xml: bytes) -> str | None:
+def _said(entry: Entry | Shown) -> str | None:
     """The text of a text, location or link message; None for others."""
-    message = parse_message(xml)
+    if entry.media_kind is not None:
+        return None
+    message = parse_message(entry.xml)
     if isinstance(message, TextMessage):
         return message.content
     if isinstance(message, LocationMessage):
@@ -539,8 +543,7 @@ _FAN_HAS_TO = {
 
 def _for_template(entry: Shown, now: float) -> dict[str, Any]:
     """An entry of the list, as the template takes it."""
-    text = _text(entry.xml) if entry.media_kind is None else None
-    return {"one": entry, "text": text, "problem": next(iter(_problems(entry, now)), None)}
+    return {"one": entry, "text": _said(entry), "problem": next(iter(_problems(entry, now)), None)}
 
 
 def _problems(entry: Entry | Shown, now: float) -> list[_Problem]:
