@@ -622,6 +622,29 @@ class TestList:
         assert rig.shown("?day=2025-11-23") == [outside]
         assert "2025-11-22 12:00:02" in rig.page(f"/{inside}")
 
+    @pytest.mark.parametrize("where", ["the setting", "the machine"])
+    def test_the_other_half_of_the_year(self, make_rig, monkeypatch, where):
+        """What came in winter is not shown with the offset of summer, nor the other way round."""
+        monkeypatch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        try:
+            rig = make_rig(TZ="Europe/Berlin") if where == "the setting" else make_rig()
+            rig.sign_in()
+            july, november = rig.receive(at=NOON - 130 * 86400), rig.receive(at=NOON)
+            for path, offset, noon in (
+                (f"/{july}", "UTC+02:00", ">2025-07-15 14:00:00</time>"),
+                (f"/{november}", "UTC+01:00", ">2025-11-22 13:00:00</time>"),
+                ("?day=2025-07-15", "UTC+02:00", ">2025-07-15 14:00:00</time>"),
+                ("", "UTC+01:00", ">2025-11-22 13:00:00</time>"),
+                ("", "UTC+01:00", ">2025-07-15 14:00:00+02:00</time>"),
+            ):
+                page = rig.page(path)
+                assert offset in page
+                assert noon in page
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
     def test_filters(self, rig):
         day = 86400.0
         picture = rig.stored()

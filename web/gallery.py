@@ -185,7 +185,15 @@ def gallery(
 
     # -- pages -------------------------------------------------------------------------------------------------
 
-    def page(template: str, **what: Any) -> str:
+    def page(template: str, *, at: float | None = None, **what: Any) -> str:
+        """The page of something that happened `at` (unix seconds; None: now). It names the offset from UTC of then; a
+        time with another one, of the other half of the year, carries its own."""
+        offset = _offset(clock() if at is None else at, zone)
+
+        def when(seconds: float) -> str:
+            own = _offset(seconds, zone)
+            return _when(seconds, zone) + (own if own != offset else "")
+
         known = (language[:2].lower() for language, _ in request.accept_languages)
         zh = next((language for language in known if language in ("en", "zh")), "en") == "zh"
         return render_template(
@@ -194,8 +202,8 @@ def gallery(
             zh=zh,
             lang="zh-CN" if zh else "en",
             names=names,
-            when=lambda seconds: _when(seconds, zone),
-            zone=_zone_now(clock(), zone),
+            when=when,
+            zone=f"{zone.key if zone else ''} UTC{offset}".strip(),
             signed_in=g.get("gallery") is not None,
             **what,
         )
@@ -228,6 +236,7 @@ def gallery(
             further = asked.link(**{"after" if asked.after else "before": found.searched_to})
         return page(
             "index.html",
+            at=entries[0].received_at if entries else None,
             entries=[_for_template(entry, clock()) for entry in entries],
             asked=asked,
             newer=newer,
@@ -252,6 +261,7 @@ def gallery(
         one_before = rows.page(asked.which, after=place, limit=1).entries
         return page(
             "entry.html",
+            at=found.received_at,
             entry=found,
             text=_said(found),
             extension=(found.media_key or "").rpartition(".")[2],
@@ -488,11 +498,13 @@ def _when(seconds: float, zone: ZoneInfo | None) -> str:
         return str(seconds)
 
 
-def _zone_now(now: float, zone: ZoneInfo | None) -> str:
-    """The zone's name, if it has one, and its offset from UTC now."""
-    moment = datetime.fromtimestamp(now, zone).astimezone(zone)
-    offset = moment.strftime("%z")
-    return " ".join(filter(None, [zone.key if zone else "", f"UTC{offset[:3]}:{offset[3:5]}"]))
+def _offset(seconds: float, zone: ZoneInfo | None) -> str:
+    """That zone's offset from UTC at that time, like "+01:00"; empty for a number that is no time."""
+    try:
+        offset = datetime.fromtimestamp(seconds, zone).astimezone(zone).strftime("%z")
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return f"{offset[:3]}:{offset[3:5]}"
 
 
 def _said(entry: Entry | Shown) -> str | None:
