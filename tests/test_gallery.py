@@ -572,6 +572,19 @@ class TestList:
             assert rig.get(f"/{ledger_id}/file").status_code == 404
             assert "Retry" not in page
 
+    @pytest.mark.parametrize(
+        "blank", ["", "   ", "\u3000\n", "\u200b\u2060\ufeff", "\u3164\ufe0f", " " * 300 + "far"]
+    )
+    def test_a_text_that_cannot_be_seen_is_a_link_with_a_name(self, rig, blank):
+        text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{blank}]]></Content>")
+        assert f'<span class="words" dir="auto">Text {text}</span>' in rig.page()
+
+    @pytest.mark.parametrize("seen", ["مرحبا", "。", " 👍 ", "\ue415"])  # the last is an old emoji of WeChat
+    def test_a_text_reads_in_its_own_direction(self, rig, seen):
+        text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{seen}]]></Content>")
+        assert f'<span class="words" dir="auto">{seen}</span>' in rig.page()
+        assert f'<p class="said" dir="auto">{seen}</p>' in rig.page(f"/{text}")
+
     def test_a_part_of_an_openid(self, rig):
         mine, other = rig.receive(), rig.receive(fan=OTHER_FAN)
         odd = rig.receive(fan="o100%_sure")

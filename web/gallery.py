@@ -15,6 +15,7 @@ import math
 import re
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 48
 SESSION_SECONDS = 12 * 3600.0
+SHOWN_CHARACTERS = 300  # of a text in the list
 COUNTED = 1000  # entries; above that the page says that there are more
 
 COOKIE = "gallery"
@@ -555,7 +557,23 @@ _FAN_HAS_TO = {
 
 def _for_template(entry: Shown, now: float) -> dict[str, Any]:
     """An entry of the list, as the template takes it."""
-    return {"one": entry, "text": _said(entry), "problem": next(iter(_problems(entry, now)), None)}
+    text = (_said(entry) or "")[:SHOWN_CHARACTERS]
+    return {
+        "one": entry,
+        "text": text if _is_visible(text) else None,
+        "problem": next(iter(_problems(entry, now)), None),
+    }
+
+
+def _is_visible(text: str) -> bool:
+    """Whether anything of it can be seen: no spaces, controls, marks of width zero, or letters that are blank."""
+    return any(
+        unicodedata.category(character) not in _UNSEEN and character not in _BLANK for character in text
+    )
+
+
+_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me"}
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # Hangul fillers, and the Braille cell without dots
 
 
 def _problems(entry: Entry | Shown, now: float) -> list[_Problem]:
