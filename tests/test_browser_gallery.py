@@ -56,16 +56,20 @@ class Place:
 
         return eventually(ended, what=f"a {kind}'s {until}")
 
-    def put(self, data, kind="image"):
-        """An entry with a file that the sandbox would not let a fan send."""
+    def wait_for_ever(self, kind="image"):
+        """The ledger id of an entry whose download is not due while these tests run."""
         number, now = time.time_ns(), time.time()
         xml = (
             f"<xml><ToUserName>g</ToUserName><FromUserName>oHostile</FromUserName><CreateTime>{int(now)}</CreateTime>"
             f"<MsgType>{kind}</MsgType><MediaId>{number}</MediaId><MsgId>{number}</MsgId></xml>"
         )
-        ledger, ahead = self.parts.ledger, now + 3600  # the bot's worker does not see it before it is done
-        ledger.record(parse_message(xml.encode()), None, ahead)
-        (job,) = self.parts.queue.claim_downloads(ahead, 15)
+        return self.parts.ledger.record(parse_message(xml.encode()), None, now + 3600).id
+
+    def put(self, data, kind="image"):
+        """An entry with a file that the sandbox would not let a fan send."""
+        self.wait_for_ever(kind)  # the bot's worker does not see it before it is done
+        now = time.time()
+        (job,) = self.parts.queue.claim_downloads(now + 3601, 15)
         file = self.parts.files.put(job.stem, [data], extension=extension, attempt=1)
         assert self.parts.queue.mark_stored(job, file, now)
         return job.id
@@ -101,10 +105,30 @@ def test_what_comes_in_is_shown_by_itself(place, enter):
     first = place.send()
     page = enter()
     page.locator(".grid li", has_text=first.sender).wait_for()
-    page.evaluate("document.activeElement.blur()")
+    link = page.locator(".grid li", has_text=first.sender).locator(".fan a")
+    link.focus()
     second = place.send()
     page.locator(".grid li", has_text=second.sender).wait_for(timeout=20_000)
     assert page.locator(".picture").first.get_attribute("href") == f"/gallery/{second.id}"
+    assert link.evaluate("link => link === document.activeElement")
+
+
+def test_what_is_over_is_not_shown_any_longer(place, browser, enter):
+    """An entry that was deleted elsewhere; and all of them, after a sign-out in another tab."""
+    entry = place.wait_for_ever()
+    context = browser.new_context(storage_state=enter().context.storage_state())
+    page = context.new_page()  # the browser's own line about the 404 is right
+    page.clock.install()
+    page.goto(f"{place.bot.url}/gallery/{entry}")
+    assert "Pending" in page.locator(".badge").inner_text()
+    place.parts.purge_rows.delete(entry, time.time())
+    page.clock.fast_forward(3000)
+    page.get_by_text("There is no such entry.").wait_for()
+    page.goto(f"{place.bot.url}/gallery")
+    assert page.request.post(f"{place.bot.url}/gallery/sign-out").ok
+    page.clock.fast_forward(10_000)
+    page.locator("#password").wait_for()
+    context.close()
 
 
 def test_an_entry_is_deleted_after_a_second_click(place, enter):
