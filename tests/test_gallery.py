@@ -170,7 +170,8 @@ class TestDoor:
                 elif rule.endpoint == "gallery.sign_in":
                     assert answer.status_code == (403 if method == "POST" else 200)
                 else:
-                    assert (answer.status_code, answer.location) == (303, "/gallery/sign-in")
+                    assert answer.status_code == 303
+                    assert urlsplit(answer.location)[:3] == ("", "", "/gallery/sign-in")
                     assert FAN.encode() not in answer.data
 
     def test_every_answer_has_the_headers(self, rig):
@@ -212,6 +213,49 @@ class TestDoor:
         assert outside.get().location == "/gallery/sign-in"
         outside.client.set_cookie("gallery", stolen, path="/gallery")
         assert outside.get().location == "/gallery/sign-in", "a session that was signed out is over"
+
+    def test_a_sign_in_leads_to_what_was_asked_for(self, outside):
+        for method, path, wanted in (
+            ("GET", "/5", "/5"),
+            ("GET", "/5?kind=image&fan=%E4%BD%A0&before=1.5_7", "/5?kind=image&fan=%E4%BD%A0&before=1.5_7"),
+            ("GET", "?state=failed", "?state=failed"),
+            ("GET", "/5/file?download=1", "/5?download=1"),
+            ("POST", "/5/delete?kind=image", "/5?kind=image"),
+            ("GET", "/export?kind=image", "?kind=image"),
+            ("POST", "/sign-out", ""),
+            ("GET", "", ""),
+        ):
+            outside.client.delete_cookie("gallery", path="/gallery")
+            door = outside.client.open(f"/gallery{path}", method=method).location
+            assert '<form class="card narrow" method="post">' in outside.client.get(door).text
+            assert outside.client.post(door, data={"password": "wrong"}).status_code == 403
+            answer = outside.client.post(door, data={"password": PASSWORD})
+            assert (answer.status_code, answer.location) == (303, f"/gallery{wanted}")
+            assert outside.client.get(door).location == f"/gallery{wanted}", "signed in by another tab"
+
+    @pytest.mark.parametrize(
+        "to",
+        [
+            "https://evil.example/",
+            "//evil.example/gallery",
+            "/\\evil.example",
+            "/gallery@evil.example",
+            "/gallery.evil.example",
+            "/gallery/../wechat",
+            "/gallery//evil.example",
+            "/gallery/sign-out",
+            "/gallery/5/file",
+            "/gallery?a\r\nSet-Cookie: b=c",
+            "/gallery/5\n",
+            "/gallery/٥",
+            "javascript:alert(1)",
+            "/wechat",
+            "",
+        ],
+    )
+    def test_a_sign_in_leads_nowhere_else(self, outside, to):
+        answer = outside.client.post("/gallery/sign-in", query_string={"to": to}, data={"password": PASSWORD})
+        assert (answer.status_code, answer.location) == (303, "/gallery")
 
     def test_a_wrong_password(self, outside, caplog):
         for wrong in ("", "wrong", PASSWORD + "x", PASSWORD[:-1], "x" * 5000):
@@ -360,7 +404,7 @@ class TestForms:
     def test_a_visitor_may_not_retry(self, outside):
         ledger_id = outside.failed()
         answer = outside.client.post(f"/gallery/{ledger_id}/retry")
-        assert answer.location == "/gallery/sign-in"
+        assert answer.location.startswith("/gallery/sign-in?")
         assert outside.parts.ledger.get(ledger_id).media_state == "failed"
 
     def test_a_form_of_any_size_is_refused(self, outside):

@@ -134,8 +134,26 @@ def gallery(
         g.gallery = session = read_session()
         inside, at_door = session is not None, request.endpoint == "gallery.sign_in"
         if inside == at_door:
-            return redirect(url_for("gallery.index" if inside else "gallery.sign_in"), 303)
+            return redirect(wanted() if inside else url_for("gallery.sign_in", to=to_here()), 303)
         return None
+
+    def to_here() -> str | None:
+        """The page to which a sign-in leads from this request; for a file or a form that of its entry. None: the front
+        page."""
+        query = request.query_string.decode("latin-1")
+        ledger_id = (request.view_args or {}).get("ledger_id")
+        if ledger_id is not None:
+            path = url_for("gallery.entry", ledger_id=ledger_id)
+        elif query:
+            path = url_for("gallery.index")
+        else:
+            return None
+        return f"{path}?{query}" if query else path
+
+    def wanted() -> str:
+        """The page to which the sign-in is to lead. Anybody can write such a link: it leads to pages of ours alone."""
+        to, front = request.args.get("to", ""), url_for("gallery.index")
+        return to if re.fullmatch(rf"{re.escape(front)}(/[0-9]+)?(\?[!-~]*)?", to) else front
 
     def read_session() -> _Session | None:
         given = request.cookies.get(COOKIE)
@@ -163,7 +181,7 @@ def gallery(
             return sign_in_page(403, wrong=True)
         tries.forgive(address, clock())
         log.info("gallery: signed in", extra={"from": address})
-        response = cast(Response, redirect(url_for("gallery.index"), 303))
+        response = cast(Response, redirect(wanted(), 303))
         response.set_cookie(
             COOKIE,
             cookies().dumps([secrets.token_urlsafe(16), clock() + SESSION_SECONDS]),
