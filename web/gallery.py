@@ -235,9 +235,8 @@ def gallery(
         found = rows.page(asked.which, before=asked.before, after=asked.after, limit=limit)
         entries, more = found.entries, len(found.entries) == limit
         if asked.after and not more and not found.searched_to:
-            return redirect(
-                asked.link(), 303
-            )  # all that is newer is on the front page, which shows what comes in
+            # All that is newer is on the front page, which shows what comes in.
+            return redirect(asked.link(), 303)
         total, whole = rows.count(asked.which, COUNTED)
         pages = math.ceil(total / PAGE_ENTRIES)
         if number := request.args.get("page", type=int):
@@ -307,9 +306,8 @@ def gallery(
         if count := sum(account.queue.retry(None, clock()) for account in asked_for(asked)):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
         words = {name: word for name, word in asked.words.items() if name == "account"}
-        if rows.count(Filter(state="pending", appid=asked.which.appid), 1)[
-            0
-        ]:  # not so if only sends had failed
+        pending, _ = rows.count(Filter(state="pending", appid=asked.which.appid), 1)
+        if pending:  # none if only sends had failed
             words["state"] = "pending"
         return cast(Response, redirect(_url("gallery.index", **words), 303))
 
