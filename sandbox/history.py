@@ -35,7 +35,7 @@ class History:
                 yield name, facts
 
     def rewrite(self) -> None:
-        """Replaces the file by the snapshot, without events that are too old to show."""
+        """Replaces the file by the snapshot, so that it does not grow with old pushes and calls for ever."""
         fresh = self._path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

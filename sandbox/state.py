@@ -177,16 +177,16 @@ class State:
             self._tell("cleared", self._so_far())
 
     def snapshot(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """The events from which `restore` rebuilds what a page shows of this state."""
+        """The events from which `restore` rebuilds this state: every chat whole, and the latest pushes and calls."""
         with self._lock:
             so_far = self._so_far()
             events: list[tuple[str, Mapping[str, Any]]] = [
                 ("media", media.to_json()) for media in self._media.living(self.now())
             ]
             events += [
-                ("message", {"openid": openid, **message})
-                for openid, chat in so_far["fans"].items()
-                for message in chat
+                ("message", {"openid": fan.openid, **self._message_for_feed(message)})
+                for fan in self._fans.values()
+                for message in fan.chat
             ]
             events += [("push", push) for push in so_far["pushes"] if push["ended"]]
             events += [("call", call) for call in so_far["calls"]]
@@ -565,7 +565,11 @@ class State:
         return len(self._listeners)
 
     def _so_far(self) -> dict[str, Any]:
-        fans = list(self._fans.values())[-_FEED_FANS:]
+        newest = sorted(self._fans.values(), key=lambda fan: fan.chat[-1].time if fan.chat else 0)[
+            -_FEED_FANS:
+        ]
+        shown = {fan.openid for fan in newest}
+        fans = [fan for fan in self._fans.values() if fan.openid in shown]  # in the order in which they came
         return {
             "fans": {
                 fan.openid: [self._message_for_feed(message) for message in fan.chat[-_FEED_MESSAGES:]]

@@ -36,7 +36,7 @@ def token(sandbox):
 def send(sandbox, **fields):
     fields = {"attempts": 1, "timeout": 1, "mode": "plain", **fields}
     file = fields.pop("file", None)
-    url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
+    url = f"{sandbox.url}/sandbox/fans/{fields.pop('fan', FAN)}/messages"
     if file is None:
         return requests.post(url, json=fields, timeout=10)
     return requests.post(url, data=fields, files={"file": ("a.jpg", file)}, timeout=10)
@@ -138,6 +138,18 @@ def test_what_happened_outlives_the_program(tmp_path, callback):
             again = requests.post(url, json={"attempts": 1}, timeout=10).json()
             assert again["attempts"][0]["sent"] == odd["attempts"][0]["sent"]
             before = told(sandbox)
+
+
+def test_every_chat_outlives_the_program_and_the_page_shows_the_latest(tmp_path, callback):
+    """There is room on the page for 50 fans: those who were active last, not those who came last."""
+    everybody = [f"oFan{number}" for number in range(51)]
+    with running_sandbox(callback=callback, data=tmp_path) as sandbox:
+        for fan in [*everybody, everybody[0]]:
+            send(sandbox, fan=fan, type="text", content="hello")
+    for _ in range(2):  # the second run reads what the first has written anew
+        with running_sandbox(callback=callback, data=tmp_path) as sandbox:
+            assert list(told(sandbox)["fans"]) == [everybody[0], *everybody[2:]]
+            assert [len(sandbox.state.chat(fan)) for fan in everybody] == [4, *[2] * 50]
 
 
 def test_a_fan_who_left_is_still_gone_in_the_next_run(tmp_path, callback):
