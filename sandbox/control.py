@@ -21,7 +21,7 @@ from .sender import MODES, Delivery, Sender
 from .state import State
 
 _RAW = frozenset({"raw", "raw_base64"})
-_DELIVERY = frozenset({"mode", "attempts", "force", "together", "timeout"})
+_DELIVERY = frozenset({"mode", "attempts", "force", "together", "timeout", "wait"})
 MESSAGE_FIELDS = frozenset({"type", "content", "media_id", "event", "event_key", "msg_id"}) | _RAW | _DELIVERY
 RESEND_FIELDS = frozenset({"new"}) | _RAW | _DELIVERY
 
@@ -150,6 +150,7 @@ def _delivery(fields: Mapping[str, Any], default_mode: str) -> Delivery:
         force=_flag(fields, "force"),
         together=_flag(fields, "together"),
         timeout=timeout,
+        wait=_flag(fields, "wait", default=True),
     )
 
 
@@ -245,10 +246,12 @@ def _number(fields: Mapping[str, Any], name: str, least: float, most: float) -> 
     return number
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
+def _flag(fields: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    value = fields.get(name)
+    if value is None:
+        return default
     if value in (True, "true", "1"):
         return True
-    if value in (False, None, "false", "0", ""):
+    if value in (False, "false", "0", ""):
         return False
     raise ControlError(f"{name}: true or false", f"{name}：true 或 false")

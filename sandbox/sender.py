@@ -36,7 +36,7 @@ _ANSWER_BYTES = 1024 * 1024
 class Delivery:
     """How to deliver: in which mode, how often at most, whether also after an answer, or all at once.
 
-    `attempts` None follows the rules; `timeout` is in seconds.
+    `attempts` None follows the rules; `timeout` is in seconds. Without `wait` it goes on in a thread of its own.
     """
 
     mode: str
@@ -44,6 +44,7 @@ class Delivery:
     force: bool = False
     together: bool = False
     timeout: float = 5
+    wait: bool = True
 
 
 class Sender:
@@ -66,7 +67,7 @@ class Sender:
         return self.modes[-1]
 
     def push(self, action: Action, delivery: Delivery) -> Push:
-        """Delivers one action until it is answered, and returns what happened. Waits for all of it.
+        """Delivers one action until it is answered, and returns what happened; without `wait`, what has so far.
 
         Raises ControlError without a callback, when the mode needs a key that the account does not have, or for a
         fan who has left.
@@ -123,6 +124,16 @@ class Sender:
     def _run(self, push: Push, message: Message | None, delivery: Delivery) -> Push:
         callback = self._callback()
         self._state.begin_push(push, message)
+        if delivery.wait:
+            self._deliver_all(push, callback, delivery)
+        else:
+            # As a daemon, like the server's threads: a bot that hangs must not hold up the end of the sandbox.
+            threading.Thread(
+                target=self._deliver_all, args=(push, callback, delivery), name="push", daemon=True
+            ).start()
+        return push
+
+    def _deliver_all(self, push: Push, callback: SplitResult, delivery: Delivery) -> None:
         times = delivery.attempts or self._state.rules.deliveries
 
         def deliver() -> Verdict:
@@ -133,7 +144,6 @@ class Sender:
         if not any(verdict.verdict in ("reply", "silent") for verdict in verdicts):
             self._show_failure(push)
         self._state.end_push(push)
-        return push
 
     def _in_turn(self, times: int, delivery: Delivery, deliver: Callable[[], Verdict]) -> Iterator[Verdict]:
         for number in range(times):

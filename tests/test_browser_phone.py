@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 import subprocess
+import threading
 
 import pytest
 import requests
@@ -641,6 +642,39 @@ def test_a_wrong_use_is_said(open_page):
         assert FAILURE in said(page, "system").inner_text()
         assert verdicts(newest(page)) == ["refused"] * 3
         assert "nothing listens at the callback" in newest(page).inner_text()
+
+
+def test_a_bot_that_hangs_does_not_hold_up_the_page(open_page):
+    """A browser has six connections to a server, and the feed holds one of them."""
+    go_on = threading.Event()
+
+    def bot(environ, start_response):
+        go_on.wait(10)
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    with running_sandbox() as sandbox, serving(bot) as url:
+        sandbox.callback = url
+        page = open_page(sandbox.url)
+        requests.post(
+            f"{sandbox.url}/sandbox/fans/oAnother/messages",
+            json={"type": "text", "content": "x", "wait": False},
+            timeout=10,
+        )
+        page.locator("#fans button").nth(1).wait_for()
+        choose(page, *[HOPPER, CHINA] * 3)
+        page.locator("#fans button").nth(1).click()
+        for number in range(6):
+            page.get_by_label("Message").fill(f"text {number}")
+            page.keyboard.press("Enter")
+        wait_for(page, "fan", 7)
+        apply_fault(page, "API slow: 3 s")
+        page.locator("#fault-now", has_text="In force: API slow").wait_for()
+        page.locator("#fans button").nth(0).click()
+        wait_for(page, "fan", 6)  # to the fan for whom they were chosen
+        assert said(page, "fan").locator("img").count() == 6
+        go_on.set()
+        eventually(lambda: all(push["ended"] for push in pushes(sandbox)), what="the end of all pushes")
 
 
 def test_by_keyboard_alone(page):

@@ -430,6 +430,18 @@ def test_together_delivers_at_the_same_time(sandbox, bot):
     assert len(result["shown"]) == 1
 
 
+def test_without_wait_the_answer_comes_when_the_push_has_begun(sandbox, bot):
+    go_on = threading.Event()
+    bot.answer = lambda request: go_on.wait(5) and request.answer()
+    first = push(sandbox, wait=False)
+    again = resend(sandbox, first["msg_id"], wait=False).json()
+    assert (first["attempts"], first["shown"]) == ([], [])
+    assert (again["msg_id"], again["attempts"]) == (first["msg_id"], [])
+    assert [message["from"] for message in chat(sandbox)] == ["fan"]
+    go_on.set()
+    eventually(lambda: [one["from"] for one in chat(sandbox)] == ["fan", "account", "account"])
+
+
 def test_a_status_other_than_200_is_repeated(sandbox, bot):
     bot.answer = lambda request: request.answer() if len(bot.requests) == 2 else (503, "")
     result = push(sandbox, timeout=1)

@@ -44,7 +44,6 @@ const PRESETS = [
 const fans = new Map();
 const pushes = new Map(); // number -> push
 let current = FIRST_FAN;
-let arrived = () => {}; // called when the feed shows something new from the fan
 
 // Small things.
 
@@ -123,9 +122,11 @@ function inquire(title, fields, done = "Send") {
 
 // What a fan does.
 
-function push(fields, file) {
-  const address = `/sandbox/fans/${encodeURIComponent(current)}/messages`;
-  const all = { ...fields, mode: $("mode").value };
+// Done once the push has begun, so that no bot that hangs can use up the browser's few connections: the rest comes
+// with the feed.
+function push(fields, file, openid = current) {
+  const address = `/sandbox/fans/${encodeURIComponent(openid)}/messages`;
+  const all = { ...fields, mode: $("mode").value, wait: false };
   const delivery = $("delivery").value;
   if (delivery !== "once") Object.assign(all, { attempts: 3, [delivery]: true });
   if (!file) return ask("POST", address, all);
@@ -149,8 +150,9 @@ const WANTED = {
   shortvideo: "This is not a video (MP4).",
 };
 
-// In their order: the next leaves when the one before it is in the chat, however long its answer takes.
-async function sendFiles(files, kind) {
+// In their order: the next leaves when the one before it is in the chat, however long its answer takes. All to the fan
+// for whom they were chosen, though the reader may turn to another meanwhile.
+async function sendFiles(files, kind, openid = current) {
   for (const file of files) {
     const found = kindOf(file);
     if (!found || (kind && found !== kind.replace("shortvideo", "video"))) {
@@ -158,9 +160,7 @@ async function sendFiles(files, kind) {
       complain(`${file.name}: ${wanted}`);
       continue;
     }
-    const type = kind || found;
-    const shown = new Promise((resolve) => (arrived = resolve));
-    await Promise.race([push({ type }, file), shown]);
+    await push({ type: kind || found }, file, openid);
   }
 }
 
@@ -252,10 +252,11 @@ async function tap(button) {
     beforePictures = event;
     $("choose-image").click();
   } else if (button.type === "location_select") {
+    const openid = current;
     const content = await askPlace(button.name);
     if (content === null) return;
-    await push({ ...event, content });
-    push({ type: "location", content });
+    await push({ ...event, content }, null, openid);
+    push({ type: "location", content }, null, openid);
   } else complain(t("WeChat shows the material itself; nothing is pushed."));
 }
 
@@ -301,9 +302,10 @@ function listenToFan() {
     });
     input.addEventListener("change", async () => {
       const files = [...input.files];
+      const openid = current;
       input.value = ""; // so that the same file can be chosen again
-      if (kind === "image" && beforePictures) await push(beforePictures);
-      sendFiles(files, kind);
+      if (kind === "image" && beforePictures) await push(beforePictures, null, openid);
+      sendFiles(files, kind, openid);
     });
   }
   for (const button of document.querySelectorAll("[data-act]")) button.addEventListener("click", ACTS[button.dataset.act]);
@@ -428,7 +430,6 @@ function addMessage(openid, message) {
   if (message.from === "fan") atEnd = true;
   stayAtEnd();
   showFollow();
-  if (message.from === "fan") arrived();
 }
 
 function line(message) {
@@ -580,7 +581,7 @@ function actions(one) {
     button.addEventListener("click", act);
     group.append(button);
   };
-  const again = (fields) => ask("POST", `/sandbox/pushes/${one.id}/resend`, { mode: $("mode").value, ...fields });
+  const again = (fields) => ask("POST", `/sandbox/pushes/${one.id}/resend`, { mode: $("mode").value, wait: false, ...fields });
   add("Send again", () => again({}));
   add("Send as new", () => again({ new: true }));
   add("Edit and send", async () => {
