@@ -183,6 +183,7 @@ def test_drop(page):
     screen.dispatch_event("drop", {"dataTransfer": files})
     wait_for(page, "account", 2)
     assert "drop" not in screen.get_attribute("class")
+    page.get_by_role("alert").filter(has_text="notes.txt: Only pictures").wait_for()
 
 
 def test_what_cannot_be_sent_is_said(page):
@@ -775,6 +776,7 @@ def test_a_refused_action_in_the_language_of_the_page(open_page, locale, no_call
         page.locator("#text").fill("x")
         page.locator("#text").press("Enter")
         page.get_by_role("alert").get_by_text(no_callback, exact=True).wait_for()
+        assert page.locator("#text").input_value() == "x", "it is not lost"
         page.locator("#free-fault").click()
         page.locator("#ask-path").fill("nowhere")
         page.locator("#asker-done").click()

@@ -153,15 +153,15 @@ const WANTED = {
 // In their order: the next leaves when the one before it is in the chat, however long its answer takes. All to the fan
 // for whom they were chosen, though the reader may turn to another meanwhile.
 async function sendFiles(files, kind, openid = current) {
+  const complaints = new Set(); // told at the end, since each file that is sent clears what was said before
   for (const file of files) {
     const found = kindOf(file);
     if (!found || (kind && found !== kind.replace("shortvideo", "video"))) {
       const wanted = t(kind ? WANTED[kind] : "Only pictures, voices (MP3, AMR) and videos (MP4) can be sent.");
-      complain(`${file.name}: ${wanted}`);
-      continue;
-    }
-    await push({ type: kind || found }, file, openid);
+      complaints.add(`${file.name}: ${wanted}`);
+    } else if (!(await push({ type: kind || found }, file, openid))) complaints.add($("problem").textContent);
   }
+  if (complaints.size) complain([...complaints].join("\n"));
 }
 
 function follows(openid) {
@@ -280,12 +280,14 @@ function showMenu(buttons) {
 
 function listenToFan() {
   const text = $("text");
-  $("composer").addEventListener("submit", (event) => {
+  $("composer").addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!text.value.trim()) return;
-    push({ type: "text", content: text.value });
+    const typed = text.value;
+    if (!typed.trim()) return;
     text.value = "";
     text.focus();
+    if (await push({ type: "text", content: typed })) return;
+    text.value = text.value ? `${typed}\n${text.value}` : typed; // it was not sent: it must not be lost
   });
   text.addEventListener("keydown", (event) => {
     // Enter also ends a word of an input method: then it must not send.
