@@ -493,6 +493,11 @@ def test_a_push_is_sent_again_edited_copied_and_saved(phone, open_page):
     answer = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=True).stdout
     assert "<MsgType>" in answer, "the bot takes it: the signature is still good"
 
+    page.locator("#copied", has_text="Copied.").wait_for()
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not now')); }")
+    press("Copy the XML")
+    page.locator("#copied", has_text="The browser does not allow copying.").wait_for()
+
     press("Send again")
     wait_for(page, "account", 2)
     assert pushed(phone)[1] == copied
@@ -664,6 +669,7 @@ def test_a_bot_that_hangs_does_not_hold_up_the_page(open_page):
         )
         page.locator("#fans button").nth(1).wait_for()
         choose(page, *[HOPPER, CHINA] * 3)
+        assert page.get_by_role("button", name="Copy as curl").first.is_disabled(), "there is no delivery yet"
         page.locator("#fans button").nth(1).click()
         for number in range(6):
             page.get_by_label("Message").fill(f"text {number}")

@@ -578,8 +578,9 @@ function pushItem(one, latest) {
 
 function actions(one) {
   const group = make("p", { class: "actions", role: "group", "aria-label": t("With this push") });
-  const add = (name, act) => {
+  const add = (name, act, ready = true) => {
     const button = make("button", { type: "button" }, t(name));
+    button.disabled = !ready;
     button.addEventListener("click", act);
     group.append(button);
   };
@@ -593,7 +594,7 @@ function actions(one) {
     ]);
     if (asked) again({ new: asked.fresh, raw_base64: base64(asked.xml) });
   });
-  add("Copy as curl", () => copy(curl(one)));
+  add("Copy as curl", () => copy(curl(one)), one.attempts.length > 0);
   add("Copy the XML", () => copy(one.plain));
   add("Save as a sample", () => {
     const bytes = one.plain_base64 ? Uint8Array.from(atob(one.plain_base64), (byte) => byte.charCodeAt(0)) : one.plain;
@@ -606,8 +607,13 @@ function actions(one) {
 }
 
 async function copy(text) {
-  await navigator.clipboard.writeText(text);
-  $("copied").textContent = t("Copied.");
+  $("copied").textContent = "";
+  try {
+    await navigator.clipboard.writeText(text);
+    $("copied").textContent = t("Copied.");
+  } catch {
+    $("copied").textContent = t("The browser does not allow copying.");
+  }
 }
 
 // The newest delivery as it crossed the wire; the bot takes its timestamp for ten minutes.

@@ -34,6 +34,7 @@ window.ZH = {
   "Send a picture: it comes back.": "发一张图片，它会回来。",
   "With this push": "对这条推送", "Send again": "再次推送", "Send as new": "作为新消息推送", "Edit and send": "编辑后推送",
   "Copy as curl": "复制为 curl", "Copy the XML": "复制 XML", "Save as a sample": "存为样例", "Copied.": "已复制。",
+  "The browser does not allow copying.": "浏览器不允许复制。",
   "Under a new MsgId": "使用新的 MsgId",
   "Signed query": "带签名的参数", "XML sent": "发出的 XML",
   "XML sent, before encryption": "发出的 XML（加密前）", "As it was sent": "实际发出的内容",
