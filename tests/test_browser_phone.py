@@ -431,6 +431,13 @@ def test_the_menu_of_the_account_is_tapped(page, phone):
     menu.get_by_text("More").click()
     menu.get_by_role("button", name="Page").click()
     assert not menu.get_by_role("button", name="Page").is_visible()
+    focused = "document.activeElement.textContent"
+    assert page.evaluate(focused) == "More", "the keyboard goes on from there"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Page"
+    page.keyboard.press("Escape")
+    assert page.evaluate(focused) == "More"
     menu.get_by_text("More").click()
     menu.get_by_role("button", name="Code").click()
     page.get_by_label("What the code says").fill("BOX-9")
@@ -500,10 +507,15 @@ def test_a_push_is_sent_again_edited_copied_and_saved(phone, open_page):
 
     press("Send again")
     wait_for(page, "account", 2)
+    older = page.locator("#pushes > li > details").nth(1).element_handle()
+    assert not older.evaluate("older => older.open")
+    assert older.evaluate("older => older.firstChild === document.activeElement")
+    page.keyboard.press("Enter")
     assert pushed(phone)[1] == copied
     assert sides(page) == ["fan", "account", "account"], "the same message: no second one of the fan"
     newest(page).get_by_role("button", name="Send as new").click()
     wait_for(page, "fan", 2)
+    assert older.evaluate("older => older.isConnected && older.open"), "the reader has opened it"
     newest(page).get_by_role("button", name="Edit and send").click()
     page.get_by_role("dialog").get_by_role("textbox").fill(copied.replace("one", "two"))
     page.get_by_role("dialog").get_by_role("button", name="Send").click()

@@ -236,6 +236,12 @@ function base64(text) {
 
 const encode = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 
+// Closes a details element; the keyboard's place must not vanish with what was inside.
+function fold(details) {
+  if (details.contains(document.activeElement)) details.querySelector("summary").focus();
+  details.open = false;
+}
+
 // The account's menu.
 
 let beforePictures = null; // the event that a menu button pushes before the pictures that are being chosen
@@ -264,7 +270,8 @@ function showMenu(buttons) {
   const item = (button) => {
     const element = make("button", { type: "button" }, button.name);
     element.addEventListener("click", () => {
-      element.closest("details")?.removeAttribute("open");
+      const submenu = element.closest("details");
+      if (submenu) fold(submenu);
       tap(button);
     });
     return element;
@@ -319,7 +326,7 @@ function listenToFan() {
 
   const closeMenu = (event) => {
     if (event.key && event.key !== "Escape") return;
-    for (const open of $("menu").querySelectorAll("details[open]")) if (event.key || !open.contains(event.target)) open.open = false;
+    for (const open of $("menu").querySelectorAll("details[open]")) if (event.key || !open.contains(event.target)) fold(open);
   };
   document.addEventListener("click", closeMenu);
   document.addEventListener("keydown", closeMenu);
@@ -537,7 +544,10 @@ function placePush(one) {
   if (one.openid !== current) return;
   const old = $(`push-${one.number}`);
   if (!known || !old) {
-    for (const item of $("pushes").querySelectorAll("details[data-latest]")) item.open = false;
+    for (const item of $("pushes").querySelectorAll("details[data-latest]")) {
+      fold(item);
+      delete item.dataset.latest; // if the reader opens it again, it stays open
+    }
     $("pushes").prepend(pushItem(one, true));
     while ($("pushes").children.length > KEPT_PUSHES) $("pushes").lastElementChild.remove();
     $("no-pushes").hidden = true;
