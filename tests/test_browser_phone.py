@@ -673,12 +673,14 @@ def test_a_bot_that_hangs_does_not_hold_up_the_page(open_page):
 
     with running_sandbox() as sandbox, serving(bot) as url:
         sandbox.callback = url
+
+        def send(fan):
+            address = f"{sandbox.url}/sandbox/fans/{fan}/messages"
+            requests.post(address, json={"type": "text", "content": "x", "wait": False}, timeout=10)
+
         page = open_page(sandbox.url)
-        requests.post(
-            f"{sandbox.url}/sandbox/fans/oAnother/messages",
-            json={"type": "text", "content": "x", "wait": False},
-            timeout=10,
-        )
+        page.locator("#live.on").wait_for()
+        send("oAnother")
         page.locator("#fans button").nth(1).wait_for()
         choose(page, *[HOPPER, CHINA] * 3)
         assert page.get_by_role("button", name="Copy as curl").first.is_disabled(), "there is no delivery yet"
@@ -692,8 +694,14 @@ def test_a_bot_that_hangs_does_not_hold_up_the_page(open_page):
         page.locator("#fans button").nth(0).click()
         wait_for(page, "fan", 6)  # to the fan for whom they were chosen
         assert said(page, "fan").locator("img").count() == 6
+        for _ in range(45):
+            send("oAnother")
         go_on.set()
         eventually(lambda: all(push["ended"] for push in pushes(sandbox)), what="the end of all pushes")
+        send(page.locator("#fans button").nth(0).get_attribute("data-openid"))
+        last = page.locator("#pushes > li", has_text="text · x")
+        last.locator(".facts", has_text="The fan saw").wait_for()
+        assert page.locator("#pushes > li").count() == 1, "of the latest 50 all others are another fan's"
 
 
 def test_by_keyboard_alone(page):

@@ -538,9 +538,15 @@ function addPush(one) {
 }
 
 function placePush(one) {
+  const oldest = pushes.keys().next().value;
+  if (one.number < oldest) return; // it was so slow that the page has forgotten it
   const known = pushes.has(one.number);
   pushes.set(one.number, one);
-  if (pushes.size > KEPT_PUSHES) pushes.delete(pushes.keys().next().value);
+  if (pushes.size > KEPT_PUSHES) {
+    pushes.delete(oldest);
+    $(`push-${oldest}`)?.remove();
+    $("no-pushes").hidden = $("pushes").children.length > 0;
+  }
   if (one.openid !== current) return;
   const old = $(`push-${one.number}`);
   if (!known || !old) {
@@ -549,7 +555,6 @@ function placePush(one) {
       delete item.dataset.latest; // if the reader opens it again, it stays open
     }
     $("pushes").prepend(pushItem(one, true));
-    while ($("pushes").children.length > KEPT_PUSHES) $("pushes").lastElementChild.remove();
     $("no-pushes").hidden = true;
     return;
   }
