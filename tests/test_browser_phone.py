@@ -333,7 +333,7 @@ def test_an_expired_token_shows_in_the_calls(page):
     good = page.locator("#calls summary", has_text="/cgi-bin/media/get").filter(has_text="ok")
     good.first.wait_for()
     apply_fault(page, "Access token expires now")
-    page.locator("#fault-now", has_text="Done: Access token expires now").wait_for()
+    page.locator("#fault-done", has_text="Done: Access token expires now").wait_for()
     choose(page, HOPPER)
     good.nth(1).wait_for()
     calls = page.locator("#calls summary").all_inner_texts()[::-1]
@@ -560,6 +560,22 @@ def test_a_fault_of_ones_own(page):
     choose(page, HOPPER)
     page.locator("#calls li", has_text="45011").wait_for()
     page.locator("#fault-now", has_text="No fault is in force").wait_for()
+
+
+def test_every_fault_in_force_is_named(page, phone):
+    """Also beside or beyond a preset, and with a value that is empty."""
+    unknown = {"path": "/cgi-bin/media/get", "errcode": 40007}
+    for faults, words in (
+        ([unknown], "40007 media unknown"),
+        ([unknown | {"delay": 3}], "/cgi-bin/media/get errcode 40007, delay 3"),
+        ([unknown, {"path": "/x", "disconnect": True}], "get errcode 40007; /x disconnect true"),
+        ([{"path": "/x", "truncate": 0}, {"path": "/y", "body": ""}], '/x truncate 0; /y body ""'),
+    ):
+        phone.state.replace_faults(faults)
+        page.locator("#fault-now", has_text=words).wait_for()
+    apply_fault(page, "Access token expires now")
+    page.locator("#fault-done", has_text="Done: Access token expires now").wait_for()
+    assert words in page.locator("#fault-now").inner_text()
 
 
 def test_notes_are_shown(phone, open_page):

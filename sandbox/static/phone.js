@@ -727,21 +727,22 @@ function addCall(call) {
   filter("filter-calls", "calls");
 }
 
-const isPreset = (preset, faults) =>
-  preset.faults?.every((wanted) => faults.some((fault) => Object.keys(wanted).every((key) => fault[key] === wanted[key])));
+const FAULT = ["errcode", "errmsg", "status", "body", "delay", "truncate", "disconnect", "content_type", "times"];
+const given = (fault) => FAULT.filter((name) => ![undefined, null, false].includes(fault[name]));
+const inWords = (fault) => `${fault.path} ${given(fault).map((name) => `${name} ${JSON.stringify(fault[name])}`).join(", ")}`;
+
+// A fault that has struck its last time is gone, so what is left of a preset still is that preset.
+function isPreset(preset, faults) {
+  const wanted = (preset.faults || []).map(inWords);
+  const there = faults.map(inWords);
+  return there.every((one) => wanted.includes(one)) && wanted.every((one, index) => preset.faults[index].times || there.includes(one));
+}
 
 function showFaults(faults) {
-  // A fault that has struck its last time is gone, so part of a preset still is that preset.
-  const all = PRESETS.filter((preset) => preset.faults?.length);
-  const found =
-    all.find((preset) => isPreset(preset, faults)) ||
-    all.find((preset) => faults.every((fault) => preset.faults.some((wanted) => isPreset({ faults: [wanted] }, [fault]))));
+  const found = PRESETS.find((preset) => isPreset(preset, faults));
   $("fault-now").classList.toggle("on", faults.length > 0);
   $("fault-now").textContent = faults.length ? `${t("In force:")} ${found ? t(found.name) : faults.map(inWords).join("; ")}` : t("No fault is in force.");
 }
-
-const FAULT = ["errcode", "errmsg", "status", "body", "delay", "truncate", "disconnect", "content_type", "times"];
-const inWords = (fault) => `${fault.path} ${FAULT.filter((name) => fault[name]).map((name) => `${name} ${fault[name]}`).join(", ")}`;
 
 async function askFault() {
   const number = (name, label) => ({ name, label: t(label), type: "number" });
@@ -768,8 +769,9 @@ function listenToSettings() {
   $("faults").addEventListener("submit", async (event) => {
     event.preventDefault();
     const preset = PRESETS[$("fault").value];
+    $("fault-done").textContent = "";
     if (preset.faults) await ask("PUT", "/sandbox/faults", preset.faults);
-    else if (await ask("POST", "/sandbox/token/expire", { stuck: preset.stuck })) $("fault-now").textContent = `${t("Done:")} ${t(preset.name)}`;
+    else if (await ask("POST", "/sandbox/token/expire", { stuck: preset.stuck })) $("fault-done").textContent = `${t("Done:")} ${t(preset.name)}`;
   });
   $("new-fan").addEventListener("click", () => {
     const random = crypto.getRandomValues(new Uint8Array(8));
