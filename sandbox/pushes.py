@@ -106,6 +106,13 @@ def as_base64(xml: bytes) -> str | None:
     return None
 
 
+def as_editable(xml: bytes) -> str:
+    """The XML for a text field in which \\xNN stands for a byte: for one that is not UTF-8, for a CR, which the field
+    would make a line feed, and for the backslash of a literal \\xNN."""
+    escaped = re.sub(rb"\r|\\(?=x[0-9a-fA-F]{2})", lambda found: b"\\x%02x" % found[0][0], xml)
+    return escaped.decode(errors="backslashreplace")
+
+
 def read(xml: bytes, name: str) -> str | None:
     """The text of the first element of that name, also in XML that no parser accepts; None if there is none."""
     found = re.search(rb"<%b>(.*?)</%b>" % (name.encode(), name.encode()), xml, re.DOTALL)

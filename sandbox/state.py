@@ -26,7 +26,7 @@ from .fans import Fan, Message
 from .faults import Fault, Faults, Rules, fault_from_json, rules_from_json
 from .media import THUMBNAIL, Media, MediaStore, check_upload
 from .menu import read_menu
-from .pushes import as_base64, read
+from .pushes import as_base64, as_editable, read
 from .tokens import Tokens, day
 
 # Calls a day of a new account, https://developers.weixin.qq.com/doc/service/en/guide/dev/api/limit.html
@@ -103,6 +103,7 @@ class Push:
             "id": self.id,
             "plain": self.xml.decode(errors="backslashreplace"),
             "plain_base64": as_base64(self.xml),
+            "editable": as_editable(self.xml),
             "ended": self.ended,
         }
 

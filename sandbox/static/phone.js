@@ -229,7 +229,7 @@ function textXml(content) {
 
 // \xNN stands for one byte, all else for itself in UTF-8.
 function base64(text) {
-  const parts = text.split(/\\x([0-9a-f]{2})/i);
+  const parts = text.split(/\\x([0-9a-fA-F]{2})/);
   const all = parts.flatMap((part, index) => (index % 2 ? [parseInt(part, 16)] : [...new TextEncoder().encode(part)]));
   return encode(all);
 }
@@ -604,7 +604,7 @@ function actions(one) {
   add("Send as new", () => again({ new: true }));
   add("Edit and send", async () => {
     const asked = await inquire(t("Edit and send"), [
-      { name: "xml", label: t("XML as it crosses the wire; \\xNN is a byte"), type: "textarea", value: one.plain },
+      { name: "xml", label: t("XML as it crosses the wire; \\xNN is a byte"), type: "textarea", value: one.editable },
       { name: "fresh", label: t("Under a new MsgId"), type: "checkbox", value: true },
     ]);
     if (asked) again({ new: asked.fresh, raw_base64: base64(asked.xml) });
