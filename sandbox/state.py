@@ -525,7 +525,9 @@ class State:
 
     def _say(self, fan: Fan, message: Message) -> None:
         fan.chat.append(message)
-        self._tell("message", {"openid": fan.openid, **self._message_for_feed(message)})
+        self._tell(
+            "message", {"openid": fan.openid, "following": fan.following, **self._message_for_feed(message)}
+        )
 
     def message(
         self, sender: str, by: str, kind: str, content: str | None = None, media_id: str | None = None
@@ -576,6 +578,7 @@ class State:
                 fan.openid: [self._message_for_feed(message) for message in fan.chat[-_FEED_MESSAGES:]]
                 for fan in fans
             },
+            "following": {fan.openid: fan.following for fan in fans},
             "pushes": [push.for_feed() for push in list(self._pushes)[-_FEED_PUSHES:]],
             "calls": list(self._latest_calls),
             "menu": self._menu,

@@ -242,6 +242,9 @@ def test_follow_unfollow_and_menu(page):
         "You unfollowed the account",
     ]
     assert sides(page) == ["system", "account", "system", "system"]
+    page.get_by_role("button", name="Clear the history").click()
+    page.locator("#chat .hint").wait_for()
+    assert page.get_by_label("Message").is_disabled(), "the fan has not come back"
 
 
 def test_voice_and_video(page):
@@ -536,7 +539,7 @@ def test_calls_show_request_and_answer_and_no_secret(page):
     assert "access_token=" not in page.locator("#calls").inner_text()
 
 
-def test_filter_and_clear(page):
+def test_filter_and_clear(page, phone):
     for text in ("apples", "pears"):
         page.get_by_label("Message").fill(text)
         page.keyboard.press("Enter")
@@ -547,9 +550,12 @@ def test_filter_and_clear(page):
     assert page.locator("#pushes > li:visible").count() == 2
     page.get_by_label("Filter the calls").fill("nothing")
     assert page.locator("#calls > li:visible").count() == 0
+    url = f"{phone.url}/sandbox/fans/oAnother/messages"
+    requests.post(url, json={"type": "text", "content": "x"}, timeout=10)
+    page.get_by_role("button", name="Fan 2 1 new").wait_for()
     page.get_by_role("button", name="Clear the history").click()
     page.get_by_text("Send a picture: it comes back.").wait_for()
-    assert page.locator("#pushes > li, #calls > li").count() == 0
+    assert page.locator("#pushes > li, #calls > li, .dot").count() == 0
 
 
 def test_a_fault_of_ones_own(page):

@@ -109,7 +109,7 @@ def test_a_feed_begins_with_all_there_is_and_ends_with_the_sandbox():
             assert next(lines) == b"retry: 1000"
             assert next(lines) == b"event: state"
             state = json.loads(next(lines).removeprefix(b"data: "))
-            assert set(state) == {"fans", "pushes", "calls", "menu", "faults"}
+            assert set(state) == {"fans", "following", "pushes", "calls", "menu", "faults", "made_for"}
             next(lines)
             sandbox.state.replace_faults([{"path": "/x\ny", "errcode": 1}])
             assert next(lines) == b"event: faults"

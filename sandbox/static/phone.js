@@ -40,7 +40,7 @@ const PRESETS = [
   { name: "Answer garbled", faults: [{ path: callbackPath, body: "<html>Bad Gateway</html>" }] },
 ];
 
-// openid -> { messages, unread }, in the order in which the fans came
+// openid -> { messages, unread, following }, in the order in which the fans came
 const fans = new Map();
 const pushes = new Map(); // number -> push
 let current = FIRST_FAN;
@@ -164,11 +164,6 @@ async function sendFiles(files, kind, openid = current) {
   if (complaints.size) complain([...complaints].join("\n"));
 }
 
-function follows(openid) {
-  const last = fans.get(openid)?.messages.findLast((message) => message.from === "fan");
-  return Boolean(last) && !(last.type === "event" && last.content.startsWith("unsubscribe"));
-}
-
 async function askPlace(title) {
   const asked = await inquire(title, [
     { name: "latitude", label: t("Latitude"), type: "number", value: "31.230416" },
@@ -194,7 +189,7 @@ const ACTS = {
   async scan() {
     const asked = await inquire(t("Scan a QR code of the account"), [{ name: "scene", label: t("Scene value"), value: "42" }]);
     if (!asked) return;
-    const event = follows(current) ? { event: "SCAN", event_key: asked.scene } : { event: "subscribe", event_key: `qrscene_${asked.scene}` };
+    const event = fans.get(current).following ? { event: "SCAN", event_key: asked.scene } : { event: "subscribe", event_key: `qrscene_${asked.scene}` };
     push({ type: "event", ...event });
   },
   async view() {
@@ -318,7 +313,7 @@ function listenToFan() {
     });
   }
   for (const button of document.querySelectorAll("[data-act]")) button.addEventListener("click", ACTS[button.dataset.act]);
-  $("follow").addEventListener("click", () => push({ type: "event", event: follows(current) ? "unsubscribe" : "subscribe" }));
+  $("follow").addEventListener("click", () => push({ type: "event", event: fans.get(current).following ? "unsubscribe" : "subscribe" }));
   $("menu-form").addEventListener("submit", (event) => {
     event.preventDefault();
     if ($("menu-key").value) push({ type: "event", event: "CLICK", event_key: $("menu-key").value });
@@ -362,7 +357,7 @@ function listenToFan() {
 // The fans.
 
 function fanOf(openid) {
-  if (!fans.has(openid)) fans.set(openid, { messages: [], unread: 0 });
+  if (!fans.has(openid)) fans.set(openid, { messages: [], unread: 0, following: null }); // null: has not done anything
   return fans.get(openid);
 }
 
@@ -409,9 +404,9 @@ function showChat() {
 }
 
 function showFollow() {
-  const last = fans.get(current)?.messages.findLast((message) => message.from === "fan");
-  const gone = Boolean(last) && !follows(current);
-  $("follow").textContent = t(follows(current) ? "Unfollow" : "Follow");
+  const { following } = fans.get(current);
+  const gone = following === false;
+  $("follow").textContent = t(following ? "Unfollow" : "Follow");
   $("gone").textContent = gone ? t("This fan has unfollowed: follow again to write.") : "";
   for (const control of $("screen").querySelectorAll("textarea, input, .composer button, .acts button, .menu button")) {
     control.disabled = gone && control.id !== "follow" && control.dataset.act !== "scan";
@@ -419,9 +414,10 @@ function showFollow() {
   stayAtEnd(); // what is said here has taken room from the chat
 }
 
-function addMessage(openid, message) {
+function addMessage(openid, following, message) {
   const known = fans.has(openid);
   const fan = fanOf(openid);
+  fan.following = following;
   fan.messages.push(message);
   if (fan.messages.length > KEPT_MESSAGES) fan.messages.shift();
   if (openid !== current) {
@@ -790,8 +786,9 @@ function listenToSettings() {
 
 function begin(state) {
   const before = JSON.stringify(fans.get(current)?.messages);
-  for (const fan of fans.values()) fan.messages = [];
-  for (const [openid, messages] of Object.entries(state.fans)) fanOf(openid).messages = messages;
+  for (const fan of fans.values()) Object.assign(fan, { messages: [], following: null });
+  for (const [openid, messages] of Object.entries(state.fans)) Object.assign(fanOf(openid), { messages, following: state.following[openid] });
+  for (const fan of fans.values()) if (!fan.messages.length) fan.unread = 0;
   if (!fans.get(current)) {
     if (fans.size) [current] = fans.keys();
     fanOf(current);
@@ -800,6 +797,7 @@ function begin(state) {
   for (const one of state.pushes) pushes.set(one.number, one);
   showFans();
   if (JSON.stringify(fans.get(current).messages) !== before) showChat(); // else nothing that plays is disturbed
+  else showFollow();
   showPushes();
   $("calls").replaceChildren();
   $("no-calls").hidden = false;
@@ -815,13 +813,13 @@ function connect() {
     begin(state);
     showLive(true);
   });
-  on("message", ({ openid, ...message }) => addMessage(openid, message));
+  on("message", ({ openid, following, ...message }) => addMessage(openid, following, message));
   on("push", addPush);
   on("call", addCall);
   on("menu", ({ menu }) => showMenu(menu));
   on("faults", ({ faults }) => showFaults(faults));
   on("cleared", begin);
-  on("reset", () => begin({ fans: {}, pushes: [], calls: [], menu: null, faults: [] }));
+  on("reset", () => begin({ fans: {}, following: {}, pushes: [], calls: [], menu: null, faults: [] }));
   feed.addEventListener("error", () => {
     showLive(false);
     if (feed.readyState === EventSource.CLOSED) setTimeout(connect, 2000); // else the browser tries again itself
