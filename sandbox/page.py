@@ -33,15 +33,14 @@ def create_page(
     @page.get("/")
     def phone() -> Response:
         """Neither secrets nor the callback's own user, password and query are shown."""
-        callback = urlsplit(state.callback or "")
         html = render_template(
             "phone.html",
             account=state.account,
             accounts=accounts if len(accounts) > 1 else (),
             modes=modes,
-            callback=state.callback
-            and f"{callback.scheme}://{callback.netloc.rpartition('@')[2]}{callback.path}",
-            callback_path=callback.path,
+            made_for=state.made_for,
+            callback=state.shown_callback,
+            callback_path=urlsplit(state.callback or "").path,
         )
         response = Response(html, content_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = _PAGE_POLICY

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from .account import Account
 from .custom import read_message
@@ -155,6 +156,22 @@ class State:
         self._used: Counter[tuple[str, str]] = Counter()
         self._clearings: Counter[str] = Counter()
         self._menu: list[dict[str, Any]] | None = None
+
+    @property
+    def shown_callback(self) -> str | None:
+        """The callback without its own user, password and query."""
+        if self.callback is None:
+            return None
+        parts = urlsplit(self.callback)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def made_for(self) -> str:
+        """What of the account and the callback a page shows and acts by. A page that was made for another one, by an
+        earlier run at the same address, is not right any more."""
+        account = self.account
+        modes = "plain" if account.aes_key is None else "all"
+        return json.dumps([account.appid, account.original_id, modes, self.shown_callback])
 
     def knows(self, token: str, media_key: str) -> bool:
         """Whether this account gave out the token (it may have expired), or has media of that key."""
@@ -554,7 +571,7 @@ class State:
         """
         with self._lock:
             self._listeners.append(listener)
-            so_far = self._so_far()
+            so_far = {**self._so_far(), "made_for": self.made_for}
 
         def stop() -> None:
             with self._lock:

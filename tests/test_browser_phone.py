@@ -22,7 +22,7 @@ from tests.browser import (
     same_pixels,
     tab_to,
 )
-from tests.conftest import ACCOUNT, ROOT, eventually
+from tests.conftest import ACCOUNT, ROOT, eventually, free_port
 from tests.serving import serving
 from tests.test_accounts import THREE
 
@@ -870,17 +870,36 @@ def test_other_languages_are_english(phone, open_page):
 def test_the_page_connects_again(open_page):
     """A feed that ends (here: too many windows) begins anew, and nothing is lost or shown twice."""
     with running_sandbox() as sandbox:
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
         page = open_page(sandbox.url)
         page.locator("#live.on").wait_for()
+        page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
+        page.get_by_label("Message").fill("not lost")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").filter(has_text="The sandbox does not answer").wait_for()
         with requests.Session() as many:
             feeds = [many.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10) for _ in range(16)]
             url = f"{sandbox.url}/sandbox/fans/oAnother/messages"
-            with socket.create_server(("127.0.0.1", 0)) as nobody:
-                sandbox.callback = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
             requests.post(url, json={"type": "text", "content": "x", "attempts": 1}, timeout=10)
             page.locator("#fans button").nth(1).wait_for()
             for feed in feeds:
                 feed.close()
+        page.locator("#live.on").wait_for()
+        page.locator("#problem:empty").wait_for(state="attached")
+        assert page.get_by_label("Message").input_value() == "not lost"
+
+
+def test_a_page_of_an_earlier_sandbox_is_loaded_again(open_page):
+    other = Account(appid="wx2", appsecret="s", token="t", aes_key=None, original_id="gh_2")
+    port = free_port()
+    with running_sandbox(port=port, callback="http://127.0.0.1:9/one") as sandbox:
+        page = open_page(sandbox.url)
+        page.locator("#live.on").wait_for()
+    with running_sandbox(port=port, callback="http://127.0.0.1:9/two", account=other):
+        page.locator("#settings code", has_text="wx2").wait_for()
+        page.locator("#settings code", has_text="/two").wait_for()
+        assert page.locator("#mode option").count() == 1
         page.locator("#live.on").wait_for()
 
 

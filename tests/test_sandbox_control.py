@@ -372,7 +372,8 @@ def test_a_push_that_ends_after_a_reset_leaves_no_trace(sandbox):
 def test_who_listens_hears_what_happens(sandbox):
     heard = []
     so_far, stop = sandbox.state.listen(lambda name, facts: heard.append((name, facts)))
-    assert so_far == {"fans": {}, "pushes": [], "calls": [], "menu": None, "faults": []}
+    nothing = {"fans": {}, "following": {}, "pushes": [], "calls": [], "menu": None, "faults": []}
+    assert so_far == nothing | {"made_for": sandbox.state.made_for}
     send(sandbox, type="text", content="x", attempts=1)
     fetch(sandbox)
     requests.post(f"{sandbox.url}/sandbox/reset", timeout=10)

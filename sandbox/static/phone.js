@@ -15,6 +15,7 @@ const t = (text) => (chinese && window.ZH[text]) || text;
 const $ = (id) => document.getElementById(id);
 const ofAccount = (path) => ("several" in document.body.dataset ? `${path}?appid=${document.body.dataset.appid}` : path);
 const callbackPath = document.body.dataset.callbackPath || "/";
+const SILENT = "The sandbox does not answer. Is it still running?";
 const everyCall = (fault) =>
   ["/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/media/get", "/cgi-bin/media/upload", "/cgi-bin/message/custom/send"].map(
     (path) => ({ path, ...fault }),
@@ -83,7 +84,7 @@ async function ask(method, path, body) {
     complain(answer.ok ? "" : chinese ? said.error_zh : said.error);
     return answer.ok;
   } catch {
-    complain(t("The sandbox does not answer. Is it still running?"));
+    complain(t(SILENT));
     return false;
   }
 }
@@ -810,7 +811,9 @@ function connect() {
   const feed = new EventSource(ofAccount("/sandbox/events"));
   const on = (name, handle) => feed.addEventListener(name, (event) => handle(JSON.parse(event.data)));
   on("state", (state) => {
+    if (state.made_for !== document.body.dataset.madeFor) return location.reload(); // another sandbox has this address now
     begin(state);
+    if ($("problem").textContent === t(SILENT)) complain("");
     showLive(true);
   });
   on("message", ({ openid, following, ...message }) => addMessage(openid, following, message));
