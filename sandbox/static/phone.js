@@ -10,7 +10,7 @@ const KEPT_CALLS = 200;
 
 const chinese = (navigator.languages || []).map((one) => one.toLowerCase()).find((one) => /^(en|zh)\b/.test(one))?.startsWith("zh");
 const language = chinese ? "zh-CN" : "en";
-const t = (text) => (chinese && window.ZH[text]) || text;
+const t = (text) => (chinese && Object.hasOwn(window.ZH, text) ? window.ZH[text] : text); // anything may come, such as "constructor"
 
 const $ = (id) => document.getElementById(id);
 const ofAccount = (path) => ("several" in document.body.dataset ? `${path}?appid=${document.body.dataset.appid}` : path);
@@ -89,7 +89,7 @@ async function ask(method, path, body) {
   }
 }
 
-// Asks for some values in a dialog; null when it is given up. A field is {name, label, value, type, options}.
+// Asks for some values in a dialog; null when it is given up. A field is {name, label, value, type, options, required}.
 function inquire(title, fields, done = "Send") {
   const form = $("asker").querySelector("form");
   $("asker-done").textContent = t(done);
@@ -101,6 +101,7 @@ function inquire(title, fields, done = "Send") {
       else if (control.localName === "input") control.type = field.type || "text";
       if (field.type === "textarea") control.rows = 9;
       if (field.type === "number") control.step = "any";
+      control.required = Boolean(field.required);
       if (field.type === "checkbox") control.checked = field.value;
       else control.value = field.value ?? "";
       field.ready?.(control, form);
@@ -167,8 +168,8 @@ async function sendFiles(files, kind, openid = current) {
 
 async function askPlace(title) {
   const asked = await inquire(title, [
-    { name: "latitude", label: t("Latitude"), type: "number", value: "31.230416" },
-    { name: "longitude", label: t("Longitude"), type: "number", value: "121.473701" },
+    { name: "latitude", label: t("Latitude"), type: "number", value: "31.230416", required: true },
+    { name: "longitude", label: t("Longitude"), type: "number", value: "121.473701", required: true },
     { name: "label", label: t("Name of the place"), value: "上海市黄浦区测试路 1 号" },
   ]);
   return asked && `${asked.latitude},${asked.longitude},16,${asked.label}`;
@@ -447,7 +448,7 @@ function line(message) {
   const said = make(
     "div",
     { class: "said" },
-    event ? make("p", { class: "bubble" }, eventText(message.content)) : make("div", { class: "body" }, unseen(who), ...body(message)),
+    event ? make("p", { class: "bubble", dir: "auto" }, eventText(message.content)) : make("div", { class: "body" }, unseen(who), ...body(message)),
     make("small", {}, `${clock(message.time)}${by}`),
   );
   const element = make("div", { class: `message ${side}${failure}` }, said);
@@ -455,11 +456,13 @@ function line(message) {
   return element;
 }
 
+const EVENTS = new Map([["CLICK", "You tapped the menu:"], ["VIEW", "You opened a link of the menu:"], ["SCAN", "You scanned a QR code:"]]);
+
 function eventText(content) {
   const [name, ...key] = content.split(" ");
   if (name === "subscribe") return t("You followed the account");
   if (name === "unsubscribe") return t("You unfollowed the account");
-  const words = { CLICK: "You tapped the menu:", VIEW: "You opened a link of the menu:", SCAN: "You scanned a QR code:" }[name];
+  const words = EVENTS.get(name);
   // A raw event may have no name.
   return words ? `${t(words)} ${key.join(" ")}` : content || t("event");
 }
@@ -467,7 +470,7 @@ function eventText(content) {
 function body(message) {
   const parts = [];
   if (message.media_id) parts.push(media(message));
-  if (message.content) parts.push(make("p", { class: "bubble" }, message.content));
+  if (message.content) parts.push(make("p", { class: "bubble", dir: "auto" }, message.content));
   for (const [id, text] of message.choices) {
     const button = make("button", { type: "button" }, text);
     button.addEventListener("click", () => push({ type: "text", content: text, event_key: id }));
@@ -569,7 +572,7 @@ function placePush(one) {
 
 function pushItem(one, latest) {
   const what = [t(one.type), one.type === "event" || one.type === "text" ? one.summary : ""].filter(Boolean).join(" · ");
-  const summary = make("summary", {}, make("time", {}, clock(one.time)), make("span", { class: "what" }, what.slice(0, 80)));
+  const summary = make("summary", {}, make("time", {}, clock(one.time)), make("span", { class: "what" }, [...what].slice(0, 80).join("")));
   for (const attempt of one.attempts) summary.append(badge(attempt));
   if (!one.ended) summary.append(make("span", { class: "badge" }, t("waiting …")));
   const facts = [t(one.mode), one.msg_id === null ? "" : `MsgId ${one.msg_id}`, one.ended ? `${t("The fan saw:")} ${seen(one)}` : ""];
