@@ -585,10 +585,8 @@ class State:
         return len(self._listeners)
 
     def _so_far(self) -> dict[str, Any]:
-        newest = sorted(self._fans.values(), key=lambda fan: fan.chat[-1].time if fan.chat else 0)[
-            -_FEED_FANS:
-        ]
-        shown = {fan.openid for fan in newest}
+        by_activity = sorted(self._fans.values(), key=lambda fan: fan.chat[-1].time if fan.chat else 0)
+        shown = {fan.openid for fan in by_activity[-_FEED_FANS:]}
         fans = [fan for fan in self._fans.values() if fan.openid in shown]  # in the order in which they came
         return {
             "fans": {
