@@ -74,25 +74,35 @@ freeze: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 
+# A .venv that was left half made, whose Python is gone, or that was made in another folder (its scripts hold the path) is
+# made anew. One that is a link is somebody else's.
+USABLE := $(shell [ -L $(VENV) ] || { [ -x $(BIN)/python ] && { \
+  { [ ! -e $(VENV)/.folder ] && [ -e $(VENV)/.run ]; } || [ "$$(cat $(VENV)/.folder 2>/dev/null)" = "$(CURDIR)" ]; }; } && echo yes)
+ifneq ($(USABLE),yes)
+$(VENV)/bin/python: MADE_ANEW
+MADE_ANEW:
+endif
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed: install it, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "Python's venv and pip are needed. On Debian or Ubuntu: apt-get install python3-venv python3-pip" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "$(CURDIR)" > $(VENV)/.folder
 
 # Flask's command line would read .flaskenv and .env of every folder above this one, and run the program named there.
-$(VENV)/.no-dotenv: | $(VENV)/bin/python
+$(VENV)/.no-dotenv: $(VENV)/bin/python
 	@echo "import os; os.environ.setdefault('FLASK_SKIP_DOTENV', '1')" \
 	  > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/flask_skip_dotenv.pth"
 	@touch $@
 
-$(VENV)/.run: requirements.txt | $(VENV)/.no-dotenv
+$(VENV)/.run: requirements.txt $(VENV)/.no-dotenv
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/.no-dotenv
+$(VENV)/.dev: requirements.txt requirements-dev.txt $(VENV)/.no-dotenv
 	@echo "Installing packages (PIP_INDEX_URL chooses a mirror) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-dev.txt

@@ -556,7 +556,7 @@ of_this_server: tuple[Settings, ...] | None = None
 def settings_of_commands(environ: Mapping[str, str], folder: Path = FOLDER) -> Mapping[str, str]:
     """The environment for a command: `environ`, and the settings of a `make run` that runs without an account."""
     path = folder / SANDBOX_SETTINGS
-    if names_an_account(Settings.unchecked(environ, folder)) or not _locked(path):
+    if names_an_account(Settings.unchecked(environ, folder)) or not is_locked(path):
         return environ
     return _filled(file_texts(path)) | _filled(environ)
 
@@ -566,7 +566,8 @@ def names_an_account(values: Mapping[str, str]) -> bool:
     return "WECHAT_APPID" in values or "ACCOUNTS" in values
 
 
-def _locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether a running `make run` holds this file of settings."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,12 +26,14 @@ from typing import Any, NoReturn, TypeVar
 import requests
 
 import parts
-from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, names_an_account
+from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, is_locked, names_an_account
+from storage import writable
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
 FAN = "oSandbox-FirstFan00000000001"
 START_SECONDS, ECHO_SECONDS = 30.0, 30.0
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when the terminal is closed
 GUNICORN = ["gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"]
 
 T = TypeVar("T")
@@ -95,8 +97,8 @@ class Processes:
     def start(self, name: str, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
         self._started.append(Process(name, command, environ, log, self._one_ended))
 
-    def pause(self, seconds: float | None) -> None:
-        """Waits for `seconds` (None: for ever), or until a process ends."""
+    def pause(self, seconds: float) -> None:
+        """Waits for `seconds`, or until a process ends."""
         self._one_ended.wait(seconds)
         self._one_ended.clear()
 
@@ -122,7 +124,7 @@ class Processes:
         while True:
             if not reload:
                 self.check()
-            self.pause(0.5 if reload else None)
+            self.pause(0.5)  # not for ever: a signal that another thread gets does not wake this one
             if reload and (now := _sources()) != seen:
                 seen = now
                 ours = [process for process in self._started if process.name in ("bot", "worker")]
@@ -147,8 +149,10 @@ def _sources() -> dict[Path, int]:
 
 
 def main() -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background process starts with SIGINT ignored
-        signal.signal(number, _interrupt)
+    for number in ENDING:
+        # A script's background process starts with SIGINT ignored; nohup's with SIGHUP, and that is meant.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     processes = Processes()
     try:
         environ = dict(os.environ)
@@ -162,7 +166,7 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except Failed as error:
+    except (Failed, OSError) as error:
         print(f"Failed: {error}", file=sys.stderr)
         return 1
     finally:
@@ -170,7 +174,7 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not break off what ends the processes
     raise KeyboardInterrupt
 
@@ -193,7 +197,13 @@ def _run_bot(processes: Processes, environ: dict[str, str], accounts: Sequence[S
 def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dict[str, str]) -> NoReturn:
     path = FOLDER / SANDBOX_SETTINGS
     log = path.with_name("sandbox.log")
+    if fault := writable.fault_of(path.parent):
+        raise Failed(fault)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_locked(path):
+        raise Failed(
+            "make run already runs in this folder: end that one first (此目录中已有 make run 在运行)"
+        )
     environ |= {
         **_account(path),
         "WECHAT_ACCEPT_PLAINTEXT": "1",
@@ -204,11 +214,11 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
     if "ADMIN_PASSWORD" in values:
         environ["ADMIN_PASSWORD"] = values["ADMIN_PASSWORD"]
     port = Settings.from_env(environ).port
+    _claim_port(port, "PORT")
+    _claim_port(port + 1, "PORT + 1 (the sandbox)")
     environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{port + 1}"
     settings = Settings.from_env(environ)
     bot, sandbox = f"http://127.0.0.1:{port}", environ["WECHAT_API_BASE"]
-    _claim_port(port, "PORT")
-    _claim_port(port + 1, "PORT + 1 (the sandbox)")
     with _shown_to_commands(path, environ):
         seen = str(path.with_name("platform"))
         command = ["sandbox", "--port", str(port + 1), "--callback", f"{bot}/wechat", "--data", seen]
@@ -343,6 +353,10 @@ def _claim_port(port: int, setting: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise Failed(f"{setting}={port}: only root may listen there: PORT=8010 make run") from None
+        except OverflowError:
+            raise Failed(f"{setting}={port}: there is no such port: PORT=8010 make run") from None
         except OSError:
             raise Failed(f"{setting}={port} is in use: choose another, such as PORT=8010 make run") from None
 

@@ -6,7 +6,7 @@ Knows signals and the number of threads. Must not know what the threads do.
 from __future__ import annotations
 
 import signal
-from queue import SimpleQueue
+import socket
 
 import click
 
@@ -30,11 +30,13 @@ def worker() -> None:
         writable.check(common.database_url.get_secret_value(), common.media_store)
     except writable.NotWritableError as error:
         fail(error, status=2)
-    # Its put() may interrupt its get(). An Event's set() would wait for ever in a handler that interrupts its wait().
-    asked: SimpleQueue[int] = SimpleQueue()
+    # A lock or a queue would not do: a signal that another thread gets does not wake what waits for it here.
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    signal.set_wakeup_fd(tells.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: asked.put(number))
+        signal.signal(number, lambda *_: None)
     accounts.start(WORKER_THREADS)
-    asked.get()
+    told.recv(1)
     accounts.stop()
     cores.end_process()

@@ -9,9 +9,9 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from . import Account, running_sandbox
@@ -50,10 +50,12 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    # Its put() may interrupt its get(). An Event's set() would wait for ever in a handler that interrupts its wait().
-    ended: SimpleQueue[int] = SimpleQueue()
+    # A lock or a queue would not do: a signal that another thread gets does not wake what waits for it here.
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    signal.set_wakeup_fd(tells.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: ended.put(number))
+        signal.signal(number, lambda *_: None)
     log_to(sys.stderr)
     options = {"callback": arguments.callback, "port": arguments.port, "data": arguments.data}
     with contextlib.ExitStack() as stack:
@@ -62,7 +64,7 @@ def main() -> int:
         except OSError as error:
             parser.error(f"--data must be a folder that can be read and written: {error}")
         print(f"sandbox on {sandbox.url}", flush=True)
-        ended.get()
+        told.recv(1)
     return 0
 
 

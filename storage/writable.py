@@ -21,7 +21,7 @@ class NotWritableError(Exception):
 def check(database_url: str, media_store: str) -> None:
     """For DATABASE_URL and MEDIA_STORE as the settings hold them. Raises NotWritableError."""
     for setting, path in _places(database_url, media_store):
-        if fault := _closed(path):
+        if fault := fault_of(path):
             raise NotWritableError(f"{setting}: {fault}")
     try:
         tempfile.gettempdir()
@@ -42,7 +42,7 @@ def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
         yield "MEDIA_STORE", Path(media_store)
 
 
-def _closed(path: Path) -> str | None:
+def fault_of(path: Path) -> str | None:
     """What to do if this, or the nearest existing folder above it, belongs to another user and is not writable."""
     path = there = path.absolute()
     while not there.exists():

@@ -506,3 +506,36 @@ def test_all_pythons_that_are_found_are_used_and_the_others_told(tmp_path):
         "Python 3.14: not run, it was not found",
     ]
     assert f"PYTHON={found}/3.12.10/bin/python VENV=.venv/3.12" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "stamps", "anew"),
+    [
+        ("here", [".folder", ".no-dotenv", ".run"], False),
+        (None, [".no-dotenv", ".run"], False),
+        (None, [], True),
+        ("elsewhere", [".folder", ".no-dotenv", ".run"], True),
+        ("gone", [".folder", ".no-dotenv", ".run"], True),
+        ("linked", [".no-dotenv", ".run"], False),
+    ],
+    ids=["whole", "of an earlier version", "half made", "of another folder", "its Python is gone", "a link"],
+)
+def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew):
+    project = tmp_path / "a b 微信"
+    project.mkdir()
+    for name in "Makefile", "requirements.txt":
+        shutil.copy(ROOT / name, project)
+    made = (tmp_path if folder == "linked" else project) / ".venv"
+    (made / "bin").mkdir(parents=True)
+    if folder == "linked":
+        (project / ".venv").symlink_to(made)
+    (made / "bin/python").symlink_to("/nowhere/python" if folder == "gone" else sys.executable)
+    for name in stamps:
+        (made / name).touch()
+    if ".folder" in stamps:
+        (made / ".folder").write_text("/elsewhere" if folder == "elsewhere" else str(project))
+    done = subprocess.run(
+        ["make", "-n", ".venv/.run"], cwd=project, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert ("-m venv --clear .venv" in done.stdout) == anew
+    assert ("pip install" in done.stdout) == anew

@@ -56,8 +56,12 @@ def said(process, words, seconds=60):
 PROXIES = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("environ", [{}, {"ECHO_VIA": "upload", "WORKER": "external", **PROXIES}])
-def test_a_newcomer_sees_a_photo_come_back(make_run, project, environ):
+@pytest.mark.parametrize(
+    ("environ", "ending"),
+    [({}, signal.SIGINT), ({"ECHO_VIA": "upload", "WORKER": "external", **PROXIES}, signal.SIGHUP)],
+    ids=["Ctrl-C", "the terminal is closed"],
+)
+def test_a_newcomer_sees_a_photo_come_back(make_run, project, environ, ending):
     process = make_run(**environ)
     shown = said(process, "Ctrl-C ends it")
     digest = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
@@ -72,9 +76,9 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, project, environ):
     with closing(sqlite3.connect(project / "data/sandbox/bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.popen.send_signal(signal.SIGINT)
+    process.popen.send_signal(ending)
     eventually(lambda: not all(child.is_running() for child in children), what="the end of the first")
-    process.popen.send_signal(signal.SIGINT)  # in the middle of it
+    process.popen.send_signal(ending)  # in the middle of it
     assert process.popen.wait(30) == 0
     assert not [child for child in children if child.is_running()]
     assert "Traceback" not in process.text()
@@ -105,6 +109,20 @@ def test_a_port_in_use_is_said_plainly(make_run):
         process = make_run(PORT=str(other.getsockname()[1]))
         assert process.popen.wait(60) == 1
     assert "is in use: choose another" in process.text()
+
+
+def test_where_it_cannot_start_it_says_why_in_one_line(make_run, project):
+    (project / "data").write_text("a file in the place of the folder")
+    process = make_run(PORT="65535")
+    assert process.popen.wait(60) == 1
+    assert "Failed: " in process.text()
+    assert "Traceback" not in process.text()
+    (project / "data").unlink()
+    process = make_run(PORT="65535")
+    assert process.popen.wait(60) == 1
+    assert (
+        process.text() == "Failed: PORT + 1 (the sandbox)=65536: there is no such port: PORT=8010 make run\n"
+    )
 
 
 def test_with_an_account_the_bot_runs_alone(make_run):
@@ -139,6 +157,11 @@ def test_commands_beside_it_and_what_a_restart_keeps(make_run, project):
     kept = sandbox_settings(project)
     assert kept["WECHAT_APPID"] != THROWAWAY.appid, "it is this folder's own"
     assert (project / "data/sandbox/settings.env").stat().st_mode & 0o077 == 0
+
+    second = make_run(PORT=str(free_port(neighbours=1)))
+    assert second.popen.wait(60) == 1
+    assert "make run already runs in this folder" in second.text()
+    assert flask(project, "ledger", "status").returncode == 0, "the first goes on as before"
     assert first.stop() == 0
 
     alone = flask(project, "ledger", "status")
