@@ -474,9 +474,10 @@ def test_unsigned_bodies_cost_no_memory(server):
     threads = [threading.Thread(target=push, args=(next(NUMBERS),)) for _ in range(20)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        most = max(most, server.rss())
-        time.sleep(0.005)  # how often the memory is read
+    for thread in threads:
+        while thread.is_alive():
+            most = max(most, server.rss())
+            thread.join(0.005)
     assert most - before < 60
     before = server.rss()
     for _ in range(60):
