@@ -533,6 +533,20 @@ def test_a_long_download_keeps_its_claim(make_rig):
     assert rig.calls("/cgi-bin/media/get") == {"ok": 1}
 
 
+@contextlib.contextmanager
+def working(rig):
+    """The worker of this process with four threads. It must be able to stop, whatever happens to them."""
+    worker = rig.app.extensions["accounts"].worker
+    worker.start(4)
+    try:
+        yield
+    finally:
+        stopping = threading.Thread(target=worker.stop, daemon=True)
+        stopping.start()
+        stopping.join(10)
+    assert not stopping.is_alive()
+
+
 def test_without_a_new_thread_the_work_is_given_back_and_done_later(make_rig, monkeypatch, caplog):
     rig = make_rig()
     entries = [rig.push() for _ in range(3)]
@@ -545,16 +559,9 @@ def test_without_a_new_thread_the_work_is_given_back_and_done_later(make_rig, mo
         begin(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    worker = rig.app.extensions["accounts"].worker
-    worker.start(4)
-    try:
+    with working(rig):
         for entry in entries:
             eventually(lambda entry=entry: rig.entry(entry).media_state == "stored", what="the download")
-    finally:
-        stopping = threading.Thread(target=worker.stop, daemon=True)
-        stopping.start()
-        stopping.join(10)
-    assert not stopping.is_alive()
     assert [rig.entry(entry).media_attempts for entry in entries] == [1, 1, 1]
     assert [one.reason for one in caplog.records if "no thread" in one.message] == ["can't start new thread"]
 
@@ -569,18 +576,11 @@ def test_while_no_thread_can_be_started_another_process_does_the_work(make_rig, 
         begin(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    worker = rig.app.extensions["accounts"].worker
-    worker.start(4)
-    try:
+    with working(rig):
         entry = rig.push()
         eventually(lambda: "no thread can be started" in caplog.text, what="the line in the log")
         eventually(lambda: rig.worker.run_once(), what="a claim by another process")
         assert rig.entry(entry).media_state == "stored"
-    finally:
-        stopping = threading.Thread(target=worker.stop, daemon=True)
-        stopping.start()
-        stopping.join(10)
-    assert not stopping.is_alive()
 
 
 def test_parts_cost_no_io(tmp_path):
