@@ -31,7 +31,7 @@ from answers.failures import (
     failure,
 )
 from answers.replies import ReplyLog
-from answers.steps import renew, repeat, try_step
+from answers.steps import let_end, renew, repeat, try_step
 from handlers import Account, Deferred, HandlerError, Memory, Outcome, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
@@ -57,8 +57,6 @@ LOOK_SECONDS = 0.25  # between checks of work that runs in another process
 ORPHANS_SECONDS = 0.5  # between checks for work that no process runs
 ATTEMPTS = 3  # work that kills its process is not retried for ever
 GRACE_SECONDS = 20.0
-LOOK_ENDS_SECONDS = 1.0  # after the request to stop, for a thread that looks for work
-ENDING_SECONDS = 0.05  # after the last work, for the background threads to end
 STILL_WORKING = (
     "Still working on it. Send any text in a moment to get the answer.\n"
     "还在处理中，请稍后发送任意文字获取回复。"
@@ -273,10 +271,7 @@ class DeferredReplies:
         for _, done in list(self._running.values()):
             _wait_for(done, deadline - time.monotonic())
         self._stop.set()
-        # A thread that only looks for work may be waiting for the database: the process ends without it.
-        until = max(self._asked_at + LOOK_ENDS_SECONDS, time.monotonic() + ENDING_SECONDS)
-        for thread in self._threads:
-            thread.join(max(until - time.monotonic(), 0.0))
+        let_end(self._threads, self._asked_at)
         for work, _ in list(self._running.values()):
             self._give_back(work)
 

@@ -1,4 +1,4 @@
-"""The background loops: do a step, wait, survive any error; and the renewal of leases.
+"""The background loops: do a step, wait, survive any error; the renewal of leases; and the end of the threads.
 
 Knows threads' events and the log. Must not know what a step does. Each fault is one log line, and the loop then waits
 before its next step, so that a lasting fault does not fill the log.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol, TypeVar
@@ -15,6 +16,9 @@ from typing import Protocol, TypeVar
 from storage.errors import DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
+
+LOOK_ENDS_SECONDS = 1.0  # after the request to stop, for a thread that looks for work
+ENDING_SECONDS = 0.1  # after the last work, for the background threads to end
 
 T = TypeVar("T")
 
@@ -52,6 +56,14 @@ def try_step(otherwise: str, step: Callable[[], T], **facts: object) -> T | None
     except Exception:
         log.exception("unexpected fault; the loop goes on", extra=facts)
     return None
+
+
+def let_end(threads: Iterable[threading.Thread], asked_at: float) -> None:
+    """Waits for background threads when the work in hand is over; `asked_at` is when the stop was asked for (monotonic).
+    One that only looks for work may be waiting for the database: the process ends without it."""
+    until = max(asked_at + LOOK_ENDS_SECONDS, time.monotonic() + ENDING_SECONDS)
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0.0))
 
 
 def renew(held: Iterable[Held], extend: Callable[[Held], bool]) -> list[Held]:

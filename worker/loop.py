@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import cores
 import logs
-from answers.steps import rarer, renew, repeat, try_step
+from answers.steps import let_end, rarer, renew, repeat, try_step
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Download, Job, Queue
 from worker.chores import Chores, keep_making_thumbnails, keep_tidy
@@ -32,8 +32,6 @@ FAULT_SECONDS = 1.0  # until the next claim after an error
 GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
 GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
 GIVE_BACK_SECONDS = 4.0  # for those that give up then: gunicorn kills 25 s after its signal
-LOOK_SECONDS = 1.0  # after the signal, for what only looks for work: it may be waiting for the database
-ENDING_SECONDS = 0.2  # after the last job, for the threads to end
 
 # Claims due jobs: at this time (unix seconds), for so many seconds, at most so many.
 Claim: TypeAlias = Callable[[float, float, int], Sequence[Job]]
@@ -70,7 +68,7 @@ class Worker:
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._finished = threading.Event()
-        self._grace_ends = 0.0  # monotonic, set by the stop
+        self._asked_at = 0.0  # monotonic, set by the stop
         self._lock = threading.Lock()
         self._running: list[threading.Thread] = []
 
@@ -95,16 +93,13 @@ class Worker:
         takes minutes) is left to its lease, as if the process had been killed: end the process then. A thread that
         only looks for work, and waits for the database, is left too."""
         self.ask_to_stop()
-        self._wait_for_jobs(self._grace_ends + GIVE_BACK_SECONDS)
-        look_ends = self._grace_ends - GRACE_SECONDS + LOOK_SECONDS
-        until = max(look_ends, time.monotonic() + ENDING_SECONDS)
-        for thread in self._running:
-            thread.join(max(until - time.monotonic(), 0.0))
+        self._wait_for_jobs(self._asked_at + GRACE_SECONDS + GIVE_BACK_SECONDS)
+        let_end(self._running, self._asked_at)
 
     def ask_to_stop(self) -> None:
         """As `stop()`, but returns at once."""
         if not self._stop.is_set():
-            self._grace_ends = time.monotonic() + GRACE_SECONDS
+            self._asked_at = time.monotonic()
         self._stop.set()
         self._free.set()
 
@@ -140,9 +135,9 @@ class Worker:
                 # Busy threads become free one by one. A claim for each costs a sixth of its time: claim for several.
                 while self._most_held() > threads - threads // 4 and self._free.wait(GATHER_SECONDS):
                     self._free.clear()
-            self._wait_for_jobs(self._grace_ends)
+            self._wait_for_jobs(self._asked_at + GRACE_SECONDS)
             self._give_up.set()
-            self._wait_for_jobs(self._grace_ends + GIVE_BACK_SECONDS)
+            self._wait_for_jobs(self._asked_at + GRACE_SECONDS + GIVE_BACK_SECONDS)
         finally:
             # However this ends: claims that are renewed although nobody does the work would be held for ever.
             self._finished.set()
