@@ -26,7 +26,7 @@ from storage.gallery import GalleryRows
 from storage.ids import IdReserve
 from storage.ledger import Ledger
 from storage.memories import Memories
-from storage.purge import PurgeRows
+from storage.purge import Purge, PurgeRows
 from storage.queue import Queue
 from storage.refusals import Refusals
 from storage.thumbnails import Thumbnails
@@ -159,10 +159,8 @@ def _of_account(
     reply_log = ReplyLog(ledger)
     chores = Chores(
         settings.account,
-        purge_rows,
-        files,
+        Purge(purge_rows, files, thumbnails),
         token,
-        thumbnails,
         ThumbnailMaker(queue, files, thumbnails, decoder),
         retention_days=settings.retention_days,
         purge_on_unsubscribe=settings.purge_on_unsubscribe,

@@ -59,7 +59,7 @@ def try_step(otherwise: str, step: Callable[[], T], **facts: object) -> T | None
 
 
 def let_end(threads: Iterable[threading.Thread], asked_at: float) -> None:
-    """Waits for background threads when the work in hand is over; `asked_at` is when the stop was asked for (monotonic).
+    """Waits for background threads when the work in hand is over; `asked_at`: when the stop was asked for (monotonic).
     One that only looks for work may be waiting for the database: the process ends without it."""
     until = max(asked_at + LOOK_ENDS_SECONDS, time.monotonic() + ENDING_SECONDS)
     for thread in threads:

@@ -13,8 +13,8 @@ import click
 
 from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail, show_json, text
 from logs import escaped, escaped_lines
-from storage import purge
 from storage.ledger import Entry
+from storage.purge import Purge
 
 MOST_DAYS = 100_000  # 273 years; of any number no time can be made
 
@@ -146,5 +146,6 @@ def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) ->
                 show_json({"rows": rows, "files": files})
                 return
             click.confirm(f"Delete {rows} messages and {files} files for good?", abort=True, err=True)
-        gone = purge.purge(parts.purge_rows, parts.files, parts.thumbnails, now=now, before=before, fan=fan)
+        purge = Purge(parts.purge_rows, parts.files, parts.thumbnails)
+        gone = purge.purge(now, before=before, fan=fan)
         show_json({"rows": gone.rows, "files": gone.files})

@@ -66,74 +66,51 @@ class Purged:
     files: int
 
 
-def purge(
-    rows: PurgeRows,
-    files: FileStore,
-    thumbnails: Thumbnails,
-    *,
-    now: float,
-    before: float | None = None,
-    fan: str | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Purged:
-    """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
+@dataclass(frozen=True)
+class Purge:
+    """Deletes rows of one account, and then their files. Ends after the batch in hand when `stopped()`.
 
-    A file that a worker is writing at this moment is deleted later, by `delete_files()`. Ends after the batch in hand
-    when `stopped()`. Raises `DatabaseUnavailableError` or `OSError`; in both cases the next call deletes the rest.
+    Every method raises `DatabaseUnavailableError` or `OSError`. After that, or a stop, the next call deletes the rest.
     """
-    count = 0
-    while not stopped() and not rows.index():
-        pass
-    while not stopped() and (deleted := rows.purge(now, before=before, fan=fan)):
-        count += deleted
-    return Purged(count, delete_files(rows, files, thumbnails, now=now, stopped=stopped))
 
+    rows: PurgeRows
+    files: FileStore
+    thumbnails: Thumbnails
+    stopped: Callable[[], bool] = lambda: False
 
-def delete_files(
-    rows: PurgeRows,
-    files: FileStore,
-    thumbnails: Thumbnails,
-    *,
-    now: float,
-    stopped: Callable[[], bool] = lambda: False,
-) -> int:
-    """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were. Ends as `purge()`
-    does."""
-    deleted = 0
-    while not stopped() and (stems := rows.files_to_delete(now)):
-        thumbnails.delete(*stems)
-        deleted += files.delete_all(stems)
-        rows.mark_deleted(stems)
-    return deleted
+    def purge(self, now: float, *, before: float | None = None, fan: str | None = None) -> Purged:
+        """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
 
+        A file that a worker is writing at this moment is deleted later, by `delete_files()`.
+        """
+        count = 0
+        while not self.stopped() and not self.rows.index():
+            pass
+        while not self.stopped() and (deleted := self.rows.purge(now, before=before, fan=fan)):
+            count += deleted
+        return Purged(count, self.delete_files(now))
 
-def forget_unsubscribed(
-    rows: PurgeRows,
-    files: FileStore,
-    thumbnails: Thumbnails,
-    *,
-    now: float,
-    stopped: Callable[[], bool] = lambda: False,
-) -> int:
-    """Purges each fan who unsubscribed, up to and including that event; returns how many fans. Ends as `purge()` does.
+    def delete_files(self, now: float) -> int:
+        """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were."""
+        deleted = 0
+        while not self.stopped() and (stems := self.rows.files_to_delete(now)):
+            self.thumbnails.delete(*stems)
+            deleted += self.files.delete_all(stems)
+            self.rows.mark_deleted(stems)
+        return deleted
 
-    The event's own row marks what is still to do, so that a crash or a stop loses no purge.
-    """
-    forgotten = 0
-    for event in rows.unsubscribed():
-        purge(
-            rows,
-            files,
-            thumbnails,
-            now=now,
-            before=math.nextafter(event.received_at, math.inf),
-            fan=event.openid,
-            stopped=stopped,
-        )
-        if stopped():
-            break
-        forgotten += 1
-    return forgotten
+    def forget_unsubscribed(self, now: float) -> int:
+        """Purges each fan who unsubscribed, up to and including that event; returns how many fans.
+
+        The event's own row marks what is still to do, so that a crash or a stop loses no purge.
+        """
+        forgotten = 0
+        for event in self.rows.unsubscribed():
+            self.purge(now, before=math.nextafter(event.received_at, math.inf), fan=event.openid)
+            if self.stopped():
+                break
+            forgotten += 1
+        return forgotten
 
 
 class PurgeRows:

@@ -28,11 +28,10 @@ from PIL import Image
 import parts
 from config import Settings
 from sandbox import THROWAWAY, running_sandbox
-from storage import purge
 from storage.database import connect
 from storage.disk import DiskStore
 from storage.ledger import Ledger
-from storage.purge import PurgeRows
+from storage.purge import Purge, Purged, PurgeRows
 from storage.queue import Queue
 from storage.thumbnails import Thumbnails
 from tests import pushing
@@ -134,7 +133,7 @@ def test_what_has_no_file_is_deleted_for_good_too(tmp_path, sync, way):
         else:
             media = disk.mount / "data" / "media"
             stores = DiskStore(media), Thumbnails(str(media))
-            assert purge.purge(rows, *stores, now=time.time(), fan=FAN) == purge.Purged(rows=1, files=0)
+            assert Purge(rows, *stores).purge(time.time(), fan=FAN) == Purged(rows=1, files=0)
         disk.cut(tmp_path / "left")
         database.close()
     database = connect(_places(tmp_path / "left")["DATABASE_URL"])

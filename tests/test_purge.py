@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import purge
 from storage.disk import DiskStore
+from storage.purge import Purge, Purged
 from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN, eventually
@@ -46,13 +46,11 @@ def test_rows_and_files_go_together(ledger, queue, purge_rows, store, thumbnails
     old = [keep(ledger, queue, store, number, now=NOW - 90 * 86400 + number) for number in range(5)]
     new = keep(ledger, queue, store, 99)
     keys = [ledger.get(each).media_key for each in old]
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(
-        rows=5, files=5
-    )
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, before=NOW - 30 * 86400) == Purged(rows=5, files=5)
     assert [ledger.get(each) for each in old] == [None] * 5
     assert [store.size(key) for key in keys] == [None] * 5
     assert store.size(ledger.get(new).media_key) == PHOTO.stat().st_size
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 30 * 86400) == purge.Purged(0, 0)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, before=NOW - 30 * 86400) == Purged(0, 0)
 
 
 def test_a_thumbnail_goes_with_its_picture(ledger, queue, purge_rows, store, thumbnails):
@@ -60,7 +58,7 @@ def test_a_thumbnail_goes_with_its_picture(ledger, queue, purge_rows, store, thu
     thumbnails.put(key, b"\xff\xd8")
     with thumbnails.open(key) as small:
         assert small.read(2) == b"\xff\xd8"
-    purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN)
+    Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN)
     with pytest.raises(FileNotFoundError):
         thumbnails.open(key)
 
@@ -68,7 +66,7 @@ def test_a_thumbnail_goes_with_its_picture(ledger, queue, purge_rows, store, thu
 def test_one_fan_goes_and_the_others_stay(ledger, queue, purge_rows, store, thumbnails):
     mine = [keep(ledger, queue, store, number) for number in range(3)]
     other = keep(ledger, queue, store, 7, fan=OTHER)
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=3, files=3)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN) == Purged(rows=3, files=3)
     assert [ledger.get(each) for each in mine] == [None] * 3
     assert ledger.get(other).media_state == "stored"
 
@@ -77,7 +75,7 @@ def test_a_crash_between_row_and_file_is_made_good(ledger, queue, purge_rows, st
     key = ledger.get(keep(ledger, queue, store, 1)).media_key
     assert purge_rows.purge(NOW, fan=FAN) == 1  # and here the process died
     assert store.size(key) is not None
-    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
+    assert Purge(purge_rows, store, thumbnails).delete_files(NOW) == 1
     assert store.size(key) is None
     assert purge_rows.files_to_delete(NOW + 1e6) == []
 
@@ -87,7 +85,7 @@ def test_whatever_lies_under_a_purged_stem_goes(ledger, queue, purge_rows, store
     stem = entry.media_key.rpartition(".")[0]
     other = store.put(f"{stem}0", [b"of another message"], extension=lambda _: "jpg", attempt=1)
     store.put(stem, [b"of an attempt that lost its claim"], extension=lambda _: "bin", attempt=1)
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=2)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN) == Purged(rows=1, files=2)
     assert store.size(entry.media_key) is store.size(f"{stem}.bin") is None
     assert store.size(other.key) is not None
 
@@ -118,11 +116,11 @@ def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(
     for failing in lost:
         lost[failing] = True
         with pytest.raises(OSError, match="the disk failed"):
-            purge.delete_files(purge_rows, store, thumbnails, now=NOW)
+            Purge(purge_rows, store, thumbnails).delete_files(NOW)
         assert purge_rows.files_to_delete(NOW) == [stem]
         lost[failing] = False
     synced.clear()
-    purge.delete_files(purge_rows, store, thumbnails, now=NOW)
+    Purge(purge_rows, store, thumbnails).delete_files(NOW)
     assert set(synced) == {"media", "media-thumbnails"}, "though the files were gone already"
     assert purge_rows.files_to_delete(NOW) == []
 
@@ -132,9 +130,9 @@ def test_a_thumbnail_that_is_being_made_is_looked_for_again(
 ):
     key = ledger.get(keep(ledger, queue, store, 1)).media_key
     picture = queue.claim_picture(NOW, 120)
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN) == Purged(rows=1, files=0)
     thumbnails.put(picture.media_key, b"\xff\xd8")  # and here the process died
-    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW + 121) == 1
+    assert Purge(purge_rows, store, thumbnails).delete_files(NOW + 121) == 1
     assert store.size(key) is None
     with pytest.raises(FileNotFoundError):
         thumbnails.open(key)
@@ -143,12 +141,12 @@ def test_a_thumbnail_that_is_being_made_is_looked_for_again(
 def test_a_download_in_the_middle_leaves_no_file(ledger, queue, purge_rows, store, thumbnails):
     keep(ledger, queue, store, 1, finish=False)
     (job,) = queue.claim_downloads(NOW, 15)
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=0)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN) == Purged(rows=1, files=0)
     done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
     assert not queue.mark_stored(job, done, NOW)  # the worker dies here, with its file in place
-    purge.delete_files(purge_rows, store, thumbnails, now=NOW + 1)
+    Purge(purge_rows, store, thumbnails).delete_files(NOW + 1)
     assert store.size(done.key) is not None, "its lease may still be running"
-    purge.delete_files(purge_rows, store, thumbnails, now=NOW + 16)
+    Purge(purge_rows, store, thumbnails).delete_files(NOW + 16)
     assert store.size(done.key) is None
 
 
@@ -157,7 +155,7 @@ def test_a_lease_that_a_wrong_clock_set_keeps_no_file(ledger, queue, purge_rows,
     keep(ledger, queue, store, 1, finish=False)
     (job,) = queue.claim_downloads(NOW + 365 * 86400, 15)
     done = store.put(job.stem, [PHOTO.read_bytes()], extension=extension, attempt=1)
-    assert purge.purge(purge_rows, store, thumbnails, now=NOW, fan=FAN) == purge.Purged(rows=1, files=1)
+    assert Purge(purge_rows, store, thumbnails).purge(NOW, fan=FAN) == Purged(rows=1, files=1)
     assert store.size(done.key) is None
 
 
@@ -166,7 +164,7 @@ def test_a_deletion_noted_while_the_clock_was_wrong_is_made_good(
 ):
     key = ledger.get(keep(ledger, queue, store, 1)).media_key
     assert purge_rows.purge(NOW + 365 * 86400, fan=FAN) == 1  # and here the process died
-    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
+    assert Purge(purge_rows, store, thumbnails).delete_files(NOW) == 1
     assert store.size(key) is None
 
 
@@ -181,18 +179,18 @@ def test_a_stop_ends_a_purge_after_the_batch_in_hand(ledger, purge_rows, store, 
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     some = {"now": NOW, "before": NOW - 1}
-    assert purge.purge(purge_rows, store, thumbnails, stopped=after(0), **some).rows == 0
-    one_batch = purge.purge(purge_rows, store, thumbnails, stopped=after(2), **some).rows
+    assert Purge(purge_rows, store, thumbnails, after(0)).purge(**some).rows == 0
+    one_batch = Purge(purge_rows, store, thumbnails, after(2)).purge(**some).rows
     assert 0 < one_batch < 1200
-    assert purge.purge(purge_rows, store, thumbnails, **some).rows == 1200 - one_batch
+    assert Purge(purge_rows, store, thumbnails).purge(**some).rows == 1200 - one_batch
 
 
 def test_a_stop_ends_the_deletion_of_files(ledger, queue, purge_rows, store, thumbnails):
     key = ledger.get(keep(ledger, queue, store, 1)).media_key
     purge_rows.purge(NOW, fan=FAN)
-    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW, stopped=after(0)) == 0
+    assert Purge(purge_rows, store, thumbnails, after(0)).delete_files(NOW) == 0
     assert store.size(key) is not None
-    assert purge.delete_files(purge_rows, store, thumbnails, now=NOW) == 1
+    assert Purge(purge_rows, store, thumbnails).delete_files(NOW) == 1
 
 
 def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_rows, store, thumbnails):
@@ -200,10 +198,10 @@ def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_ro
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW)
     gone = pushing.message(MsgType="event", Event="unsubscribe")
     ledger.record(parse_message(gone.encode()), None, NOW)
-    assert purge.forget_unsubscribed(purge_rows, store, thumbnails, now=NOW, stopped=after(2)) == 0
+    assert Purge(purge_rows, store, thumbnails, after(2)).forget_unsubscribed(NOW) == 0
     assert ledger.get(1) is None
     assert len(purge_rows.unsubscribed()) == 1, "the event goes last"
-    assert purge.forget_unsubscribed(purge_rows, store, thumbnails, now=NOW) == 1
+    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW) == 1
     assert ledger.newest(1) == []
 
 
@@ -226,9 +224,7 @@ def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     slowest = 0.0
-    purging = threading.Thread(
-        target=lambda: purge.purge(purge_rows, store, thumbnails, now=NOW, before=NOW - 1)
-    )
+    purging = threading.Thread(target=lambda: Purge(purge_rows, store, thumbnails).purge(NOW, before=NOW - 1))
     purging.start()
     number = 5000
     while purging.is_alive():

@@ -33,7 +33,7 @@ from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.gallery import KINDS, STATES, Filter, GalleryRows, Place, Shown
 from storage.ledger import Entry, Ledger
-from storage.purge import PurgeRows, delete_files
+from storage.purge import Purge, PurgeRows
 from storage.queue import Queue
 from storage.sign_ins import Attempts, Sessions
 from storage.thumbnails import Thumbnails
@@ -316,7 +316,7 @@ def gallery(
         account, _ = find(ledger_id)
         if account.purge_rows.delete(ledger_id, clock()):
             log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
-            delete_files(account.purge_rows, files, thumbnails, now=clock())
+            Purge(account.purge_rows, files, thumbnails).delete_files(clock())
         return cast(Response, redirect(_url("gallery.index", **_asked(request.args, zone, names).here), 303))
 
     @blueprint.get("/export")

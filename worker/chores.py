@@ -11,13 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import logs
 from answers.steps import rarer, repeat, try_step
-from storage import purge
-from storage.files import FileStore
-from storage.thumbnails import Thumbnails
+from storage.purge import Purge
 from wechat.access_token import AccessToken
 from worker.thumbnails import ThumbnailMaker
 
@@ -35,10 +34,8 @@ class Chores:
     def __init__(
         self,
         account: str,
-        purge_rows: purge.PurgeRows,
-        files: FileStore,
+        purge: Purge,
         token: AccessToken,
-        thumbnails: Thumbnails,
         maker: ThumbnailMaker,
         *,
         retention_days: int,
@@ -46,8 +43,7 @@ class Chores:
         clock: Callable[[], float],
     ) -> None:
         self.account, self.maker = account, maker
-        self._purge_rows, self._files, self._token = purge_rows, files, token
-        self._thumbnails = thumbnails
+        self._purge, self._token = purge, token
         self._retention_days, self._purge_on_unsubscribe = retention_days, purge_on_unsubscribe
         self._clock = clock
 
@@ -64,18 +60,15 @@ class Chores:
     def tidy_once(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Deletes what RETENTION_DAYS and PURGE_ON_UNSUBSCRIBE ask for, and the files of purged rows. Ends after the
         batch in hand when `stopped()`."""
-        now = self._clock()
-        kept = self._purge_rows, self._files, self._thumbnails
-        if self._purge_on_unsubscribe:
-            fans = purge.forget_unsubscribed(*kept, now=now, stopped=stopped)
-            if fans:
-                log.info("purged fans who unsubscribed", extra={"fans": fans})
+        now, purge = self._clock(), replace(self._purge, stopped=stopped)
+        if self._purge_on_unsubscribe and (fans := purge.forget_unsubscribed(now)):
+            log.info("purged fans who unsubscribed", extra={"fans": fans})
         if self._retention_days:
             before = now - self._retention_days * 86400
-            gone = purge.purge(*kept, now=now, before=before, stopped=stopped)
+            gone = purge.purge(now, before=before)
             if gone.rows:
                 log.info("purged by RETENTION_DAYS", extra={"rows": gone.rows, "files": gone.files})
-        purge.delete_files(*kept, now=now, stopped=stopped)
+        purge.delete_files(now)
 
 
 def keep_tidy(accounts: Sequence[Chores], stop: threading.Event, jitter: Callable[[], float]) -> None:
