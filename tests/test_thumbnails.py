@@ -22,6 +22,7 @@ import worker.thumbnails
 from storage.disk import DiskStore
 from storage.files import open_store
 from storage.ledger import Ledger
+from storage.purge import Purge
 from storage.queue import Queue
 from storage.thumbnails import Thumbnails, thumbnail_store
 from tests.conftest import ROOT, eventually
@@ -597,9 +598,7 @@ class TestWorker:
         def start(maker):
             chores = Chores(
                 "",
-                purge_rows,
-                DiskStore(tmp_path / "media"),
-                None,
+                Purge(purge_rows, DiskStore(tmp_path / "media"), None),
                 None,
                 maker,
                 retention_days=0,
