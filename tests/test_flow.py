@@ -40,12 +40,8 @@ def control(sandbox, path, body, method="PUT"):
     assert answer.ok, answer.text
 
 
-def ledger(bot):
-    return parts.build(bot.settings).of[""].ledger
-
-
 def entries(bot, push):
-    return ledger(bot).find_by_msg_id(int(push["msg_id"]))
+    return bot.ledger.find_by_msg_id(int(push["msg_id"]))
 
 
 def stored(bot, push, seconds=20):
@@ -199,7 +195,7 @@ def test_a_token_that_died_costs_one_fetch_and_no_picture(sandbox, make_bot):
         thread.start()
     for thread in threads:
         thread.join()
-    assert ledger(bot).status(0).stored == 9
+    assert bot.ledger.status(0).stored == 9
     assert calls(sandbox, "/cgi-bin/stable_token") == {"ok": 2}
 
 

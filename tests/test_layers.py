@@ -2,10 +2,12 @@
 name in a test, with the file and the line."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("layers")  # each file is read once
 ROOT = Path(__file__).parent.parent
 # The one list of our packages and modules: what each may import of the others.
 ALLOWED = {
@@ -52,8 +54,16 @@ def modules():
 FILES = list(modules())
 
 
+@cache
+def parsed(path):
+    """The module, and each node of it."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return tree, tuple(ast.walk(tree))
+
+
 def imports(path):
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    _, nodes = parsed(path)
+    for node in nodes:
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield name.name.split(".")[0], node.lineno
@@ -82,16 +92,14 @@ def test_arrows_point_one_way(path, package):
 
 @pytest.mark.parametrize(("path", "package"), FILES, ids=[str(path) for path, _ in FILES])
 def test_the_environment_is_read_at_entry_points_only(path, package):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    read = [
-        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "environ"
-    ]
+    _, nodes = parsed(path)
+    read = [node.lineno for node in nodes if isinstance(node, ast.Attribute) and node.attr == "environ"]
     assert not read or package in ENVIRON_IN
 
 
 @pytest.mark.parametrize(("path", "package"), FILES, ids=[str(path) for path, _ in FILES])
 def test_every_module_says_what_it_knows(path, package):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree, _ = parsed(path)
     assert not tree.body or ast.get_docstring(tree), f"{path} has no docstring"
 
 

@@ -20,7 +20,7 @@ from storage.tokens import SqlTokenStore
 from tests import pushing as signed
 from tests.conftest import clean_environ, eventually
 from tests.prepared import Talking
-from tests.test_flow import PHOTO, calls, control, ledger
+from tests.test_flow import PHOTO, calls, control
 from wechat.access_token import AccessToken
 from wechat.client import ApiClient
 from wechat.token_sources import StableTokenSource
@@ -259,7 +259,7 @@ def test_postgresql_restarted_in_the_middle(sandbox, make_bot, postgresql, postg
     count = 300 if full else 30
     bot = make_bot(sandbox, DATABASE_URL=postgresql_url, LEASE_SECONDS="2")
     bot.web()
-    kept = ledger(bot)
+    kept = bot.ledger
     control(sandbox, "rules", {"deliveries": 6})
     answers = []
     pushing = threading.Thread(target=lambda: answers.extend(push_many(sandbox, count, threads=4)))

@@ -14,7 +14,7 @@ from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN, eventually
 from tests.test_cli import last
-from tests.test_flow import control, ledger, send, stored
+from tests.test_flow import control, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
 from wechat.formats import extension
 from wechat.messages import parse_message
@@ -288,5 +288,5 @@ def test_the_command(sandbox, make_bot):
     assert last(bot.flask("ledger", "purge", "--fan", FAN)) == {"rows": 1, "files": 1}
     assert last(bot.flask("ledger", "purge", "--before", "0")) == {"rows": 1, "files": 1}
     assert bot.flask("ledger", "purge").returncode == 2
-    assert ledger(bot).status(0).stored == 0
+    assert bot.ledger.status(0).stored == 0
     assert not [path for path in (bot.folder / "media").rglob("*") if path.is_file()]
