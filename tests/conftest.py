@@ -122,11 +122,11 @@ class Process:
     def __init__(self, command, environ, output, folder=ROOT):
         self._file = output.open("ab")
         self.output = output
-        same_modules = folder == ROOT and environ.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
-        if same_modules and command[:2] == [sys.executable, "-m"] and not _full:
+        same_modules = environ.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+        if same_modules and command[0] == sys.executable and command[1] in ("-m", "run.py") and not _full:
             with open(os.devnull) as nothing:
                 files = nothing.fileno(), self._file.fileno(), self._file.fileno()
-                self.popen = prepared.Started(command, environ, files)
+                self.popen = prepared.Started(command, environ, files, folder)
             return
         self.popen = subprocess.Popen(
             command,

@@ -1,11 +1,13 @@
 """Python processes that begin with most modules imported: a start costs a quarter of the time that it takes otherwise.
 
 One process for each process of pytest imports the libraries. For each start it forks: the child has its own session,
-environment, arguments and files, and does what `python -m` or `python -c` does in the project's folder.
+environment, arguments and files, and does what `python -m`, `python -c` or `python run.py` does in the project's folder
+or in another one. A copy of the project has its own modules there: of those prepared only the libraries stay.
 With --full, and where the start itself is tried, processes start from nothing instead.
 """
 
 import atexit
+import ctypes
 import faulthandler
 import gc
 import importlib
@@ -47,9 +49,9 @@ _control: socket.socket | None = None
 class Started:
     """One process, as subprocess.Popen shows it. `files` are its standard input, output and error."""
 
-    def __init__(self, command, environ, files):
+    def __init__(self, command, environ, files, folder=ROOT):
         self.args, self.returncode = command, None
-        self.pid = _ask((command, dict(environ)), files)
+        self.pid = _ask((command, dict(environ), str(folder)), files)
 
     def poll(self):
         if self.returncode is None:
@@ -94,14 +96,14 @@ class Talking(Started):
         return said, None
 
 
-def run(command, environ, timeout=60):
+def run(command, environ, timeout=60, folder=ROOT):
     """A process run to its end, as subprocess.run does with capture_output and text."""
     with (
         open(os.devnull) as nothing,
         TemporaryFile("w+", encoding="utf-8") as said,
         TemporaryFile("w+", encoding="utf-8") as wrong,
     ):
-        process = Started(command, environ, (nothing.fileno(), said.fileno(), wrong.fileno()))
+        process = Started(command, environ, (nothing.fileno(), said.fileno(), wrong.fileno()), folder)
         try:
             process.wait(timeout)
         finally:
@@ -164,7 +166,7 @@ def _fork_when_asked():
             running.discard(ended)
             connection.send(os.waitstatus_to_exitcode(status) if ended else None)
             continue
-        command, environ = request
+        command, environ, folder = request
         ready, done = os.pipe()
         pid = os.fork()
         if pid:
@@ -182,23 +184,57 @@ def _fork_when_asked():
             os.close(file)
         control.close()
         connection.close()
-        os.environ.clear()
-        os.environ.update(environ)
-        time.tzset()
+        _begin(environ, folder)
         return command
 
 
-def _run(how, what, arguments):
+def _begin(environ, folder):
+    os.environ.clear()
+    os.environ.update(environ)
+    time.tzset()
+    sys.path[1:1] = filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))
+    if folder != os.getcwd():
+        os.chdir(folder)
+        there = {name.removesuffix(".py") for name in os.listdir()}
+        for name in [name for name in sys.modules if name.partition(".")[0] in there]:
+            del sys.modules[name]
+
+
+class _Forked(subprocess.Popen):
+    """What a prepared `python run.py` starts as `python -m`. It is a child of that process, and has the modules that
+    are imported there."""
+
+    def __init__(self, command, *, cwd, env, **options):
+        def act():
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # its parent waits for that too
+            for number in signal.valid_signals():
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            _begin(env, str(cwd))
+            global _status
+            _status = _run(*command[1:])
+            ctypes.pythonapi.Py_Exit(_status)  # sys.exit() would end up in run.py
+
+        super().__init__(command, preexec_fn=act, restore_signals=False, **options)
+
+
+def _run(how, *arguments):
     """Its exit status."""
     try:
+        sys.path[0] = os.getcwd()
         if how == "-m":
-            sys.path[0] = os.getcwd()
-            sys.argv = [what, *arguments]
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
-        else:
+            sys.argv = list(arguments)
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        elif how == "-c":
             sys.path[0] = ""
-            sys.argv = ["-c", *arguments]
-            exec(what, {"__name__": "__main__"})
+            sys.argv = ["-c", *arguments[1:]]
+            exec(arguments[0], {"__name__": "__main__"})
+        else:
+            sys.argv = [how, *arguments]
+            subprocess.Popen = _Forked
+            runpy.run_path(how, run_name="__main__")
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
@@ -226,6 +262,6 @@ if __name__ == "__main__":
         importlib.import_module(name)
     faulthandler.enable()
     gc.freeze()  # at its end each child would look at all of it once more
-    _, how, what, *arguments = _fork_when_asked()
-    _status = _run(how, what, arguments)
+    _, *arguments = _fork_when_asked()
+    _status = _run(*arguments)
     sys.exit(_status)

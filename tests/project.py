@@ -1,11 +1,11 @@
 """A copy of the project in a folder of its own, to run commands in as a user does."""
 
 import shutil
-import subprocess
 import sys
 
 from dotenv import dotenv_values
 
+from tests import prepared
 from tests.conftest import ROOT, clean_environ
 
 _LEFT_OUT = shutil.ignore_patterns(
@@ -21,14 +21,7 @@ def copy(folder):
 
 def flask(folder, *arguments, **environ):
     """A command, run to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "flask", *arguments],
-        cwd=folder,
-        env=clean_environ() | environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return prepared.run([sys.executable, "-m", "flask", *arguments], clean_environ() | environ, folder=folder)
 
 
 def sandbox_settings(folder):
