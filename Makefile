@@ -75,9 +75,12 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 
 # A .venv that was left half made, whose Python is gone, or that was made in another folder (its scripts hold the path) is
-# made anew. One that is a link is somebody else's.
+# made anew. One that is a link is somebody else's. `make PYTHON=...` makes one of another Python anew too.
 USABLE := $(shell [ -L $(VENV) ] || { [ -x $(BIN)/python ] && { \
   { [ ! -e $(VENV)/.folder ] && [ -e $(VENV)/.run ]; } || [ "$$(cat $(VENV)/.folder 2>/dev/null)" = "$(CURDIR)" ]; }; } && echo yes)
+ifeq ($(origin PYTHON)$(USABLE),command lineyes)
+USABLE := $(shell [ -L $(VENV) ] || [ "$$($(PYTHON) -VV 2>&1)" = "$$($(BIN)/python -VV 2>&1)" ] && echo yes)
+endif
 ifneq ($(USABLE),yes)
 $(VENV)/bin/python: MADE_ANEW
 MADE_ANEW:

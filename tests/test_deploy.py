@@ -520,7 +520,20 @@ def test_all_pythons_that_are_found_are_used_and_the_others_told(tmp_path):
     ],
     ids=["whole", "of an earlier version", "half made", "of another folder", "its Python is gone", "a link"],
 )
-def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew):
+@pytest.mark.parametrize("asked", [[], [f"PYTHON={sys.executable}"]], ids=["any Python", "this Python"])
+def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew, asked):
+    assert venv_is_made_anew(tmp_path, folder, stamps, asked) == anew
+
+
+@pytest.mark.parametrize("name", ["another", "none"])
+def test_a_venv_of_another_python_than_the_one_asked_for_is_made_anew(tmp_path, name):
+    another = tmp_path / "another"
+    another.write_text("#!/bin/sh\necho Python 3.99.0\n")
+    another.chmod(0o700)
+    assert venv_is_made_anew(tmp_path, "here", [".folder", ".run"], [f"PYTHON={tmp_path / name}"])
+
+
+def venv_is_made_anew(tmp_path, folder, stamps, asked):
     project = tmp_path / "a b 微信"
     project.mkdir()
     for name in "Makefile", "requirements.txt":
@@ -535,7 +548,13 @@ def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew)
     if ".folder" in stamps:
         (made / ".folder").write_text("/elsewhere" if folder == "elsewhere" else str(project))
     done = subprocess.run(
-        ["make", "-n", ".venv/.run"], cwd=project, capture_output=True, text=True, timeout=30, check=True
+        ["make", "-n", ".venv/.run", *asked],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
-    assert ("-m venv --clear .venv" in done.stdout) == anew
+    anew = "-m venv --clear .venv" in done.stdout
     assert ("pip install" in done.stdout) == anew
+    return anew
