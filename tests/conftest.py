@@ -122,7 +122,7 @@ class Process:
     def __init__(self, command, environ, output, folder=ROOT):
         self._file = output.open("ab")
         self.output = output
-        same_modules = environ.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+        same_modules = environ.get("PYTHONPATH", "") == os.environ.get("PYTHONPATH", "")
         if same_modules and command[0] == sys.executable and command[1] in ("-m", "run.py") and not _full:
             with open(os.devnull) as nothing:
                 files = nothing.fileno(), self._file.fileno(), self._file.fileno()

@@ -5,24 +5,22 @@ to the file that its first line names. That happens in copies of the project, be
 """
 
 import ast
-import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import click
-import psutil
 import pytest
 import requests
 
 from app import create_app
 from commands import COMMANDS
 from config import NAMES, Settings, known_names
-from tests.conftest import ACCOUNT, ROOT, clean_environ, eventually, free_port
+from tests import prepared
+from tests.conftest import ACCOUNT, ROOT, Process, clean_environ, eventually, free_port
 from tests.databases import sqlite_url
 from tests.project import copy, sandbox_settings
 from tests.test_layers import ALLOWED
@@ -440,17 +438,11 @@ class Project:
         (self.folder / ".env").write_text(
             "".join(f"{name}={value}\n" for name, value in self.settings.items())
         )
-        with self.output.open("wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "run.py"],
-                cwd=self.folder,
-                env=self.environ() | {"DATABASE_URL": "sqlite:///data/bot.db", "MEDIA_STORE": "data/media"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        environ = self.environ() | {"DATABASE_URL": "sqlite:///data/bot.db", "MEDIA_STORE": "data/media"}
+        self._process = Process([sys.executable, "run.py"], environ, self.output, self.folder)
 
         def said():
-            assert self._process.poll() is None, read(self.output)
+            assert self._process.popen.poll() is None, read(self.output)
             return "Ctrl-C ends it" in read(self.output)
 
         eventually(said, 60, "make run")
@@ -458,17 +450,8 @@ class Project:
         return read(self.output)
 
     def stop(self):
-        if self._process is not None and self._process.poll() is None:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                for child in children:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        child.kill()
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            self._process.stop()
 
     def local(self, text):
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(
@@ -476,18 +459,25 @@ class Project:
         )
 
     def sh(self, text):
-        """What a ```sh block does; of `make` only whether the target is there."""
+        """What a ```sh block does, each part as it ends; of `make` only whether the target is there. A line that is one
+        command of the bot and nothing else starts prepared."""
         environ = self.environ() | {"TOKEN_SERVER_KEY": self.settings["TOKEN_SERVER_KEY"]}
-        script = re.sub(r"^make ", "make --dry-run --silent ", self.local(text), flags=re.M)
-        script = f"WECHAT_APPID={self.appid}\n{script}"
-        return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.folder,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        # Script, command, script, and so on.
+        for number, part in enumerate(
+            re.split(r"^\.venv/bin/(flask [\w -]+)\n", self.local(text), flags=re.M)
+        ):
+            if number % 2:
+                yield prepared.run([sys.executable, "-m", *part.split()], environ, folder=self.folder)
+                continue
+            script = re.sub(r"^make ", "make --dry-run --silent ", part, flags=re.M)
+            yield subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", f"WECHAT_APPID={self.appid}\n{script}"],
+                cwd=self.folder,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
 
     def write(self, language, text):
         """What a ```python or ```diff block says, in the file that its first line names; True if it names one."""
@@ -569,10 +559,10 @@ def test_make_run_shows_what_the_readme_shows(readme, project):
 def test_every_command_shown_runs(path, project):
     for language, text, to_be_run in blocks(path):
         if language == "sh" and to_be_run:
-            done = project.sh(text)
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-            assert '"error"' not in done.stdout, done.stdout
-            assert '"errcode"' not in done.stdout, done.stdout
+            for done in project.sh(text):
+                assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+                assert '"error"' not in done.stdout, done.stdout
+                assert '"errcode"' not in done.stdout, done.stdout
 
 
 @pytest.mark.xdist_group("docs")
