@@ -195,8 +195,9 @@ def _begin(environ, folder):
     sys.path[1:1] = filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))
     if folder != os.getcwd():
         os.chdir(folder)
-        there = {name.removesuffix(".py") for name in os.listdir()}
-        for name in [name for name in sys.modules if name.partition(".")[0] in there]:
+        others = {name.removesuffix(".py") for name in os.listdir()}
+        others.add("gunicorn")  # it notes the folder in which it is imported
+        for name in [name for name in sys.modules if name.partition(".")[0] in others]:
             del sys.modules[name]
 
 

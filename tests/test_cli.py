@@ -1,14 +1,11 @@
 """The `flask ...` commands as an operator runs them: processes, exit codes, last lines, hints."""
 
-import contextlib
 import json
-import os
-import pty
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import requests
@@ -16,11 +13,11 @@ from flask import Flask, request
 
 import parts
 from storage.files import StoredFile
-from tests import pushing
+from tests import prepared, pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, clean_environ, eventually
-from tests.prepared import Started
 from tests.project import copy, flask
 from tests.serving import serving
+from tests.terminal import on_a_terminal
 from tests.test_flow import PHOTO, calls, control, send, stored
 from wechat.messages import parse_message
 
@@ -80,14 +77,9 @@ def test_media_up_and_down_again(sandbox, bot, tmp_path):
 
 def test_media_get_names_the_file_by_its_content(sandbox, bot, tmp_path):
     media_id = last(bot.flask("media", "upload", str(PHOTO)))["media_id"]
-    done = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py"), "media", "get", media_id],
-        cwd=tmp_path,
-        env={**clean_environ(), **bot.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py"), "media", "get", media_id]
+    environ = clean_environ() | bot.environ | {"PYTHONPATH": str(ROOT)}
+    done = prepared.run(command, environ, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"{media_id}.jpg").read_bytes() == PHOTO.read_bytes()
 
@@ -127,24 +119,10 @@ def test_a_download_touches_nothing_of_the_users(sandbox, bot, tmp_path):
 
 
 def test_an_upload_shows_a_progress_bar_on_a_terminal(sandbox, bot):
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 80))
-    done = subprocess.run(
-        [sys.executable, "-m", "flask", "media", "upload", str(PHOTO)],
-        cwd=ROOT,
-        env={**clean_environ(), **bot.environ, "TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=follower,
-        timeout=60,
-    )
-    os.close(follower)
-    shown = b""
-    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
-        while chunk := os.read(leader, 100_000):
-            shown += chunk
-    os.close(leader)
-    assert done.returncode == 0
-    assert b"100%" in shown
+    with TemporaryFile() as file:
+        shown, status = on_a_terminal(bot.environ, "media", "upload", str(PHOTO), columns=80, stdout=file)
+    assert status == 0
+    assert "100%" in shown
 
 
 def test_ledger_status_and_retry(sandbox, bot):
@@ -212,7 +190,7 @@ def test_ledger_list_and_show(three):
     assert "\x1b" not in done.stdout
     assert last(done)["fan"] == FAN
     assert "no row 99" in failed(three.flask("ledger", "show", "99"))
-    shown, _ = on_a_terminal(three, "ledger", "list")
+    shown, _ = on_a_terminal(three.environ, "ledger", "list")
     assert "40007" in shown
     assert "{" not in shown
 
@@ -238,33 +216,16 @@ def test_purge_asks_on_a_terminal_and_can_only_say(three):
         "rows": 1,
         "files": 0,
     }
-    shown, status = on_a_terminal(three, "ledger", "purge", "--before", "0", typed="n\n")
+    shown, status = on_a_terminal(three.environ, "ledger", "purge", "--before", "0", typed="n\n")
     assert "Delete 3 messages and 1 files for good?" in shown
     assert status == 1
     assert len(listed(three)) == 3
-    shown, status = on_a_terminal(three, "ledger", "purge", "--fan", FAN, typed="y\n")
+    shown, status = on_a_terminal(three.environ, "ledger", "purge", "--fan", FAN, typed="y\n")
     assert status == 0
     assert [entry["id"] for entry in listed(three)] == [2]
-    shown, status = on_a_terminal(three, "ledger", "purge", "--before", "0", "--yes")
+    shown, status = on_a_terminal(three.environ, "ledger", "purge", "--before", "0", "--yes")
     assert status == 0
     assert listed(three) == []
-
-
-def on_a_terminal(bot, *arguments, typed=""):
-    """What is shown there, and the exit code."""
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 200))
-    command = [sys.executable, "-m", "flask", *arguments]
-    environ = {**clean_environ(), **bot.environ, "TERM": "xterm"}
-    process = Started(command, environ, (follower, follower, follower))
-    os.close(follower)
-    os.write(leader, typed.encode())
-    shown = b""
-    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
-        while chunk := os.read(leader, 100_000):
-            shown += chunk
-    os.close(leader)
-    return shown.decode(), process.wait(60)
 
 
 def test_a_menu_is_set_shown_and_deleted(sandbox, bot, tmp_path):
@@ -362,14 +323,8 @@ def test_a_file_of_settings_that_is_not_utf8_is_named(tmp_path):
     failed(doctor, 2)
     assert "FAIL settings: .env is not UTF-8" in doctor.stdout
     assert "OK   database" in doctor.stdout
-    server = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--check-config", "app:create_app()"],
-        cwd=project,
-        env=clean_environ(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    check = ["gunicorn", "-c", "gunicorn.conf.py", "--check-config", "app:create_app()"]
+    server = prepared.run([sys.executable, "-m", *check], clean_environ(), folder=project)
     assert told in failed(server, 2)
 
 

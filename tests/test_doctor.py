@@ -6,15 +6,11 @@ servers on this machine.
 
 import contextlib
 import json
-import os
-import pty
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
-import termios
 import time
+from tempfile import TemporaryFile
 
 import pytest
 import requests
@@ -26,8 +22,9 @@ from commands.doctor import examination, stores
 from commands.doctor.console import console_entry
 from sandbox import THROWAWAY, running_sandbox
 from tests import pushing
-from tests.conftest import ACCOUNT, ROOT, Bot, clean_environ, eventually, free_port
+from tests.conftest import ACCOUNT, Bot, eventually, free_port
 from tests.serving import serving
+from tests.terminal import on_a_terminal
 from tests.test_flow import calls, control, send
 from web import doctor_mark
 from wechat.access_token import EMPTY
@@ -788,35 +785,24 @@ def test_faulty_settings_are_the_first_findings_and_exit_2(bot):
     assert [each["ok"] for each in shown[:2]] == [False, False]
 
 
-def on_a_terminal(environ, *arguments, columns=300):
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, columns))
-    done = subprocess.run(
-        [sys.executable, "-m", "flask", *arguments],
-        cwd=ROOT,
-        env={**clean_environ(), "LANG": "C.UTF-8", "COLUMNS": str(columns), **environ, "TERM": "xterm"},
-        stdout=follower,
-        stderr=subprocess.PIPE,
-        timeout=60,
-    )
-    os.close(follower)
-    shown = b""
-    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
-        while chunk := os.read(leader, 100_000):
-            shown += chunk
-    os.close(leader)
-    return done, shown.decode()
+def examined_on_a_terminal(environ, *options, columns=300):
+    """The exit code, what is shown, and the log lines."""
+    environ = {"LANG": "C.UTF-8", "COLUMNS": str(columns), **environ}
+    with TemporaryFile() as file:
+        shown, status = on_a_terminal(environ, "doctor", *options, columns=columns, stderr=file)
+        file.seek(0)
+        return status, shown, file.read()
 
 
 def test_url_and_token_to_paste_are_shown_on_a_terminal_alone(bot):
     environ = bot.environ | {"PUBLIC_URL": bot.url}
-    done, shown = on_a_terminal(environ, "doctor")
-    assert done.returncode == 0
+    status, shown, _ = examined_on_a_terminal(environ)
+    assert status == 0
     assert f"URL    {bot.url}/wechat\r\n" in shown
     assert f"Token  {THROWAWAY.token}\r\n" in shown
     assert THROWAWAY.aes_key not in shown
     assert THROWAWAY.appsecret not in shown
-    _, shown = on_a_terminal(environ, "doctor", "--json")
+    _, shown, _ = examined_on_a_terminal(environ, "--json")
     assert THROWAWAY.token not in shown
     assert console_entry(environ | {"WECHAT_APPSECRET": ""}, bot.folder) == ""
 
@@ -826,7 +812,7 @@ def plain(shown):
 
 
 def test_the_look_on_a_terminal(sandbox, bot):
-    _, shown = on_a_terminal(bot.environ, "doctor", columns=80)
+    _, shown, _ = examined_on_a_terminal(bot.environ, columns=80)
     assert "\x1b[32m" in shown
     lines = plain(shown).splitlines()
     assert lines[0].split()[:2] == ["OK", "settings"]
@@ -839,7 +825,7 @@ def test_the_look_on_a_terminal(sandbox, bot):
 
 
 def test_the_look_in_chinese(sandbox, bot):
-    _, shown = on_a_terminal(bot.environ | {"LANG": "zh_CN.UTF-8"}, "doctor")
+    _, shown, _ = examined_on_a_terminal(bot.environ | {"LANG": "zh_CN.UTF-8"})
     findings = plain(shown).partition("\nNothing is wrong")[0].splitlines()
     assert len(findings) == len(CHECKS)
     assert all(CHINESE.search(line) for line in findings)
@@ -847,9 +833,9 @@ def test_the_look_in_chinese(sandbox, bot):
 
 def test_the_last_line_says_what_to_do_first(sandbox, bot):
     environ = bot.environ | {"PORT": "9", "MEDIA_STORE": "/dev/null/media"}
-    done, shown = on_a_terminal(environ, "doctor")
-    assert done.returncode == 1
-    assert done.stderr == b"", "no log lines in between"
+    status, shown, logged = examined_on_a_terminal(environ)
+    assert status == 1
+    assert logged == b"", "no log lines in between"
     assert "\x1b[31m" in shown
     assert "Begin with media, then run flask doctor again: it may explain the 1 after it." in plain(shown)
     other = Bot.__new__(Bot)

@@ -1,11 +1,15 @@
 """The tests' own processes: none outlives the pytest that started it."""
 
+import json
+import os
 import subprocess
 import sys
 
 import psutil
 
+from tests import prepared
 from tests.conftest import ROOT, eventually
+from tests.project import copy
 
 STARTS = """
 import os, sys
@@ -24,3 +28,18 @@ def test_what_a_killed_pytest_has_started_is_killed_too():
         assert started.is_running()
         killed.kill()
     eventually(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
+
+
+FILES = """
+import importlib, json, sys
+print(json.dumps([importlib.import_module(name).__file__ for name in sys.argv[1:]]))
+"""
+
+
+def test_a_copy_of_the_project_has_its_own_modules_there(tmp_path):
+    folder, names = copy(tmp_path / "project"), ["commands", "config", "parts", "web.server", "worker.loop"]
+    done = prepared.run([sys.executable, "-c", FILES, *names], os.environ, folder=folder)
+    files = [name.replace(".", "/") for name in names]
+    assert [path.removesuffix(".py").removesuffix("/__init__") for path in json.loads(done.stdout)] == [
+        f"{folder}/{file}" for file in files
+    ]
