@@ -6,6 +6,7 @@ page of ours.
 """
 
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -93,9 +94,12 @@ def browser():
 class _Window:
     """A context with one page, which tests with the same options use one after the other: to open one is slow."""
 
-    def __init__(self, browser, options):
-        self.seen, self.refused = [], False  # what no page may do
-        self.context = browser.new_context(**options)
+    def __init__(self, browser, locale, clock):
+        self.seen, self.refused = [], None  # what no page may do
+        self.blank = "about:blank"
+        self.context = browser.new_context(locale=locale)
+        if clock:
+            self.context.clock.install()
         self.context.set_default_timeout(10_000)
         self.context.on("console", self._console)
         self.context.on("weberror", lambda error: self.seen.append(f"uncaught: {error.error}"))
@@ -103,7 +107,7 @@ class _Window:
         self.page = self.context.new_page()
 
     def _console(self, message):
-        if self.refused and message.text.startswith("Failed to load resource") and " 400 " in message.text:
+        if self.refused and re.match(f"Failed to load resource.* {self.refused} ", message.text):
             return
         if message.type in ("error", "warning"):
             self.seen.append(f"console {message.type}: {message.text}")
@@ -114,37 +118,56 @@ class _Window:
             self.seen.append(f"request to {request.url}")
 
     def empty(self):
-        """Leaves the page as a new one: no document, cookie, stored value or pointer."""
+        """Leaves the page as a new one: no document, cookie, stored value, permission or pointer."""
         for other in self.context.pages[1:]:
             other.close()
         if self.page.url.startswith("http"):
             self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
-        self.page.goto("about:blank")
-        self.page.mouse.move(0, 0)
         self.context.clear_cookies()
+        self.context.clear_permissions()
+        self.page.goto(self.blank)
+        self.page.mouse.move(0, 0)
 
 
 @pytest.fixture(scope="session")
 def _windows():
-    """Those that no test uses, by their options."""
+    """Those that no test uses, by locale and clock."""
     return {}
 
 
 @pytest.fixture
 def open_page(browser, _windows):
-    """open_page(url, dark=..., locale=..., viewport=..., refused=..., ...) -> a page that no other test has.
+    """open_page(url, locale=..., ...) -> a page that no other test has.
 
-    `refused`: the page makes requests that are answered with HTTP 400, and the browser says so itself.
+    `refused`: the page makes requests that are answered with this HTTP status, and the browser says so itself.
+    `clock`: the page's time can be moved. `motion`: its animations run; each costs a dozen pictures of the page.
+    `blank`: a small page to wait for the next test at, on a site whose Cross-Origin-Opener-Policy makes the browser
+    start a process whenever it is entered.
     """
     used = []
 
-    def open_one(url, *, dark=False, locale="en-US", viewport=DESKTOP, refused=False, **options):
-        free = _windows.setdefault(f"{locale} {sorted(options.items())}", [])
-        window = free.pop() if free else _Window(browser, {"locale": locale, **options})
+    def open_one(
+        url,
+        *,
+        locale="en-US",
+        viewport=DESKTOP,
+        clock=False,
+        motion=False,
+        permissions=(),
+        cookies=(),
+        refused=None,
+        blank="about:blank",
+    ):
+        free = _windows.setdefault((locale, clock), [])
+        window = free.pop() if free else _Window(browser, locale, clock)
         used.append((window, free))
-        window.refused = refused
+        window.refused, window.blank = refused, blank
         window.page.set_viewport_size(viewport)
-        window.page.emulate_media(color_scheme="dark" if dark else "light")
+        window.page.emulate_media(
+            color_scheme="light", reduced_motion="no-preference" if motion else "reduce"
+        )
+        window.context.grant_permissions(list(permissions))
+        window.context.add_cookies(list(cookies))
         window.page.goto(url)
         return window.page
 

@@ -25,7 +25,7 @@ from wechat.messages import parse_message
 
 pytestmark = one_browser("gallery")
 
-PASSWORD = "a password for this test 密码"
+PASSWORD = "for tests 密码"
 PHOTO = ROOT / "sandbox" / "photos" / "china.jpg"
 MP3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 80
 AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100
@@ -88,38 +88,46 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def enter(place, open_page):
-    """enter(...) -> a page that is signed in."""
+def visit(place, open_page):
+    """visit(path, ...) -> a page of the gallery."""
 
-    def enter(**options):
-        page = open_page(f"{place.bot.url}/gallery", **options)
-        page.locator("#password").fill(PASSWORD)
-        page.locator("#password").press("Enter")
-        page.locator(".filters").wait_for()
-        return page
+    def visit(path="", **options):
+        root = f"{place.bot.url}/gallery"
+        return open_page(root + path, blank=f"{root}/sign-in", **options)
 
-    return enter
+    return visit
+
+
+@pytest.fixture
+def enter(place, visit):
+    """enter(path, ...) -> a page of the gallery that is signed in, though nobody has typed the password."""
+    return lambda path="", **options: visit(path, cookies=signed_in(place), **options)
+
+
+def signed_in(place):
+    """The cookies of a new session."""
+    url = f"{place.bot.url}/gallery"
+    answer = requests.post(f"{url}/sign-in", data={"password": PASSWORD}, allow_redirects=False, timeout=10)
+    return [{"name": cookie.name, "value": cookie.value, "url": url} for cookie in answer.cookies]
 
 
 def test_what_comes_in_is_shown_by_itself(place, enter):
     first = place.send()
-    page = enter()
+    page = enter(clock=True)
     page.locator(".grid li", has_text=first.sender).wait_for()
     link = page.locator(".grid li", has_text=first.sender).locator(".fan a")
     link.focus()
     second = place.send()
-    page.locator(".grid li", has_text=second.sender).wait_for(timeout=20_000)
+    page.clock.fast_forward(10_000)
+    page.locator(".grid li", has_text=second.sender).wait_for()
     assert page.locator(".picture").first.get_attribute("href") == f"/gallery/{second.id}"
     assert link.evaluate("link => link === document.activeElement")
 
 
-def test_what_is_over_is_not_shown_any_longer(place, browser, enter):
+def test_what_is_over_is_not_shown_any_longer(place, enter):
     """An entry that was deleted elsewhere; and all of them, after a sign-out in another tab."""
     entry = place.wait_for_ever()
-    context = browser.new_context(storage_state=enter().context.storage_state())
-    page = context.new_page()  # the browser's own line about the 404 is right
-    page.clock.install()
-    page.goto(f"{place.bot.url}/gallery/{entry}")
+    page = enter(f"/{entry}", clock=True, refused=404)
     assert "Pending" in page.locator(".badge").inner_text()
     place.parts.purge_rows.delete(entry, time.time())
     page.clock.fast_forward(3000)
@@ -128,13 +136,11 @@ def test_what_is_over_is_not_shown_any_longer(place, browser, enter):
     assert page.request.post(f"{place.bot.url}/gallery/sign-out").ok
     page.clock.fast_forward(10_000)
     page.locator("#password").wait_for()
-    context.close()
 
 
 def test_an_entry_is_deleted_after_a_second_click(place, enter):
     entry = place.send()
-    page = enter()
-    page.goto(f"{place.bot.url}/gallery/{entry.id}")
+    page = enter(f"/{entry.id}")
     assert not page.get_by_role("button", name="Delete for good").is_visible()
     page.get_by_text("Delete …").click()
     page.get_by_role("button", name="Delete for good").click()
@@ -195,9 +201,9 @@ def test_what_went_wrong_and_again(place, enter):
     assert page.get_by_role("button", name="Retry").count() == 0
 
 
-def test_by_keyboard_alone(place, open_page):
+def test_by_keyboard_alone(place, visit):
     entry = place.send()
-    page = open_page(f"{place.bot.url}/gallery")
+    page = visit()
     page.wait_for_function("document.activeElement.id === 'password'")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
@@ -220,7 +226,7 @@ def test_by_keyboard_alone(place, open_page):
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_everybody_can_use_it(place, open_page, locale):
+def test_everybody_can_use_it(place, visit, locale):
     stored, voice = place.send(), place.send("voice", AMR)
     place.faults(
         {"path": "/cgi-bin/media/get", "times": None, "errcode": 40007, "errmsg": "invalid " + "x" * 300}
@@ -229,34 +235,35 @@ def test_everybody_can_use_it(place, open_page, locale):
         failed = place.send(until=("failed",))
     finally:
         place.faults()
-    root = f"{place.bot.url}/gallery"
-    page = open_page(root, locale=locale)
-    look(page)
+    page = visit(locale=locale)
+    look(page, locale)
     page.locator("#password").fill(PASSWORD)
     page.locator("#password").press("Enter")
-    for path in ("", "?fan=nobody", *(f"/{entry.id}" for entry in (stored, voice, failed))):
-        page.goto(root + path)
-        look(page)
+    page.locator(".grid").wait_for()
+    look(page, locale)
+    for path in ("?fan=nobody", *(f"/{entry.id}" for entry in (stored, voice, failed))):
+        page.goto(f"{place.bot.url}/gallery{path}")
+        look(page, locale)
         assert page.locator("html").get_attribute("lang") == locale.partition("-US")[0]
         has_chinese = re.search("[\u4e00-\u9fff]", page.locator("main").inner_text().replace("hint_zh", ""))
         assert bool(has_chinese) or locale == "en-US"
 
 
-def look(page):
+def look(page, locale):
+    """In both widths and both schemes: dark and wide in the one language, dark and narrow in the other."""
     for viewport in (DESKTOP, NARROW):
         page.set_viewport_size(viewport)
         assert_fits(page)
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert_accessible(page, colours_alone=scheme == "dark")  # nothing else differs
-            back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", back))) < 300) == (scheme == "dark")
+        dark = (viewport == NARROW) == (locale == "en-US")
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        assert_accessible(page)
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", back))) < 300) == dark
 
 
 def test_a_voice_plays_and_another_is_a_download(place, enter):
     playing, other = place.send("voice", MP3), place.send("voice", AMR)
-    page = enter()
-    page.goto(f"{place.bot.url}/gallery/{playing.id}")
+    page = enter(f"/{playing.id}")
     page.wait_for_function("document.querySelector('audio').readyState > 0")
     assert page.evaluate("document.querySelector('audio').duration") > 1
     page.goto(f"{place.bot.url}/gallery/{other.id}")
@@ -270,8 +277,7 @@ def test_a_voice_plays_and_another_is_a_download(place, enter):
 )
 def test_a_hostile_upload_does_not_run(place, enter, data):
     ledger_id = place.put(data)
-    page = enter()
-    page.goto(f"{place.bot.url}/gallery/{ledger_id}")
+    page = enter(f"/{ledger_id}")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == f"{ledger_id}.bin"
@@ -279,10 +285,11 @@ def test_a_hostile_upload_does_not_run(place, enter, data):
     assert page.title() == f"Picture {ledger_id} · 图尚往来"
 
 
-def test_a_polyglot_opened_by_its_address_does_not_run(place, enter, browser):
+def test_a_polyglot_opened_by_its_address_does_not_run(place, browser):
     """A JPEG with a page in it, opened as a document of its own; Chromium's frame around it may not style itself."""
     data = PHOTO.read_bytes() + b"<script>document.title='run'</script>"
-    context = browser.new_context(storage_state=enter().context.storage_state())
+    context = browser.new_context()
+    context.add_cookies(signed_in(place))
     page = context.new_page()
     page.goto(f"{place.bot.url}/gallery/{place.put(data)}/file")
     assert page.evaluate("[document.contentType, document.scripts.length]") == ["image/jpeg", 0]
