@@ -231,6 +231,8 @@ class DeferredReplies:
                     "a stored copy cannot be uploaded; the fan gets no reply",
                     extra={"ledger_id": work.id, "code": code, "reason": reason},
                 )
+            except DatabaseUnavailableError:
+                raise  # the access_token could not be read: no fault of the work
             except HANDLER_FAULTS as fault:
                 result, memory, reason = None, None, f"the deferred work failed: {type(fault).__name__}"
                 if isinstance(fault, WeChatError):
@@ -308,8 +310,14 @@ class DeferredReplies:
         # On a busy machine a lease may run out before it is renewed: do not take over our own running work.
         running = list(self._running)
         adopted = self._works.claim(now, self._lease, max(AT_ONCE - len(running), 0), running=running)
-        for work in adopted:
-            self._run_again(work)
+        for number, work in enumerate(adopted):
+            try:
+                self._run_again(work)
+            except DatabaseUnavailableError:
+                # None of them was run: none of these attempts counts.
+                for left in adopted[number:]:
+                    self._give_back(left)
+                raise
         by_message = self._late_reply == "customer_service"
         self._works.settle(now, SendState.PENDING if by_message else SendState.KEPT)
         return len(adopted)
@@ -320,9 +328,8 @@ class DeferredReplies:
             try:
                 self._begin(work, message, self._outcome(work, message))
                 return
-            except DatabaseUnavailableError:  # the memory could not be read: no fault of the handler
-                self._give_back(work)
-                raise
+            except DatabaseUnavailableError:
+                raise  # the memory could not be read: no fault of the handler
             except HANDLER_FAULTS:
                 log.exception("a handler failed", extra={"ledger_id": work.id})
                 reason = "the handler failed when the work was to be run again"
@@ -345,6 +352,8 @@ class DeferredReplies:
         # A pause as long as the message's age: so pauses double.
         age = max(now - work.received_at, FIRST_PAUSE_SECONDS)
         try_at = now + min(age, LONGEST_PAUSE_SECONDS)
+        if work.media_reason is not None:
+            raise _UploadFailed(work.media_code, f"its download failed: {work.media_reason}", None)
         if work.media_key is None:
             raise _UploadFailed(None, "the file is not stored yet", try_at)
         try:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, bindparam, insert, null, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, insert, null, or_, select, update
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded, insert_in_transaction
@@ -25,6 +25,7 @@ from storage.memories import (
 )
 from storage.models import (
     AHEAD_SECONDS,
+    FAILED,
     KEPT,
     PENDING,
     UNFINISHED,
@@ -45,8 +46,9 @@ DELIVERIES_OVER_SECONDS = 20.0
 class Work:
     """Claimed work. `xml` is the push; `attempt` counts from 1; `received_at` is in unix seconds.
 
-    `media_key`: where the message's file is stored, None while it is not. `reply`: what the handler answered, plain XML
-    with the fan's own MediaId, where only the upload of that file is still to be done.
+    `media_key`: where the message's file is stored, None while it is not. `media_reason`: why its download failed for
+    good, with the platform's `media_code` if it gave one. `reply`: what the handler answered, plain XML with the fan's
+    own MediaId, where only the upload of that file is still to be done.
     """
 
     id: int
@@ -55,6 +57,8 @@ class Work:
     claim: int
     received_at: float
     media_key: str | None = None
+    media_code: int | None = None
+    media_reason: str | None = None
     reply: bytes | None = field(default=None, repr=False)
 
 
@@ -72,7 +76,7 @@ class DeferredWork:
             .where(here.id == bindparam("an_id"))
         )
         self._look = (
-            select(here.reply, here.send_state, here.sender, works.c.state, works.c.result)
+            select(here.reply, here.send_state, here.send_reason, here.sender, works.c.state, works.c.result)
             .join_from(messages, works, works.c.id == here.id)
             .where(here.id == bindparam("an_id"))
             .with_for_update()
@@ -208,11 +212,14 @@ class DeferredWork:
             values: dict[str, Any] = {}
             if reason is not None:
                 values = failed_send(code, reason, now)
-            elif row.send_state != SendState.WORKING:
-                next_state = {SendState.LATER: SendState.PENDING, SendState.KEPT: SendState.KEPT}.get(
-                    row.send_state
-                )
-                values = {"send_state": next_state if result is not None else None, "send_due": now}
+            else:
+                if row.send_reason is not None:  # of an attempt that was put off
+                    values = {"send_code": None, "send_reason": None}
+                if row.send_state != SendState.WORKING:
+                    next_state = {SendState.LATER: SendState.PENDING, SendState.KEPT: SendState.KEPT}.get(
+                        row.send_state
+                    )
+                    values |= {"send_state": next_state if result is not None else None, "send_due": now}
             if values:
                 connection.execute(update(messages).where(messages.c.id == work.id).values(values))
             return True
@@ -246,8 +253,18 @@ class DeferredWork:
 
         def both(connection: Connection) -> list[Work]:
             taken = {row.id: row for row in connection.execute(take)}
-            columns = messages.c.id, messages.c.xml, messages.c.received_at, messages.c.media_key
-            rows = connection.execute(select(*columns).where(messages.c.id.in_(list(taken))))
+            here = messages.c
+            lost = here.media_state == FAILED
+            rows = connection.execute(
+                select(
+                    here.id,
+                    here.xml,
+                    here.received_at,
+                    here.media_key,
+                    case((lost, here.media_code)).label("media_code"),
+                    case((lost, here.media_reason)).label("media_reason"),
+                ).where(here.id.in_(list(taken)))
+            )
             return [
                 Work(
                     row.id,
@@ -256,6 +273,8 @@ class DeferredWork:
                     claim,
                     row.received_at,
                     row.media_key,
+                    row.media_code,
+                    row.media_reason,
                     taken[row.id].reply,
                 )
                 for row in rows

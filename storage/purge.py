@@ -136,7 +136,10 @@ class PurgeRows:
             self._database.write(partial(_forget, self._appid, before, fan))
             self._database.sync()  # otherwise a power cut could bring back what was said to be deleted
             return 0
-        return self._delete(ids, now)
+        if fan is None:
+            return self._delete(ids, now)
+        # With the rows: the event that marks a fan as one to forget may be among them.
+        return self._delete(ids, now, partial(_forget, self._appid, before, fan))
 
     def index(self) -> bool:
         """Index the next part of the ledger; True when all is indexed.
@@ -191,9 +194,12 @@ class PurgeRows:
         rows, files = self._database.run(lambda connection: connection.execute(statement).one())
         return int(rows), int(files)
 
-    def _delete(self, ids: Sequence[int], now: float) -> int:
+    def _delete(
+        self, ids: Sequence[int], now: float, forget: Callable[[Connection], None] = lambda connection: None
+    ) -> int:
         def remove(connection: Connection) -> int:
             _lock_index(connection)
+            forget(connection)
             connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
             connection.execute(delete(works).where(works.c.id.in_(ids)))
             rows = connection.execute(

@@ -281,6 +281,29 @@ def test_a_database_that_is_away_does_not_stop_the_stop(make_late, database, led
     go.set()
 
 
+def test_work_that_was_taken_over_in_vain_is_there_again_at_once(
+    make_late, database, ledger, works, monkeypatch
+):
+    """All of it, and no attempt counts: none was run."""
+
+    class Away(DeferredWork):
+        def memory(self, openid):
+            raise DatabaseUnavailableError("away")
+
+    def recalls(message, recall):
+        return TextReply(str(recall()))
+
+    for number in range(3):
+        works.record(text(number), NOW, None)
+    late = make_late(works=Away(database, ledger, APPID))
+    with monkeypatch.context() as patch:
+        patch.setattr("handlers.dispatch", recalls)
+        with pytest.raises(DatabaseUnavailableError):
+            late.adopt()
+    assert [work.attempt for work in works.claim(NOW, LEASE, 10)] == [1, 1, 1]
+    late.stop()
+
+
 # -- real processes ---------------------------------------------------------------------------------------------
 
 

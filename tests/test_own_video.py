@@ -2,12 +2,17 @@
 
 import hashlib
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
 import requests
 
+from answers.late import DeferredReplies
+from answers.replies import ReplyLog
+from handlers import Deferred
 from storage.deferred import DeferredWork
+from storage.errors import DatabaseUnavailableError
 from storage.files import StoredFile
 from storage.memories import Memories
 from tests import pushing
@@ -15,6 +20,7 @@ from tests.conftest import FAN, ROOT, eventually
 from tests.databases import APPID
 from tests.test_flow import calls, chat, control, entries, files, send, stored
 from wechat.messages import parse_message
+from wechat.replies import VideoReply
 
 # A second of H.264, recorded from a canvas in Chromium.
 FILM = (ROOT / "tests" / "samples" / "film.mp4").read_bytes()
@@ -215,6 +221,8 @@ def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
     assert work.reply == OWN
     assert works.finish(work, b"<video/>", NOW)
     assert works.answer(recorded.id).reply == b"<video/>"
+    entry = ledger.get(recorded.id)
+    assert (entry.send_code, entry.send_reason) == (None, None), "it has been answered"
 
 
 def test_work_that_answers_with_a_film_not_stored_yet_runs_once(database, ledger, works):
@@ -248,3 +256,65 @@ def test_a_film_that_cannot_be_downloaded_is_a_failed_reply(ledger, queue, works
     assert work.reply == OWN, "its handler does not run again"
     assert works.finish(work, b"<video/>", NOW)
     assert [one.id for one in queue.claim_sends(NOW, 15)] == [recorded.id]
+
+
+class Copies:
+    """Uploads nothing: raises these errors, one at each call, and then gives a MediaId."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def upload(self, media_key, media_kind):
+        if self.errors:
+            raise self.errors.pop()
+        return "copy"
+
+
+def late_of(works, ledger, copies, clock):
+    return DeferredReplies(
+        works,
+        copies,
+        None,
+        ReplyLog(ledger),
+        echo_via="auto",
+        reply_seconds=0.1,
+        late_reply="customer_service",
+        lease_seconds=15,
+        clock=clock,
+    )
+
+
+def test_work_that_answers_with_a_film_whose_download_fails_ends_with_it(ledger, queue, works):
+    now = NOW
+    late = late_of(works, ledger, Copies(), lambda: now)
+    recorded = late.answer(video(), Deferred(lambda: VideoReply("own")), NOW, time.monotonic())
+    eventually(lambda: ledger.get(recorded.id).send_reason, what="the first try")
+    (download,) = queue.claim_downloads(NOW, 15)
+    assert queue.mark_failed(download, 40007, "gone", NOW)
+    now += 600
+    eventually(late.adopt, what="the next try")
+    entry = eventually(
+        lambda: (found := ledger.get(recorded.id)).send_state == "failed" and found, what="its end"
+    )
+    assert (entry.send_code, entry.send_reason) == (40007, "its download failed: gone")
+    assert queue.retry([recorded.id], now) == 1
+    (download,) = queue.claim_downloads(now, 15)
+    assert queue.mark_stored(download, STORED, now)
+    eventually(late.adopt, what="the try that was asked for")
+    eventually(lambda: works.result(recorded.id), what="the upload")
+    late.stop()
+
+
+def test_a_database_that_is_away_for_the_token_does_not_end_the_work(ledger, queue, works, caplog):
+    now = NOW
+    recorded, _ = works.record(video(), NOW, None, reply=OWN)
+    (download,) = queue.claim_downloads(NOW, 15)
+    assert queue.mark_stored(download, STORED, NOW)
+    late = late_of(works, ledger, Copies(DatabaseUnavailableError("away")), lambda: now)
+    assert late.adopt() == 1
+    late.stop()
+    assert "a result cannot be kept" in caplog.text
+    assert ledger.get(recorded.id).send_state == "working"
+    now += 16
+    assert late_of(works, ledger, Copies(), lambda: now).adopt() == 1
+    eventually(lambda: works.result(recorded.id), what="the upload")

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from storage.disk import DiskStore
+from storage.memories import Change, Memories, StoredMemory
 from storage.purge import Purge, Purged
 from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN, eventually
+from tests.databases import APPID
 from tests.test_cli import last
 from tests.test_flow import control, send, stored
 from tests.test_worker import PHOTO, make_rig  # noqa: F401
@@ -203,6 +205,20 @@ def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_ro
     assert len(purge_rows.unsubscribed()) == 1, "the event goes last"
     assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW) == 1
     assert ledger.newest(1) == []
+
+
+def test_a_fan_is_forgotten_together_with_the_event_that_asks_for_it(
+    database, ledger, purge_rows, store, thumbnails
+):
+    """Otherwise nobody would know, after a stop between the two, that the fan is still to be forgotten."""
+    memories = Memories(database, ledger, APPID)
+    first, change = parse_message(pushing.text(1).encode()), Change(StoredMemory(), '{"step":1}')
+    memories.record(first, None, NOW, change, send_back=False)
+    gone = pushing.message(MsgType="event", Event="unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW)
+    Purge(purge_rows, store, thumbnails, after(2)).forget_unsubscribed(NOW)
+    assert purge_rows.unsubscribed() == []
+    assert memories.read(FAN) == StoredMemory()
 
 
 def test_a_stop_between_two_accounts_ends_the_round():
