@@ -295,7 +295,7 @@ def _database(value: SecretStr) -> SecretStr:
 
 # As SQLAlchemy reads it: a password may hold anything but @.
 _POSTGRESQL = re.compile(
-    r"(?:(?P<user>[^:/]*)(?::[^@]*)?@)?(?P<servers>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<options>.*))?",
+    r"(?:[^:/]*(?::[^@]*)?@)?(?P<servers>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<options>.*))?",
     re.DOTALL,
 )
 _SERVER = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
@@ -306,21 +306,15 @@ def _check_postgresql(rest: str) -> None:
     the end of a password."""
     found = _POSTGRESQL.fullmatch(rest)
     assert found is not None, "every part of it may be empty"
-    user, servers, database, options = (
-        found[name] or "" for name in ("user", "servers", "database", "options")
-    )
-    several = "," in servers
+    servers, database, options = (found[name] or "" for name in ("servers", "database", "options"))
     nameless = [option for option in options.split("&") if "=" not in option]
-    if "@" in servers + database + "".join(nameless) or (several and "@" in user):
+    if "@" in servers + database + "".join(nameless):
         raise _WrongValue(
             "has more than one @: in a user's name or a password write @ as %40",
             "含有多个 @：用户名和密码中的 @ 须写成 %40",
         )
     each = [_SERVER.fullmatch(server) for server in servers.split(",")]
-    # PostgreSQL's own reader, which takes several servers, is strict about % and spaces.
-    if not all(one and int(one["port"] or 5432) in range(1, 65536) for one in each) or (
-        several and re.search(r"[\0\s]|%(?:00|(?![0-9A-Fa-f]{2}))", rest)
-    ):
+    if not all(one and int(one["port"] or 5432) in range(1, 65536) for one in each):
         raise _WrongValue(
             "must be like postgresql://user:password@host:5432/name, with / ? % in a password as %2F %3F %25",
             "必须形如 postgresql://user:password@host:5432/name，密码中的 / ? % 须写成 %2F %3F %25",

@@ -115,20 +115,27 @@ class Database:
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
         self._engine = create_engine(
-            self._address,
+            self._address.set(query={}),  # they are given below
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
-            connect_args={} if self.is_sqlite else _POSTGRESQL_OPTIONS,
         )
 
         @event.listens_for(self._engine, "do_connect")
         def connect(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
             if self._file is not None:
                 return self._file.connect()
+            from psycopg.conninfo import make_conninfo
+
             from storage.postgresql import Connection as PostgresqlConnection
 
-            return PostgresqlConnection.connect(*given, **options)
+            # Only PostgreSQL's own library knows which options there are. They win over the rest of the URL.
+            own: dict[str, Any] = {
+                name: value if isinstance(value, str) else ",".join(value)
+                for name, value in self._address.query.items()
+            }
+            others = {name: value for name, value in options.items() if name not in own}
+            return PostgresqlConnection.connect(make_conninfo(**own), **others | _POSTGRESQL_OPTIONS)
 
         if not self.is_sqlite:
 
@@ -522,27 +529,27 @@ def _address(url: str) -> URL:
     return address.set(drivername="sqlite")
 
 
+# As config.py reads it: a password may hold anything but @.
+_POSTGRESQL_URL = re.compile(r"([^:/]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", re.DOTALL)
+_SERVER = re.compile(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
+
+
 def _several_servers(url: str) -> URL | None:
     """A URL that names a primary and its standbys, as PostgreSQL's own programs take it; None when it names one server.
 
     Unless it says otherwise, the server that can be written is looked for. Raises ValueError.
     """
-    scheme, _, rest = url.partition("://")
-    if "," not in re.split("[/?]", rest)[0].rpartition("@")[2]:
+    found = _POSTGRESQL_URL.fullmatch(url)
+    if found is None or "," not in found[2]:
         return None
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        given = {name: str(value) for name, value in conninfo_to_dict(f"postgresql://{rest}").items()}
-    except ProgrammingError:
-        raise ValueError from None
-    for port in given.get("port", "").split(","):
-        int(port or 0)
-    user, password, database = (given.pop(name, None) for name in ("user", "password", "dbname"))
-    return URL.create(
-        scheme, user, password, database=database, query={"target_session_attrs": "read-write"} | given
-    )
+    servers = [_SERVER.fullmatch(server) for server in found[2].split(",")]
+    if None in servers:
+        raise ValueError
+    hosts = ",".join(one["address"] or one["name"] for one in servers if one)
+    ports = ",".join(one["port"] or "" for one in servers if one)
+    address = make_url(found[1] + found[3])
+    given = {"target_session_attrs": "read-write", "host": hosts, "port": ports}
+    return address.set(query={**given, **address.query})
 
 
 def _revision(connection: Connection) -> str | None:
