@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -25,6 +24,8 @@ from hypothesis import strategies as st
 
 from sandbox import THROWAWAY, Account, control, running_sandbox
 from sandbox.faults import Fault, Rules
+from tests import prepared
+from tests.conftest import clean_environ
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
@@ -703,24 +704,18 @@ def test_the_account_of_the_environment():
 # As a program
 
 
-def start(*arguments, **environ):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WECHAT_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "sandbox", *arguments],
-        cwd=ROOT,
-        env=clean | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_program_says_where_it_is_and_ends_cleanly(number, tmp_path):
     environ = {"WECHAT_APPID": "wx1", "WECHAT_APPSECRET": "topsecret", "WECHAT_TOKEN": "token"}
     folder = tmp_path / "kept"
-    process = start(
-        "--port", "0", "--callback", "http://127.0.0.1:1/wechat", "--data", str(folder), **environ
+    callback = "http://127.0.0.1:1/wechat"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox", "--port", "0", "--callback", callback, "--data", str(folder)],
+        cwd=ROOT,
+        env=clean_environ() | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         first = process.stdout.readline()
@@ -763,8 +758,7 @@ def test_the_program_says_where_it_is_and_ends_cleanly(number, tmp_path):
     ],
 )
 def test_wrong_use_of_the_program(arguments, environ, word):
-    process = start(*arguments, **environ)
-    _, err = process.communicate(timeout=10)
-    assert process.returncode == 2
-    assert word in err.splitlines()[-1]
-    assert "Traceback" not in err
+    done = prepared.run([sys.executable, "-m", "sandbox", *arguments], clean_environ() | environ)
+    assert done.returncode == 2
+    assert word in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
