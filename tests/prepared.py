@@ -2,7 +2,8 @@
 
 One process for each process of pytest imports the libraries. For each start it forks: the child has its own session,
 environment, arguments and files, and does what `python -m`, `python -c` or `python run.py` does in the project's folder
-or in another one. A copy of the project has its own modules there: of those prepared only the libraries stay.
+or in another one. There it looks for our own modules anew, as a copy of the project has its own: of those prepared only
+the libraries stay.
 With --full, and where the start itself is tried, processes start from nothing instead.
 """
 
@@ -195,9 +196,9 @@ def _begin(environ, folder):
     sys.path[1:1] = filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))
     if folder != os.getcwd():
         os.chdir(folder)
-        others = {name.removesuffix(".py") for name in os.listdir()}
-        others.add("gunicorn")  # it notes the folder in which it is imported
-        for name in [name for name in sys.modules if name.partition(".")[0] in others]:
+        ours = {name.removesuffix(".py") for name in os.listdir(ROOT)}
+        ours.add("gunicorn")  # it notes the folder in which it is imported
+        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
             del sys.modules[name]
 
 

@@ -28,8 +28,10 @@ def constant(body, status="200 OK"):
     return app
 
 
-def test_a_small_round(tmp_path, capsys, full):
-    """Of all with --full; else of the quickest to start, and of those that always come along."""
+def test_a_small_round(tmp_path, capsys, monkeypatch, full):
+    """Of all with --full; else of the quickest to start, and of those that always come along, in one worker class."""
+    if not full:
+        monkeypatch.setattr(bench, "WORKER_CLASSES", bench.WORKER_CLASSES[:1])
     ours_too = [bench.FULL, bench.NORMAL, bench.SAFE, bench.POSTGRESQL, bench.REPEATED, "WeRoBot"]
     some = [] if full else ["--only", "raw WSGI"]
     assert bench.main(["--rounds", "1", "--messages", "40", "--results", str(tmp_path), *some]) == 0

@@ -1,7 +1,6 @@
 """Settings.from_env(): names, formats, defaults; all faults at once, by name, and without a value."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from config import (
     usable_cores,
 )
 from storage.database import Database
+from tests import prepared
 from tests.conftest import clean_environ
 from wechat.client import ApiClient
 
@@ -410,22 +410,8 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
 
 def gunicorn(folder, *options, **environ):
     """The exit code and what it said."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "-c",
-            str(FOLDER / "gunicorn.conf.py"),
-            *options,
-            "app:create_app()",
-        ],
-        cwd=folder,
-        env=clean_environ() | environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = ["gunicorn", "-c", str(FOLDER / "gunicorn.conf.py"), *options, "app:create_app()"]
+    done = prepared.run([sys.executable, "-m", *command], clean_environ() | environ, folder=folder)
     return done.returncode, done.stderr
 
 
