@@ -30,18 +30,21 @@ from bench.servers import until
 
 ROOT = Path(__file__).parent.parent
 
-# Not prometheus_client: what it is imported with decides where it counts. Not boto3: few want it, and it is large.
+# Not boto3: few want it, and it is large.
 # Of ours only what reads nothing of its process when it is imported: web.metrics does.
 MODULES = """
     alembic.autogenerate alembic.command concurrent.futures.thread cryptography.hazmat.primitives.padding
     cryptography.hazmat.primitives.ciphers.algorithms cryptography.hazmat.primitives.ciphers.modes difflib dotenv
     filetype flask.cli gunicorn.app.wsgiapp gunicorn.workers.gthread logging.config lxml.etree
-    mmap multiprocessing.connection
+    mmap multiprocessing.connection prometheus_client.core prometheus_client.multiprocess
     psycopg pydantic.fields pydantic.functional_validators pydantic.main pydantic.types requests resource
     sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite.pysqlite tqdm werkzeug.middleware.proxy_fix
     wsgiref.simple_server
     commands parts web.gallery web.server worker.loop
 """
+
+# What these are imported with decides where prometheus_client counts: each child imports them anew.
+COUNTING = [f"prometheus_client{part}" for part in ("", ".core", ".metrics", ".multiprocess", ".values")]
 
 _lock = threading.Lock()
 _control: socket.socket | None = None
@@ -262,6 +265,8 @@ if __name__ == "__main__":
         atexit.register(_leave)
     for name in MODULES.split():
         importlib.import_module(name)
+    for name in COUNTING:
+        del sys.modules[name]
     faulthandler.enable()
     gc.freeze()  # at its end each child would look at all of it once more
     _, *arguments = _fork_when_asked()
