@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, jsonify, render_template, send_file
+from flask import Blueprint, Response, jsonify, render_template, request, send_file
 
 from .account import Account
 from .errors import Words
@@ -33,16 +33,21 @@ def create_page(
     @page.get("/")
     def phone() -> Response:
         """Neither secrets nor the callback's own user, password and query are shown."""
-        html = render_template(
-            "phone.html",
-            account=state.account,
-            accounts=accounts if len(accounts) > 1 else (),
-            modes=modes,
-            made_for=state.made_for,
-            callback=state.shown_callback,
-            callback_path=urlsplit(state.callback or "").path,
-        )
-        response = Response(html, content_type="text/html; charset=utf-8")
+        appid = request.args.get("appid")
+        gone = len(accounts) > 1 and appid is not None and appid not in {one.appid for one in accounts}
+        if gone:
+            html = render_template("gone.html", appid=appid)
+        else:
+            html = render_template(
+                "phone.html",
+                account=state.account,
+                accounts=accounts if len(accounts) > 1 else (),
+                modes=modes,
+                made_for=state.made_for,
+                callback=state.shown_callback,
+                callback_path=urlsplit(state.callback or "").path,
+            )
+        response = Response(html, 404 if gone else 200, content_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         response.headers["Cache-Control"] = "no-cache"
         return response

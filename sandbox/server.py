@@ -159,7 +159,8 @@ class _ByAccount:
         known = [
             state.account.appid == appid or state.knows(token or "", key or "") for state in self._states
         ]
-        if _is_own(request.path) and appid is not None and True not in known:
+        # The page says it itself, in words for a person.
+        if request.path != "/" and _is_own(request.path) and appid is not None and True not in known:
             said = json.dumps(_NO_SUCH_ACCOUNT.as_error(), ensure_ascii=False)
             return Response(said, 404, mimetype="application/json")(environ, start_response)
         return self._apps[known.index(True) if True in known else 0](environ, start_response)

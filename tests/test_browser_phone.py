@@ -924,6 +924,29 @@ def test_a_page_of_an_earlier_sandbox_is_loaded_again(open_page):
         page.locator("#live.on").wait_for()
 
 
+def test_a_page_whose_account_is_gone_says_so(open_page):
+    first, second, third = Account.all_from_env(THREE)
+    port = free_port()
+    with running_sandbox(port=port, account=first, others=[second, third]) as sandbox:
+        page = open_page(f"{sandbox.url}/?appid={second.appid}", refused=404)
+        page.locator("#live.on").wait_for()
+    with running_sandbox(port=port, account=first, others=[third]):
+        page.get_by_text(f"The sandbox has no account {second.appid}").wait_for()
+        page.get_by_text("沙箱中没有").wait_for()
+        assert_accessible(page)
+        page.get_by_role("link", name="The first account").click()
+        page.locator("#settings code", has_text=first.appid).wait_for()
+        page.locator("#live.on").wait_for()
+
+
+def test_a_page_without_its_feed_pushes(page, phone):
+    page.route("**/sandbox/events", lambda route: None)  # it never comes
+    page.reload()
+    page.get_by_role("button", name="Follow").click()
+    eventually(lambda: [push["event"] for push in pushes(phone)] == ["subscribe"], what="the push")
+    page.unroute("**/sandbox/events")
+
+
 @pytest.mark.parametrize(("kind", "late"), [("video", "customer_service"), ("shortvideo", "redelivery")])
 def test_a_film_comes_back_late(kind, late, open_page, tmp_path):
     """The upload takes longer than a delivery may, or than the bot waits: the film comes with a repeated push, or by

@@ -191,7 +191,7 @@ const ACTS = {
   async scan() {
     const asked = await inquire(t("Scan a QR code of the account"), [{ name: "scene", label: t("Scene value"), value: "42" }]);
     if (!asked) return;
-    const event = fans.get(current).following ? { event: "SCAN", event_key: asked.scene } : { event: "subscribe", event_key: `qrscene_${asked.scene}` };
+    const event = fanOf(current).following ? { event: "SCAN", event_key: asked.scene } : { event: "subscribe", event_key: `qrscene_${asked.scene}` };
     push({ type: "event", ...event });
   },
   async view() {
@@ -315,7 +315,7 @@ function listenToFan() {
     });
   }
   for (const button of document.querySelectorAll("[data-act]")) button.addEventListener("click", ACTS[button.dataset.act]);
-  $("follow").addEventListener("click", () => push({ type: "event", event: fans.get(current).following ? "unsubscribe" : "subscribe" }));
+  $("follow").addEventListener("click", () => push({ type: "event", event: fanOf(current).following ? "unsubscribe" : "subscribe" }));
   $("menu-form").addEventListener("submit", (event) => {
     event.preventDefault();
     if ($("menu-key").value) push({ type: "event", event: "CLICK", event_key: $("menu-key").value });
@@ -826,9 +826,12 @@ function connect() {
   on("faults", ({ faults }) => showFaults(faults));
   on("cleared", begin);
   on("reset", () => begin({ fans: {}, following: {}, pushes: [], calls: [], menu: null, faults: [] }));
-  feed.addEventListener("error", () => {
+  feed.addEventListener("error", async () => {
     showLive(false);
-    if (feed.readyState === EventSource.CLOSED) setTimeout(connect, 2000); // else the browser tries again itself
+    if (feed.readyState !== EventSource.CLOSED) return; // the browser tries again itself
+    const answer = await fetch(ofAccount("/sandbox/calls")).catch(() => null);
+    if (answer?.status === 404) location.assign(ofAccount("/")); // the account is gone: that page says so
+    else setTimeout(connect, 2000);
   });
 }
 
