@@ -32,6 +32,7 @@ _DISABLED = [
     "WebUIOmniboxPopup",
     "WebUIOmniboxAimPopup",
     "SpareRendererForSitePerProcess",
+    "RenderDocument",  # a new frame for each document, though the process stays
     # The last --disable-features counts, so here is what Playwright's disables.
     "AimEnabled",
     "AvoidCorsURLLoaderRestartOnRedirect",
