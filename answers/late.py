@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -200,7 +200,7 @@ class DeferredReplies:
                 extra={"ledger_id": work.id, "reason": str(error)},
             )
             self._ended(work, done)
-            self._give_back(work)
+            self._give_back([work])
 
     def _run(self, work: Work, message: Message, outcome: Outcome, done: Future[None]) -> None:
         logs.ACCOUNT.set(self._account)
@@ -274,14 +274,15 @@ class DeferredReplies:
             _wait_for(done, deadline - time.monotonic())
         self._stop.set()
         let_end(self._threads, self._asked_at)
-        for work, _ in list(self._running.values()):
-            self._give_back(work)
+        self._give_back([work for work, _ in list(self._running.values())])
 
-    def _give_back(self, work: Work) -> None:
-        """So that another process may take it at once, and not when its lease is over."""
-        try_step(
-            "deferred work cannot be given back", partial(self._works.give_back, work), ledger_id=work.id
-        )
+    def _give_back(self, works: Sequence[Work]) -> None:
+        """So that another process may take it at once, and not when its lease is over. Ends at the first fault: a
+        database that is away would make each of them wait."""
+        for work in works:
+            step = partial(self._works.give_back, work)
+            if try_step("deferred work cannot be given back", step, ledger_id=work.id) is None:
+                return
 
     def _keep_leases(self) -> None:
         logs.ACCOUNT.set(self._account)
@@ -315,8 +316,7 @@ class DeferredReplies:
                 self._run_again(work)
             except DatabaseUnavailableError:
                 # None of them was run: none of these attempts counts.
-                for left in adopted[number:]:
-                    self._give_back(left)
+                self._give_back(adopted[number:])
                 raise
         by_message = self._late_reply == "customer_service"
         self._works.settle(now, SendState.PENDING if by_message else SendState.KEPT)

@@ -2,7 +2,8 @@
 
 A deferred message has a row in `works` beside its row in the ledger. The ledger row's send lane says what the fan still
 has to get. The states of both: storage.states. Each step is one transaction, so that the fan is answered once however
-many processes there are. Must not know handlers, HTTP or the clock.
+many processes there are. What locks both rows locks the ledger's first: PostgreSQL ends a deadlock only after a second.
+Must not know handlers, HTTP or the clock.
 """
 
 from __future__ import annotations
@@ -315,16 +316,14 @@ class DeferredWork:
                 "due": due,
                 "reply": reply,
             }
-            if not self._change(connection, work, values):
+            row = connection.execute(self._look, {"an_id": work.id}).one_or_none()
+            if row is None or not self._change(connection, work, values):
                 return False
-            sender = connection.execute(
-                update(messages)
-                .where(messages.c.id == work.id)
-                .values(send_code=code, send_reason=reason)
-                .returning(messages.c.sender)
-            ).scalar()
-            if sender is not None and memory is not None:
-                replace_in_transaction(self._memories, connection, sender, memory, now)
+            connection.execute(
+                update(messages).where(messages.c.id == work.id).values(send_code=code, send_reason=reason)
+            )
+            if memory is not None:
+                replace_in_transaction(self._memories, connection, row.sender, memory, now)
             return True
 
         return self._database.transact(keep)

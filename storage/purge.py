@@ -199,9 +199,7 @@ class PurgeRows:
     ) -> int:
         def remove(connection: Connection) -> int:
             _lock_index(connection)
-            forget(connection)
             connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
-            connection.execute(delete(works).where(works.c.id.in_(ids)))
             rows = connection.execute(
                 delete(messages)
                 .where(messages.c.id.in_(ids), messages.c.appid == self._appid)
@@ -213,6 +211,8 @@ class PurgeRows:
                     messages.c.thumbnail_due,
                 )
             ).all()
+            connection.execute(delete(works).where(works.c.id.in_(ids)))
+            forget(connection)
             files = [
                 {
                     "stem": file_stem(self._appid, row.received_at, row.id),

@@ -560,10 +560,10 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
     )
     restarted = connection.execute(failed_work).all()
     for row in restarted:
-        values = {"state": row.state, "due": now, "lease_until": None, "claim": None, "attempts": 0}
-        connection.execute(update(works).where(works.c.id == row.id).values(values))
         later = {"send_state": SendState.LATER, "send_code": None, "send_reason": None, "send_done_at": None}
         connection.execute(update(messages).where(messages.c.id == row.id).values(later))
+        values = {"state": row.state, "due": now, "lease_until": None, "claim": None, "attempts": 0}
+        connection.execute(update(works).where(works.c.id == row.id).values(values))
     downloads = (
         update(messages)
         .where(*here, messages.c.media_state == FAILED)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,6 +24,8 @@ from storage.database import connect
 from storage.deferred import DeferredWork
 from storage.errors import DatabaseUnavailableError
 from storage.ledger import Ledger
+from storage.purge import PurgeRows
+from storage.queue import Queue
 from tests import pushing
 from tests.conftest import FAN, ROOT, eventually
 from tests.databases import APPID
@@ -182,6 +185,46 @@ def test_a_purge_takes_the_work_along(purge_rows, works):
     assert not works.finish(work, result(), NOW)
 
 
+STEPS_OF_TWO_ROWS = {
+    "put off": lambda here: here.works.put_off(here.work, NOW, NOW + 1, None, "not stored", reply=result()),
+    "finish": lambda here: here.works.finish(here.work, result(), NOW),
+    "purge": lambda here: here.purge_rows.purge(NOW, fan=FAN),
+    "retry": lambda here: here.queue.retry([here.work.id], NOW),
+}
+
+
+@pytest.mark.parametrize("step", STEPS_OF_TWO_ROWS)
+def test_what_changes_both_rows_locks_the_message_first(postgresql_url, step):
+    """As an answer does: the other order is a deadlock, which PostgreSQL ends after a second. That is too long."""
+    database = connect(postgresql_url)
+    ledger = Ledger(database, APPID)
+    works, queue, purge_rows = (
+        DeferredWork(database, ledger, APPID),
+        Queue(database, APPID),
+        PurgeRows(database, APPID),
+    )
+    recorded, work = works.record(text(), NOW, LEASE)
+    if step == "retry":
+        works.finish(work, None, NOW, reason="failed")
+    here = SimpleNamespace(works=works, work=work, queue=queue, purge_rows=purge_rows)
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+    locked = threading.Event()
+
+    def answers(connection):
+        connection.exec_driver_sql(f"SELECT 1 FROM messages WHERE id = {recorded.id} FOR UPDATE")
+        locked.set()
+        eventually(lambda: connection.exec_driver_sql(waiting).all(), what=f"the {step} to wait")
+        return connection.exec_driver_sql("SELECT 1 FROM works FOR UPDATE SKIP LOCKED").all()
+
+    with ThreadPoolExecutor() as pool:
+        answered = pool.submit(database.transact, answers)
+        assert locked.wait(20)
+        done = pool.submit(STEPS_OF_TWO_ROWS[step], here)
+        assert answered.result(20), "the work's row is free"
+        assert done.result(20)
+    database.close()
+
+
 @pytest.fixture
 def make_late(ledger, works):
     """make_late(...) -> one process's DeferredReplies."""
@@ -263,21 +306,24 @@ def test_work_for_which_there_is_no_thread_is_given_back(make_late, works, monke
 
 
 def test_a_database_that_is_away_does_not_stop_the_stop(make_late, database, ledger, caplog):
-    begun, go = threading.Event(), threading.Event()
+    begun, go, asked = threading.Semaphore(0), threading.Event(), []
 
     def work():
-        begun.set()
+        begun.release()
         assert go.wait(20)
 
     class Away(DeferredWork):
         def give_back(self, work):
+            asked.append(work)
             raise DatabaseUnavailableError("away")
 
     late = make_late(works=Away(database, ledger, APPID))
-    late.answer(text(), Deferred(work), NOW, time.monotonic())
-    assert begun.wait(20)
+    for number in range(3):
+        late.answer(text(number), Deferred(work), NOW, time.monotonic())
+        assert begun.acquire(timeout=20)
     late.stop(grace_seconds=0)
     assert "deferred work cannot be given back" in caplog.text
+    assert len(asked) == 1, "each try would wait for the database"
     go.set()
 
 
