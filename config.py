@@ -564,7 +564,7 @@ def is_locked(path: Path) -> bool:
     """Whether a running `make run` holds this file of settings."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared with others that look at this moment
     except BlockingIOError:
         return True
     except OSError:

@@ -167,16 +167,23 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except (Failed, OSError) as error:
+        _ignore_signals()
         print(f"Failed: {error}", file=sys.stderr)
         return 1
     finally:
+        _ignore_signals()
         processes.end()
 
 
 def _interrupt(*_: object) -> NoReturn:
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not break off what ends the processes
+    _ignore_signals()
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """Once all is to end, no Ctrl-C breaks off what ends the processes."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _run_bot(processes: Processes, environ: dict[str, str], accounts: Sequence[Settings]) -> None:
@@ -273,7 +280,7 @@ def _shown_to_commands(path: Path, environ: dict[str, str]) -> Iterator[None]:
         for name, value in Settings.unchecked(environ).items():
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             file.write(f"{name}='{quoted}'\n")
-        fcntl.flock(file, fcntl.LOCK_SH)
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.flush()
         os.replace(partial, path)
         yield

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from config import (
     FOLDER,
     Settings,
     SettingsError,
+    is_locked,
     settings_of_commands,
     settings_of_libraries,
     usable_cores,
@@ -442,3 +444,9 @@ def test_a_zone_that_is_none_is_a_fault(tmp_path, zone):
 def test_a_zone_by_its_name_or_as_the_c_library_has_it(tmp_path, zone, key):
     found = Settings.from_env(ACCOUNT | {"TZ": zone}, tmp_path).zone
     assert (found and found.key) == key
+
+
+def test_many_may_look_at_once_whether_make_run_holds_a_file(tmp_path):
+    (tmp_path / "settings").touch()
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(is_locked, [tmp_path / "settings"] * 1000))

@@ -98,14 +98,20 @@ def test_a_failed_echo_exits_1(make_run):
 def test_the_end_of_the_sandbox_is_told_with_the_place_of_its_log(make_run, project):
     process = make_run()
     said(process, "Ctrl-C ends it")
-    (sandbox,) = (
+    bot, sandbox = (
         child
+        for port in (process.port, process.port + 1)
         for child in psutil.Process(process.pid).children()
-        if any(one.laddr.port == process.port + 1 for one in child.net_connections("tcp"))
+        if any(one.laddr.port == port and one.status == "LISTEN" for one in child.net_connections("tcp"))
     )
+    bot.suspend()  # so that its end takes as long as this test wants
     sandbox.kill()
+    said(process, "Failed: the sandbox ended with exit code -9; see data/sandbox/sandbox.log\n")
+    process.popen.send_signal(signal.SIGINT)  # in the middle of it
+    bot.resume()
     assert process.popen.wait(60) == 1
-    assert "the sandbox ended with exit code -9; see data/sandbox/sandbox.log\n" in process.text()
+    assert not bot.is_running()
+    assert "Traceback" not in process.text()
     assert (project / "data/sandbox/sandbox.log").exists()
 
 
