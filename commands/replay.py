@@ -14,6 +14,7 @@ import click
 
 import handlers
 from answers.answer import rendered
+from answers.failures import HANDLER_FAULTS
 from answers.late import carry_out
 from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail
 from logs import escaped_lines
@@ -53,7 +54,7 @@ def replay(ledger_id: int | None, last: bool) -> None:
             reply, remembered = carry_out(outcome, _DryRunAccount())
             # The recorded time: then a difference can only come from the handlers.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
-        except Exception as error:
+        except HANDLER_FAULTS as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [one for one in frames if Path(one.filename).parent.name == "handlers"]
             place = next(

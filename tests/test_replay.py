@@ -116,17 +116,18 @@ def test_what_is_sent_back_later_is_said(make_app):
     assert done.output.splitlines()[1:] == ["success"]
 
 
-def test_a_handler_that_raises_exits_1(make_app, monkeypatch):
+@pytest.mark.parametrize("fault", [LookupError, SystemExit])
+def test_a_handler_that_raises_exits_1(make_app, monkeypatch, fault):
     app = make_app()
     ledger_id = push(app, pushing.image(1))
 
     def broken(message):
-        raise LookupError("no such thing")
+        raise fault("no such thing")
 
     today(monkeypatch, ImageMessage, broken)
     done = replay(app, ledger_id)
     assert done.exit_code == 1
-    assert "LookupError: no such thing" in done.stderr
+    assert f"{fault.__name__}: no such thing" in done.stderr
     assert "test_replay.py:" in done.stderr
     assert not done.stdout
 

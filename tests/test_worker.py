@@ -17,6 +17,7 @@ from app import create_app
 from config import Settings
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Queue
+from storage.tokens import SqlTokenStore
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
 from tests.databases import sqlite_url
@@ -405,6 +406,32 @@ def test_a_crash_while_the_send_was_on_its_way_is_unknown(make_rig):
     assert rig.worker.run_once()
     assert rig.entry(entry).send_state == "unknown"
     assert rig.calls("/cgi-bin/message/custom/send") == {}
+
+
+def test_a_send_whose_token_cannot_be_read_is_sent_later(make_rig, monkeypatch):
+    """It is known not to have left, although it was marked as on its way."""
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    mark, load, times = Queue.mark_sending, SqlTokenStore.load, iter(range(1))
+
+    def marks(queue, send):
+        def away(store):
+            if next(times, None) is None:
+                return load(store)
+            raise DatabaseUnavailableError("the database is away")
+
+        monkeypatch.setattr(SqlTokenStore, "load", away)
+        return mark(queue, send)
+
+    monkeypatch.setattr(Queue, "mark_sending", marks)
+    assert rig.worker.run_once()
+    waiting = rig.entry(entry)
+    assert (waiting.send_state, waiting.send_reason) == ("pending", "the database is away")
+    rig.now += 20
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "sent"
+    assert rig.calls("/cgi-bin/message/custom/send") == {"ok": 1}
 
 
 def test_a_busy_platform_delays_a_send_and_uploads_once(make_rig):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from answers.copies import StoredCopies
 from answers.failures import SEND_REFUSALS, failure
 from storage.deferred import DeferredWork
+from storage.errors import DatabaseUnavailableError
 from storage.queue import Queue, Send
 from wechat import customer_service
 from wechat.client import ApiClient
@@ -49,6 +50,10 @@ class Sends:
                 raise ClaimLostError
             try:
                 customer_service.send(self._client, job.openid, reply)
+            except DatabaseUnavailableError as error:
+                # The access_token could not be read: nothing was sent.
+                self._failures.retry(job, None, str(error))
+                return
             except TransportError as error:
                 if not error.sent:
                     raise
