@@ -74,9 +74,11 @@ freeze: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 
-# A .venv that was left half made, whose Python is gone, or that was made in another folder (its scripts hold the path) is
-# made anew. One that is a link is somebody else's. `make PYTHON=...` makes one of another Python anew too.
-USABLE := $(shell [ -L $(VENV) ] || { [ -x $(BIN)/python ] && { \
+# A .venv that was left half made, whose Python is gone or was replaced by another version (its packages lie in a folder of
+# the old one), or that was made in another folder (its scripts hold the path) is made anew. One that is a link is somebody
+# else's. `make PYTHON=...` makes one of another Python anew too.
+PACKAGES = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+USABLE := $(shell [ -L $(VENV) ] || { [ -x $(BIN)/python ] && [ -d "$(PACKAGES)" ] && { \
   { [ ! -e $(VENV)/.folder ] && [ -e $(VENV)/.run ]; } || [ "$$(cat $(VENV)/.folder 2>/dev/null)" = "$(CURDIR)" ]; }; } && echo yes)
 ifeq ($(origin PYTHON)$(USABLE),command lineyes)
 USABLE := $(shell [ -L $(VENV) ] || [ "$$($(PYTHON) -VV 2>&1)" = "$$($(BIN)/python -VV 2>&1)" ] && echo yes)
@@ -97,7 +99,7 @@ $(VENV)/bin/python:
 # Flask's command line would read .flaskenv and .env of every folder above this one, and run the program named there.
 $(VENV)/.no-dotenv: $(VENV)/bin/python
 	@echo "import os; os.environ.setdefault('FLASK_SKIP_DOTENV', '1')" \
-	  > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/flask_skip_dotenv.pth"
+	  > "$(PACKAGES)/flask_skip_dotenv.pth"
 	@touch $@
 
 $(VENV)/.run: requirements.txt $(VENV)/.no-dotenv

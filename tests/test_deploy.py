@@ -516,9 +516,18 @@ def test_all_pythons_that_are_found_are_used_and_the_others_told(tmp_path):
         (None, [], True),
         ("elsewhere", [".folder", ".no-dotenv", ".run"], True),
         ("gone", [".folder", ".no-dotenv", ".run"], True),
+        ("upgraded", [".folder", ".no-dotenv", ".run"], True),
         ("linked", [".no-dotenv", ".run"], False),
     ],
-    ids=["whole", "of an earlier version", "half made", "of another folder", "its Python is gone", "a link"],
+    ids=[
+        "whole",
+        "of an earlier version",
+        "half made",
+        "of another folder",
+        "its Python is gone",
+        "its Python is newer now",
+        "a link",
+    ],
 )
 @pytest.mark.parametrize("asked", [[], [f"PYTHON={sys.executable}"]], ids=["any Python", "this Python"])
 def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew, asked):
@@ -543,6 +552,9 @@ def venv_is_made_anew(tmp_path, folder, stamps, asked):
     if folder == "linked":
         (project / ".venv").symlink_to(made)
     (made / "bin/python").symlink_to("/nowhere/python" if folder == "gone" else sys.executable)
+    if folder == "upgraded":
+        (made / "pyvenv.cfg").write_text(f"home = {sys.base_prefix}/bin\n")
+        (made / "lib/python3.4/site-packages").mkdir(parents=True)
     for name in stamps:
         (made / name).touch()
     if ".folder" in stamps:
