@@ -84,7 +84,8 @@ ifeq ($(origin PYTHON)$(USABLE),command lineyes)
 USABLE := $(shell [ -L $(VENV) ] || [ "$$($(PYTHON) -VV 2>&1)" = "$$($(BIN)/python -VV 2>&1)" ] && echo yes)
 endif
 ifneq ($(USABLE),yes)
-$(VENV)/bin/python: MADE_ANEW
+# Its python is a link to an old file: that it was made anew does not make it newer than .no-dotenv was.
+$(VENV)/bin/python $(VENV)/.no-dotenv: MADE_ANEW
 MADE_ANEW:
 endif
 

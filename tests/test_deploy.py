@@ -542,6 +542,31 @@ def test_a_venv_of_another_python_than_the_one_asked_for_is_made_anew(tmp_path, 
     assert venv_is_made_anew(tmp_path, "here", [".folder", ".run"], [f"PYTHON={tmp_path / name}"])
 
 
+def test_a_venv_that_is_made_anew_gets_its_packages(tmp_path):
+    for name in "Makefile", "requirements.txt":
+        shutil.copy(ROOT / name, tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    python = tools / "python3"
+    python.write_text(
+        f"""#!/bin/sh
+        case "$*" in
+        *purelib*) echo .venv/lib ;;
+        "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin .venv/lib; ln -s {python} .venv/bin/python ;;
+        "-m pip install"*) touch .venv/lib/installed ;;
+        esac
+        """
+    )
+    python.chmod(0o700)
+    os.utime(python, (0, 0))  # older than all that is made with it
+    environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(["make", ".venv/.run"], cwd=tmp_path, env=environ, check=True, capture_output=True)
+        assert (tmp_path / ".venv/lib/installed").exists()
+        assert (tmp_path / ".venv/lib/flask_skip_dotenv.pth").exists()
+        (tmp_path / ".venv/.folder").write_text("/elsewhere")
+
+
 def venv_is_made_anew(tmp_path, folder, stamps, asked):
     project = tmp_path / "a b 微信"
     project.mkdir()
