@@ -830,7 +830,8 @@ function connect() {
     showLive(false);
     if (feed.readyState !== EventSource.CLOSED) return; // the browser tries again itself
     const answer = await fetch(ofAccount("/sandbox/calls")).catch(() => null);
-    if (answer?.status === 404) location.assign(ofAccount("/")); // the account is gone: that page says so
+    const said = answer?.status === 404 && (await answer.json().catch(() => null)); // another program may be there now
+    if (said?.error_zh) location.assign(ofAccount("/")); // the account is gone: that page says so
     else setTimeout(connect, 2000);
   });
 }
