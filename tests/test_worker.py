@@ -15,6 +15,7 @@ import parts
 from answers.copies import StoredCopies
 from app import create_app
 from config import Settings
+from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Queue
 from storage.tokens import SqlTokenStore
@@ -201,6 +202,29 @@ def test_a_failed_download_leaves_nothing_of_killed_attempts(make_rig, left, end
     assert rig.worker.run_once()
     assert rig.entry(entry).media_state == "failed"
     assert rig.stored_files() == []
+
+
+def test_a_retry_while_a_failed_download_is_tidied_loses_no_file(make_rig, monkeypatch):
+    rig = make_rig()
+    entry = rig.push()
+    other = parts.build(rig.settings, clock=lambda: rig.now, jitter=lambda: 0.5).worker
+    delete_all = DiskStore.delete_all
+
+    def slow(store, stems):
+        monkeypatch.setattr(DiskStore, "delete_all", delete_all)
+        rig.heal()
+        rig.parts.queue.retry([entry.id], rig.now)
+        other.run_once()
+        return delete_all(store, stems)
+
+    monkeypatch.setattr(DiskStore, "delete_all", slow)
+    rig.fault(errcode=40007, errmsg="?")
+    assert rig.worker.run_once()
+    now = rig.entry(entry)
+    assert rig.stored_files() == ([now.media_key] if now.media_state == "stored" else [])
+    rig.parts.queue.retry([entry.id], rig.now)
+    rig.worker.run_once()
+    assert rig.stored_files() == [rig.entry(entry).media_key]
 
 
 def test_who_lost_the_claim_deletes_nothing(make_rig):

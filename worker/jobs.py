@@ -18,6 +18,10 @@ from wechat import media
 
 log = logging.getLogger(__name__)
 
+DELETION_SECONDS = (
+    60.0  # for what a failed download left; the heartbeat renews the claim, if that takes longer
+)
+
 
 class StoppedError(Exception):
     """The process was told to stop: give the work back."""
@@ -69,11 +73,11 @@ class Failures:
         return True
 
     def fail(self, job: Job, code: int | None, reason: str) -> None:
-        """Marks the job as failed for good, and deletes what killed attempts at a download left in the store."""
+        """Deletes what killed attempts at a download left in the store, and marks the job as failed for good."""
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
-        failed = self._queue.mark_failed(job, code, reason, self._clock())
-        # Only who holds the claim may delete: after a lost one, another attempt's file may be the stored one. An older
-        # attempt that still writes cannot finish without its unfinished file, or finds the row failed.
-        if failed and isinstance(job, Download):
+        # While the claim is held: a failed row may be retried, and then another attempt's file may be the stored one.
+        # An older attempt that still writes cannot finish without its unfinished file.
+        if isinstance(job, Download) and self._queue.extend(job, self._clock(), DELETION_SECONDS):
             delete = partial(self._files.delete_all, [job.stem])
             try_step("what a failed download left cannot be deleted", delete, ledger_id=job.id)
+        self._queue.mark_failed(job, code, reason, self._clock())
