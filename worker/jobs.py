@@ -18,9 +18,8 @@ from wechat import media
 
 log = logging.getLogger(__name__)
 
-DELETION_SECONDS = (
-    60.0  # for what a failed download left; the heartbeat renews the claim, if that takes longer
-)
+# For what a failed download left. If that takes longer, the heartbeat renews the claim.
+DELETION_SECONDS = 60.0
 
 
 class StoppedError(Exception):
