@@ -211,6 +211,7 @@ class _Forked(subprocess.Popen):
 
     def __init__(self, command, *, cwd, env, **options):
         def act():
+            subprocess.Popen = _Forked.__base__  # what the bot starts itself is no child of run.py
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # its parent waits for that too
             for number in signal.valid_signals():
                 if callable(signal.getsignal(number)):
