@@ -215,9 +215,8 @@ def assert_accessible(page):
     """axe-core finds nothing: contrast, labels, roles, structure."""
     if not page.evaluate("'axe' in window"):
         session = page.context.new_cdp_session(page)
-        session.send(
-            "Runtime.evaluate", {"expression": _AXE}
-        )  # half the work of page.evaluate(), for so long a script
+        # Half the work of page.evaluate(), for so long a script.
+        session.send("Runtime.evaluate", {"expression": _AXE})
         session.detach()
     page.evaluate(_ANIMATIONS_END)  # what fades in has another contrast meanwhile
     violations = page.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
