@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar, cast
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Dialect, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -545,7 +546,8 @@ def _several_servers(url: str) -> URL | None:
     servers = [_SERVER.fullmatch(server) for server in found[2].split(",")]
     if None in servers:
         raise ValueError
-    hosts = ",".join(one["address"] or one["name"] for one in servers if one)
+    # A socket's folder is written with %2F.
+    hosts = ",".join(unquote(one["address"] or one["name"]) for one in servers if one)
     ports = ",".join(one["port"] or "" for one in servers if one)
     address = make_url(found[1] + found[3])
     given = {"target_session_attrs": "read-write", "host": hosts, "port": ports}
