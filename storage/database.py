@@ -511,7 +511,7 @@ def connect(
 def _address(url: str) -> URL:
     """The URL with the driver that is installed. A message never shows the URL: it may hold a password."""
     try:
-        address = _several_servers(url) or make_url(url)
+        address = _postgresql_address(url) if url.startswith("postgresql") else make_url(url)
     except (ArgumentError, ValueError):
         address = None
     kind = address.get_backend_name() if address is not None else ""
@@ -535,23 +535,23 @@ _POSTGRESQL_URL = re.compile(r"([^:/]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", 
 _SERVER = re.compile(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
 
 
-def _several_servers(url: str) -> URL | None:
-    """A URL that names a primary and its standbys, as PostgreSQL's own programs take it; None when it names one server.
+def _postgresql_address(url: str) -> URL:
+    """Its servers are options of the connection: a primary and its standbys, as PostgreSQL's own programs take them.
 
-    Unless it says otherwise, the server that can be written is looked for. Raises ValueError.
+    Of several, unless the URL says otherwise, the one that can be written is looked for. Raises ValueError.
     """
     found = _POSTGRESQL_URL.fullmatch(url)
-    if found is None or "," not in found[2]:
-        return None
-    servers = [_SERVER.fullmatch(server) for server in found[2].split(",")]
-    if None in servers:
+    servers = [_SERVER.fullmatch(server) for server in found[2].split(",")] if found else [None]
+    if found is None or None in servers:
         raise ValueError
-    # A socket's folder is written with %2F.
-    hosts = ",".join(unquote(one["address"] or one["name"]) for one in servers if one)
-    ports = ",".join(one["port"] or "" for one in servers if one)
+    given = {
+        # A socket's folder is written with %2F.
+        "host": ",".join(unquote(one["address"] or one["name"]) for one in servers if one),
+        "port": ",".join(one["port"] or "" for one in servers if one),
+        "target_session_attrs": "read-write" if len(servers) > 1 else "",
+    }
     address = make_url(found[1] + found[3])
-    given = {"target_session_attrs": "read-write", "host": hosts, "port": ports}
-    return address.set(query={**given, **address.query})
+    return address.set(query={name: value for name, value in given.items() if value} | address.query)
 
 
 def _revision(connection: Connection) -> str | None:

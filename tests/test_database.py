@@ -172,9 +172,10 @@ class TestConnect:
     def test_of_several_servers_takes_one_that_is_there(self, silent_proxy, opened):
         opened(silent_proxy.url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1")).check()
 
-    def test_of_several_servers_takes_a_folder_of_a_socket(self, postgresql, postgresql_url, opened):
+    @pytest.mark.parametrize("others", ["", "127.0.0.1:1,"], ids=["alone", "one of several"])
+    def test_takes_a_folder_of_a_socket(self, postgresql, postgresql_url, opened, others):
         name, host = urlsplit(postgresql_url).path, quote(postgresql.host, safe="")
-        opened(f"postgresql://postgres@127.0.0.1:1,{host}{name}").check()
+        opened(f"postgresql://postgres@{others}{host}{name}").check()
 
     def test_names_each_of_several_servers_that_are_away(self):
         with pytest.raises(DatabaseUnavailableError, match=r"port 1 .*port 2 .*DATABASE_URL") as caught:
