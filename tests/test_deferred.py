@@ -198,15 +198,13 @@ def test_what_changes_both_rows_locks_the_message_first(postgresql_url, step):
     """As an answer does: the other order is a deadlock, which PostgreSQL ends after a second. That is too long."""
     database = connect(postgresql_url)
     ledger = Ledger(database, APPID)
-    works, queue, purge_rows = (
-        DeferredWork(database, ledger, APPID),
-        Queue(database, APPID),
-        PurgeRows(database, APPID),
-    )
+    works = DeferredWork(database, ledger, APPID)
     recorded, work = works.record(text(), NOW, LEASE)
     if step == "retry":
         works.finish(work, None, NOW, reason="failed")
-    here = SimpleNamespace(works=works, work=work, queue=queue, purge_rows=purge_rows)
+    here = SimpleNamespace(
+        works=works, work=work, queue=Queue(database, APPID), purge_rows=PurgeRows(database, APPID)
+    )
     waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
     locked = threading.Event()
 
