@@ -339,8 +339,9 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """More than there are cores: half of the time is spent waiting, for processes, leases and time-outs."""
-    return (os.cpu_count() or 1) + 2
+    """More than there are cores: much time is spent waiting, for processes, leases and time-outs. The modules that wait
+    most are three groups, waits-1 to waits-3: each is one worker's, and the other workers have the cores meanwhile."""
+    return (os.cpu_count() or 1) + 3
 
 
 def pytest_make_parametrize_id(config, val, argname):

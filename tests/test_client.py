@@ -13,6 +13,8 @@ from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, sel
 from wechat.client import ApiClient, Timeouts
 from wechat.errors import ApiError, InvalidTokenError, TransportError
 
+pytestmark = pytest.mark.xdist_group("waits-3")
+
 TOKEN = "57_secretAccessToken-of-realistic_look" * 4
 SECRET = "0123456789abcdef0123456789abcdef"
 QUICK = Timeouts(connect=0.5, read=0.3, host=0.6, call=5)

@@ -30,6 +30,8 @@ from tests.conftest import eventually
 from tests.prepared import Talking
 from wechat.messages import parse_message
 
+pytestmark = pytest.mark.xdist_group("waits-1")
+
 ROOT = Path(__file__).parent.parent
 NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 

@@ -33,6 +33,8 @@ from tests.test_flow import calls, chat, control
 from wechat.messages import parse_message
 from wechat.replies import TextReply, parse_reply, render_reply
 
+pytestmark = pytest.mark.xdist_group("waits-1")
+
 NOW = 1_800_000_000.0
 LEASE = 15.0
 MSG_IDS = itertools.count(70_000)

@@ -31,6 +31,8 @@ from wechat.access_token import EMPTY
 from wechat.messages import parse_message
 from wechat.signature import sign
 
+pytestmark = pytest.mark.xdist_group("waits-2")
+
 CHECKS = ["settings", "database", "media", "token", "platform", "callback", "clock", "worker", "disk"]
 OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
 SECRETS = [THROWAWAY.appsecret, THROWAWAY.token, THROWAWAY.aes_key, OTHER_KEY]

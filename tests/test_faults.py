@@ -43,6 +43,8 @@ from tests.stub_platform import StubPlatform, drip, hang, raw, reply
 from tests.test_database import Proxy
 from tests.test_flow import calls, chat, control, entries, files, send, stored
 
+pytestmark = pytest.mark.xdist_group("waits-2")
+
 OTHER_KEY = "Zt4mQ9sVb2LxK7eWc1RyU8nHj5PaDf3GoI6TqSkXwEM"
 MEDIA_GET = "/cgi-bin/media/get"
 STABLE_TOKEN = "/cgi-bin/stable_token"

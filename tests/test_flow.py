@@ -13,6 +13,8 @@ import requests
 import parts
 from tests.conftest import FAN, ROOT, eventually
 
+pytestmark = pytest.mark.xdist_group("waits-3")
+
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
 BIG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + os.urandom(10 * 1024 * 1024 - 11)

@@ -25,6 +25,8 @@ from wechat.access_token import AccessToken
 from wechat.client import ApiClient
 from wechat.token_sources import StableTokenSource
 
+pytestmark = pytest.mark.xdist_group("waits-3")
+
 # Waits for a line, then makes 20 calls at once with the shared token; prints how many succeeded.
 TWENTY_CALLS = """
 import os, sys

@@ -16,6 +16,8 @@ from tests.conftest import ACCOUNT, eventually
 from tests.databases import sqlite_url
 from tests.test_flow import control, send, stored
 
+pytestmark = pytest.mark.xdist_group("waits-3")
+
 METRICS = {
     "wechat_deliveries_total",
     "wechat_duplicates_total",

@@ -22,6 +22,8 @@ from tests.test_flow import calls, chat, control, entries, files, send, stored
 from wechat.messages import parse_message
 from wechat.replies import VideoReply
 
+pytestmark = pytest.mark.xdist_group("waits-2")
+
 # A second of H.264, recorded from a canvas in Chromium.
 FILM = (ROOT / "tests" / "samples" / "film.mp4").read_bytes()
 SHA256 = hashlib.sha256(FILM).hexdigest()

@@ -19,6 +19,8 @@ from tests.conftest import ROOT, Process, clean_environ, eventually, free_port
 from tests.test_deferred import Slow, verdicts
 from tests.test_flow import control, entries, send, stored
 
+pytestmark = pytest.mark.xdist_group("waits-3")
+
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: bot\r\n\r\n"
 
 

@@ -27,6 +27,8 @@ from wechat import client
 from worker import downloads
 from worker.jobs import Failures
 
+pytestmark = pytest.mark.xdist_group("waits-1")
+
 PHOTO = ROOT / "sandbox" / "photos" / "grace_hopper.jpg"
 SHA256 = hashlib.sha256(PHOTO.read_bytes()).hexdigest()
 AMR = b"#!AMR\n" + bytes(range(256)) * 20

@@ -10,6 +10,8 @@ from tests import prepared
 from tests.conftest import clean_environ, eventually
 from tests.test_flow import control, send, stored
 
+pytestmark = pytest.mark.xdist_group("waits-1")
+
 
 @pytest.fixture
 def workers(sandbox, make_bot):
