@@ -39,7 +39,7 @@ EVENT = SubscribeEvent(
 )
 
 # A busy machine is no failure.
-unhurried = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # With surrogates: a query or a handler may hold them.
 any_text = st.text(st.characters())
