@@ -239,6 +239,18 @@ def temporary(tmp_path):
     return given
 
 
+def test_a_process_that_has_only_just_made_its_file_of_counters_disturbs_no_scrape(
+    sandbox, make_bot, temporary
+):
+    bot = make_bot(sandbox)
+    folders = temporary(bot)
+    bot.web()
+    (folder,) = folders()
+    (folder / "counter_1-0.db").touch()
+    send(sandbox)
+    assert scrape(bot)['wechat_deliveries_total{type="image"}'] == 1
+
+
 def test_counters_whose_folder_was_cleaned_away_end_nothing(sandbox, make_bot, temporary):
     bot = make_bot(sandbox)
     folders = temporary(bot)

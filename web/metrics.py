@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, values
+from prometheus_client import REGISTRY, Counter, Histogram, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -84,13 +84,7 @@ class Counted(Collector):
     """What all web processes have counted. The label `account` is only there if there are several accounts."""
 
     def collect(self) -> Iterable[Metric]:
-        counted = REGISTRY
-        if FOLDER:
-            with suppress(OSError):  # prometheus_client reports a missing folder itself
-                os.makedirs(FOLDER, mode=0o700, exist_ok=True)
-            counted = CollectorRegistry()
-            MultiProcessCollector(counted, FOLDER)  # type: ignore[no-untyped-call]
-        for metric in counted.collect():
+        for metric in _of_all_processes(FOLDER) if FOLDER else REGISTRY.collect():
             metric.samples = [
                 sample._replace(
                     labels={name: text for name, text in sample.labels.items() if name != "account"}
@@ -100,3 +94,12 @@ class Counted(Collector):
                 for sample in metric.samples
             ]
             yield metric
+
+
+def _of_all_processes(folder: str) -> Iterable[Metric]:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with os.scandir(folder) as found:
+        # A file that a process has only just made is still empty, and prometheus_client fails at it.
+        files = [one.path for one in found if one.name.endswith(".db") and one.stat().st_size]
+    merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+    return merged
