@@ -7,6 +7,7 @@ own, against the sandbox. Every process is ended by its pid.
 import gc
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,6 +97,13 @@ def missing(what):
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(f"{NOT_TRIED}{what}")
+
+
+def needs_curl():
+    if shutil.which("curl") is None:
+        missing(
+            "Commands of the documents and of the phone page need curl (on Debian or Ubuntu: apt-get install curl)"
+        )
 
 
 def free_port(neighbours=0):
@@ -321,6 +329,9 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         # As Ctrl-C: the fixtures end what they have started.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # Under nohup: the tests go on, and what they start gets the signal as on a terminal.
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_finish():

@@ -22,7 +22,7 @@ from tests.browser import (
     same_pixels,
     tab_to,
 )
-from tests.conftest import ACCOUNT, ROOT, eventually, free_port
+from tests.conftest import ACCOUNT, ROOT, eventually, free_port, needs_curl
 from tests.serving import serving
 from tests.test_accounts import THREE
 
@@ -493,6 +493,7 @@ def test_a_menu_message_is_answered_by_a_tap(page, phone):
 
 
 def test_a_push_is_sent_again_edited_copied_and_saved(phone, open_page):
+    needs_curl()
     page = open_page(phone.url, permissions=["clipboard-read", "clipboard-write"])
     page.get_by_label("Mode").select_option("plain")
     page.get_by_label("Message").fill(r"it's one in C:\x64")

@@ -20,7 +20,7 @@ from app import create_app
 from commands import COMMANDS
 from config import NAMES, Settings, known_names
 from tests import prepared
-from tests.conftest import ACCOUNT, ROOT, Process, clean_environ, eventually, free_port
+from tests.conftest import ACCOUNT, ROOT, Process, clean_environ, eventually, free_port, needs_curl
 from tests.databases import sqlite_url
 from tests.project import copy, sandbox_settings
 from tests.test_layers import ALLOWED
@@ -559,6 +559,8 @@ def test_make_run_shows_what_the_readme_shows(readme, project):
 def test_every_command_shown_runs(path, project):
     for language, text, to_be_run in blocks(path):
         if language == "sh" and to_be_run:
+            if "curl" in text:
+                needs_curl()
             for done in project.sh(text):
                 assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
                 assert '"error"' not in done.stdout, done.stdout
