@@ -18,12 +18,12 @@ from config import Settings
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Queue
-from storage.tokens import SqlTokenStore
 from tests import pushing
 from tests.conftest import ACCOUNT, FAN, ROOT, eventually
 from tests.databases import sqlite_url
 from tests.serving import serving
 from wechat import client
+from wechat.access_token import AccessToken
 from worker import downloads
 from worker.jobs import Failures
 
@@ -436,30 +436,52 @@ def test_a_crash_while_the_send_was_on_its_way_is_unknown(make_rig):
     assert rig.calls("/cgi-bin/message/custom/send") == {}
 
 
-def test_a_send_whose_token_cannot_be_read_is_sent_later(make_rig, monkeypatch):
+def test_a_crash_while_the_token_of_a_send_is_read_loses_nothing(make_rig, monkeypatch):
+    rig = make_rig(ECHO_VIA="upload")
+    entry = rig.push()
+    assert rig.worker.run_once()
+    mark_uploaded = Queue.mark_uploaded
+
+    class Killed(BaseException):
+        """As of kill -9: nothing is done after it."""
+
+    with monkeypatch.context() as patch:
+
+        def killed(token):
+            raise Killed
+
+        def marks(queue, send, media_id):
+            patch.setattr(AccessToken, "get", killed)
+            return mark_uploaded(queue, send, media_id)
+
+        patch.setattr(Queue, "mark_uploaded", marks)
+        with pytest.raises(Killed):
+            rig.worker.run_once()
+    rig.now += 20
+    assert rig.worker.run_once()
+    assert rig.entry(entry).send_state == "sent"
+    assert rig.calls("/cgi-bin/message/custom/send") == {"ok": 1}
+
+
+def test_a_send_whose_refused_token_cannot_be_replaced_is_sent_later(make_rig, monkeypatch):
     """It is known not to have left, although it was marked as on its way."""
     rig = make_rig(ECHO_VIA="upload")
     entry = rig.push()
     assert rig.worker.run_once()
-    mark, load, times = Queue.mark_sending, SqlTokenStore.load, iter(range(1))
+    rig.fault("/cgi-bin/message/custom/send", times=1, errcode=40001, errmsg="invalid credential")
 
-    def marks(queue, send):
-        def away(store):
-            if next(times, None) is None:
-                return load(store)
-            raise DatabaseUnavailableError("the database is away")
+    def away(token, stale):
+        raise DatabaseUnavailableError("the database is away")
 
-        monkeypatch.setattr(SqlTokenStore, "load", away)
-        return mark(queue, send)
-
-    monkeypatch.setattr(Queue, "mark_sending", marks)
-    assert rig.worker.run_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(AccessToken, "replace", away)
+        assert rig.worker.run_once()
     waiting = rig.entry(entry)
     assert (waiting.send_state, waiting.send_reason) == ("pending", "the database is away")
     rig.now += 20
     assert rig.worker.run_once()
     assert rig.entry(entry).send_state == "sent"
-    assert rig.calls("/cgi-bin/message/custom/send") == {"ok": 1}
+    assert rig.calls("/cgi-bin/message/custom/send") == {"40001": 1, "ok": 1}
 
 
 def test_a_busy_platform_delays_a_send_and_uploads_once(make_rig):

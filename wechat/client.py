@@ -99,6 +99,10 @@ class ApiClient:
         other._token = token
         return other
 
+    def with_token_read(self) -> ApiClient:
+        """The same, whose calls begin with the token of now. Raises what reading it raises: nothing was sent then."""
+        return self.with_token(self._token and _ReadToken(self._token))
+
     def call(
         self,
         method: str,
@@ -223,6 +227,16 @@ class ApiClient:
         """The hosts to try, in order. A host that failed comes last for a minute."""
         now = self._clock()
         return sorted(self._bases, key=lambda base: self._down_until.get(base, now) > now)
+
+
+class _ReadToken:
+    """A CurrentToken that was read when this was made."""
+
+    def __init__(self, token: CurrentToken) -> None:
+        self._value, self.replace = token.get(), token.replace
+
+    def get(self) -> str:
+        return self._value
 
 
 def _deadline(timeout: Timeouts, seconds: float) -> Deadline:

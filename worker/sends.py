@@ -1,7 +1,7 @@
 """Sends what fans still have to get, by customer-service message: the result of deferred work, or a stored copy.
 
-Knows the order: upload, mark as sending, send, mark the result. A request that may have arrived is never repeated. Must
-not know threads, leases or SQL.
+Knows the order: upload, read the access_token, mark as sending, send, mark the result. A request that may have arrived
+is never repeated. Must not know threads, leases or SQL.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class Sends:
             return
         try:
             reply = self._message_for(job)
+            # Before the mark: it may take long, and who dies meanwhile has sent nothing.
+            client = self._client.with_token_read()
             if not self._queue.mark_sending(job):
                 raise ClaimLostError
             try:
-                customer_service.send(self._client, job.openid, reply)
+                customer_service.send(client, job.openid, reply)
             except DatabaseUnavailableError as error:
-                # The access_token could not be read: nothing was sent.
+                # The platform refused the access_token, and no other could be read: nothing was sent.
                 self._failures.retry(job, None, str(error))
                 return
             except TransportError as error:
