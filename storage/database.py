@@ -126,6 +126,7 @@ class Database:
         def connect(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
             if self._file is not None:
                 return self._file.connect()
+            from psycopg import OperationalError
             from psycopg.conninfo import make_conninfo
 
             from storage.postgresql import Connection as PostgresqlConnection
@@ -136,7 +137,10 @@ class Database:
                 for name, value in self._address.query.items()
             }
             others = {name: value for name, value in options.items() if name not in own}
-            return PostgresqlConnection.connect(make_conninfo(**own), **others | _POSTGRESQL_OPTIONS)
+            try:
+                return PostgresqlConnection.connect(make_conninfo(**own), **others | _POSTGRESQL_OPTIONS)
+            except UnicodeError:  # Python looks names up, and refuses one with an empty or a too long part
+                raise OperationalError("a host has a name that no host can have") from None
 
         if not self.is_sqlite:
 

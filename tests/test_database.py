@@ -190,6 +190,12 @@ class TestConnect:
             connect(f"postgresql://bot:hush@{servers}/bot?sslmod=require", wait=0.1)
         assert "hush" not in str(caught.value)
 
+    @pytest.mark.parametrize("name", ["db..example.com", "a" * 64], ids=["two dots", "too long"])
+    def test_says_that_a_name_is_no_hosts(self, name):
+        with pytest.raises(DatabaseUnavailableError, match=r"host .*DATABASE_URL") as caught:
+            connect(f"postgresql://bot:hush@{name}/bot", wait=0.1)
+        assert "hush" not in str(caught.value)
+
     def test_shows_nothing_of_a_password_with_a_comma(self):
         with pytest.raises(DatabaseUnavailableError, match="port 1 ") as caught:
             connect("postgresql://bot:hush,hush/x@127.0.0.1:1/bot", wait=0.1)
