@@ -223,8 +223,7 @@ class DeferredReplies:
                         "a stored copy cannot be uploaded yet",
                         extra={"ledger_id": work.id, "code": code, "reason": reason},
                     )
-                    now = self._clock()
-                    self._works.put_off(work, now, failed.try_at, code, reason, reply=result, memory=memory)
+                    self._works.put_off(work, failed.try_at, code, reason, reply=result, memory=memory)
                     return
                 result = None
                 log.error(

@@ -209,7 +209,7 @@ class DeferredWork:
             if row is None or done.rowcount != 1:
                 return False
             if memory is not None:
-                replace_in_transaction(self._memories, connection, row.sender, memory, now)
+                replace_in_transaction(self._memories, connection, row.sender, memory, work.received_at)
             values: dict[str, Any] = {}
             if reason is not None:
                 values = failed_send(code, reason, now)
@@ -294,7 +294,6 @@ class DeferredWork:
     def put_off(
         self,
         work: Work,
-        now: float,
         due: float,
         code: int | None,
         reason: str,
@@ -323,7 +322,7 @@ class DeferredWork:
                 update(messages).where(messages.c.id == work.id).values(send_code=code, send_reason=reason)
             )
             if memory is not None:
-                replace_in_transaction(self._memories, connection, row.sender, memory, now)
+                replace_in_transaction(self._memories, connection, row.sender, memory, work.received_at)
             return True
 
         return self._database.transact(keep)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, case, select, update
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded, find_in_transaction, insert_in_transaction
@@ -95,17 +95,23 @@ def change_in_transaction(
 
 
 def replace_in_transaction(
-    kept: Memories, connection: Connection, openid: str, memory: str, now: float
+    kept: Memories, connection: Connection, openid: str, memory: str, received_at: float
 ) -> None:
-    """What is known of the fan from now on, whatever it was before; inside the caller's transaction."""
+    """What is known of the fan from now on, whatever it was before; inside the caller's transaction. `received_at` is
+    the message's: a purge of that message takes the memory along, however late the work ended."""
     new = kept._database.insert(memories).values(
-        appid=kept._appid, sender=openid, memory=memory, version=1, changed_at=now
+        appid=kept._appid, sender=openid, memory=memory, version=1, changed_at=received_at
     )
+    changed_at = memories.c.changed_at
     # One statement: with two, another piece of work of this fan could write its first memory in between.
     connection.execute(
         new.on_conflict_do_update(
             index_elements=[memories.c.appid, memories.c.sender],
-            set_={"memory": memory, "version": memories.c.version + 1, "changed_at": now},
+            set_={
+                "memory": memory,
+                "version": memories.c.version + 1,
+                "changed_at": case((changed_at > received_at, changed_at), else_=received_at),
+            },
         )
     )
 

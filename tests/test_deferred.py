@@ -188,7 +188,7 @@ def test_a_purge_takes_the_work_along(purge_rows, works):
 
 
 STEPS_OF_TWO_ROWS = {
-    "put off": lambda here: here.works.put_off(here.work, NOW, NOW + 1, None, "not stored", reply=result()),
+    "put off": lambda here: here.works.put_off(here.work, NOW + 1, None, "not stored", reply=result()),
     "finish": lambda here: here.works.finish(here.work, result(), NOW),
     "purge": lambda here: here.purge_rows.purge(NOW, fan=FAN),
     "retry": lambda here: here.queue.retry([here.work.id], NOW),

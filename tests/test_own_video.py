@@ -216,7 +216,7 @@ def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
     assert queue.mark_stored(download, STORED, NOW)
     (work,) = works.claim(NOW, 15, 10)
     assert (work.id, work.media_key) == (recorded.id, STORED.key)
-    assert works.put_off(work, NOW, NOW + 5, 45009, "quota", reply=OWN)
+    assert works.put_off(work, NOW + 5, 45009, "quota", reply=OWN)
     assert works.claim(NOW + 4, 15, 10) == []
     (work,) = works.claim(NOW + 5, 15, 10)
     assert work.attempt == 1, "what was put off did not take its process down"
@@ -230,7 +230,7 @@ def test_nobody_gets_the_work_before_the_file_is_stored(ledger, queue, works):
 def test_work_that_answers_with_a_film_not_stored_yet_runs_once(database, ledger, works):
     message = video()
     _, work = works.record(message, NOW, 15)
-    assert works.put_off(work, NOW, NOW + 1, None, "not stored yet", reply=OWN, memory='{"films":1}')
+    assert works.put_off(work, NOW + 1, None, "not stored yet", reply=OWN, memory='{"films":1}')
     assert Memories(database, ledger, APPID).read(message.from_user_name).json == '{"films":1}'
     (again,) = works.claim(NOW + 1, 15, 10)
     assert again.reply == OWN, "only the upload is left to be done"

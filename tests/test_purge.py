@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.deferred import DeferredWork
 from storage.disk import DiskStore
 from storage.memories import Change, Memories, StoredMemory
 from storage.purge import Purge, Purged
@@ -219,6 +220,31 @@ def test_a_fan_is_forgotten_together_with_the_event_that_asks_for_it(
     Purge(purge_rows, store, thumbnails, after(2)).forget_unsubscribed(NOW)
     assert purge_rows.unsubscribed() == []
     assert memories.read(FAN) == StoredMemory()
+
+
+def test_what_work_remembers_after_its_fan_unsubscribed_is_forgotten_too(
+    database, ledger, purge_rows, store, thumbnails
+):
+    memories, works = Memories(database, ledger, APPID), DeferredWork(database, ledger, APPID)
+    _, work = works.record(parse_message(pushing.text(1).encode()), NOW, 15)
+    gone = pushing.message(MsgType="event", Event="unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW + 10)
+    assert works.finish(work, None, NOW + 20, memory='{"step":1}')
+    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW + 60) == 1
+    assert memories.read(FAN) == StoredMemory()
+
+
+def test_what_a_fan_who_came_back_made_be_remembered_stays(database, ledger, purge_rows, store, thumbnails):
+    """Also if work of before writes it once more."""
+    memories, works = Memories(database, ledger, APPID), DeferredWork(database, ledger, APPID)
+    _, work = works.record(parse_message(pushing.text(1).encode()), NOW, 15)
+    gone = pushing.message(MsgType="event", Event="unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW + 10)
+    back, change = parse_message(pushing.text(2).encode()), Change(StoredMemory(), '{"step":1}')
+    memories.record(back, None, NOW + 15, change, send_back=False)
+    assert works.finish(work, None, NOW + 20, memory='{"step":2}')
+    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW + 60) == 1
+    assert memories.read(FAN).json == '{"step":2}'
 
 
 def test_a_stop_between_two_accounts_ends_the_round():
