@@ -155,7 +155,7 @@ def _of_account(
     copies = StoredCopies(client, files)
     memories = Memories(database, ledger, appid)
     works = DeferredWork(database, ledger, appid)
-    failures = Failures(queue, files, clock, jitter)
+    failures = Failures(queue, files, lease_seconds=settings.lease_seconds, clock=clock, jitter=jitter)
     reply_log = ReplyLog(ledger)
     chores = Chores(
         settings.account,

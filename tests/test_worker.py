@@ -229,13 +229,37 @@ def test_a_retry_while_a_failed_download_is_tidied_loses_no_file(make_rig, monke
     assert rig.stored_files() == [rig.entry(entry).media_key]
 
 
+def test_nobody_takes_a_failed_download_while_it_is_tidied(make_rig, monkeypatch):
+    """The claim is renewed after a third of LEASE_SECONDS, and has to last until then."""
+    rig = make_rig(LEASE_SECONDS="600")
+    entry = rig.push()
+    other = parts.build(rig.settings, clock=lambda: rig.now, jitter=lambda: 0.5).worker
+    delete_all, taken = DiskStore.delete_all, []
+
+    def slow(store, stems):
+        monkeypatch.setattr(DiskStore, "delete_all", delete_all)
+        rig.heal()
+        rig.now += 199
+        taken.append(other.run_once())
+        return delete_all(store, stems)
+
+    monkeypatch.setattr(DiskStore, "delete_all", slow)
+    rig.fault(errcode=40007, errmsg="?")
+    assert rig.worker.run_once()
+    assert taken == [False]
+    assert rig.entry(entry).media_state == "failed"
+
+
 def test_who_lost_the_claim_deletes_nothing(make_rig):
     rig = make_rig()
     entry = rig.push()
     (lost,) = rig.parts.queue.claim_downloads(rig.now, 15)
     rig.now += 16
     assert rig.worker.run_once()
-    Failures(rig.parts.queue, rig.parts.files, lambda: rig.now, lambda: 0.5).fail(lost, None, "too late")
+    failures = Failures(
+        rig.parts.queue, rig.parts.files, lease_seconds=15, clock=lambda: rig.now, jitter=lambda: 0.5
+    )
+    failures.fail(lost, None, "too late")
     assert rig.stored_files() == [rig.entry(entry).media_key]
 
 

@@ -18,7 +18,7 @@ from wechat import media
 
 log = logging.getLogger(__name__)
 
-# For what a failed download left. If that takes longer, the heartbeat renews the claim.
+# For what a failed download left, or the lease if that is longer. If it takes longer, the heartbeat renews the claim.
 DELETION_SECONDS = 60.0
 
 
@@ -42,9 +42,16 @@ class Failures:
     """Notes in the ledger that a job did not succeed."""
 
     def __init__(
-        self, queue: Queue, files: FileStore, clock: Callable[[], float], jitter: Callable[[], float]
+        self,
+        queue: Queue,
+        files: FileStore,
+        *,
+        lease_seconds: float,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self._queue, self._files = queue, files
+        self._deletion_seconds = max(DELETION_SECONDS, lease_seconds)
         self._clock, self._jitter = clock, jitter
 
     def retry(self, job: Job, code: int | None, reason: str, not_before: float = 0.0) -> None:
@@ -76,7 +83,7 @@ class Failures:
         log.error("failed for good", extra={"ledger_id": job.id, "code": code, "reason": reason})
         # While the claim is held: a failed row may be retried, and then another attempt's file may be the stored one.
         # An older attempt that still writes cannot finish without its unfinished file.
-        if isinstance(job, Download) and self._queue.extend(job, self._clock(), DELETION_SECONDS):
+        if isinstance(job, Download) and self._queue.extend(job, self._clock(), self._deletion_seconds):
             delete = partial(self._files.delete_all, [job.stem])
             try_step("what a failed download left cannot be deleted", delete, ledger_id=job.id)
         self._queue.mark_failed(job, code, reason, self._clock())
