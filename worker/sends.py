@@ -46,7 +46,7 @@ class Sends:
             return
         try:
             reply = self._message_for(job)
-            # Before the mark: it may take long, and who dies meanwhile has sent nothing.
+            # Before the mark: this may take long, and a process that dies meanwhile has sent nothing.
             client = self._client.with_token_read()
             if not self._queue.mark_sending(job):
                 raise ClaimLostError
