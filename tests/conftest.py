@@ -335,12 +335,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """The libraries and the tests stay to the end: what is collected need not be looked through again and again.
-
-    Nor what a test makes, after each 700 objects: a tenth of the time of a test process.
-    """
-    gc.collect()
-    gc.freeze()
+    """Garbage is looked for less often than after each 700 objects: a tenth of the time of a test process."""
     gc.set_threshold(20_000, 20, 100)
 
 
