@@ -37,7 +37,7 @@ from storage.models import (
     works,
 )
 from storage.states import SendState
-from wechat.messages import Message
+from wechat.messages import Message, UnsubscribeEvent
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,8 @@ def _values(
         "sender": message.from_user_name,
         "appid": ledger._appid,
         "msg_type": message.msg_type,
-        "event": getattr(message, "event", None),
+        # One spelling, by which the fans who left are found: the names of events may be written in any case.
+        "event": "unsubscribe" if isinstance(message, UnsubscribeEvent) else getattr(message, "event", None),
         "msg_id": None if message.msg_id is None else str(message.msg_id),
         "create_time": message.create_time or int(now),
         "received_at": now,

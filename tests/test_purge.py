@@ -247,6 +247,14 @@ def test_what_a_fan_who_came_back_made_be_remembered_stays(database, ledger, pur
     assert memories.read(FAN).json == '{"step":2}'
 
 
+def test_a_fan_is_forgotten_however_the_event_is_spelled(ledger, purge_rows, store, thumbnails):
+    ledger.record(parse_message(pushing.text(1).encode()), None, NOW)
+    gone = pushing.message(MsgType="event", Event="Unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW)
+    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW) == 1
+    assert ledger.newest(10) == []
+
+
 def test_a_stop_between_two_accounts_ends_the_round():
     stop, tidied = threading.Event(), []
 
