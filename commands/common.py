@@ -5,6 +5,7 @@ Must not know any command.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ def fail_without_settings(error: SettingsError) -> NoReturn:
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Turns expected errors into one line with a hint, and exit code 1."""
+    token_log = logging.getLogger("wechat.access_token")
+    token_log.addFilter(_is_no_warning)
     try:
         yield
     except WeChatError as error:
@@ -108,6 +111,13 @@ def errors_in_one_line() -> Iterator[None]:
         fail(error)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    finally:
+        token_log.removeFilter(_is_no_warning)
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    """Why there is no access_token is the command's own line already: the log would say it a second time."""
+    return record.levelno != logging.WARNING
 
 
 def show_json(value: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def test_a_refused_token_is_one_line_with_its_hint(sandbox, bot):
     trouble = failed(bot.flask("token", "show"))
     assert "203.0.113.7" in trouble
     assert "白名单" in trouble
+    assert len(trouble.splitlines()) == 1
 
 
 def test_media_up_and_down_again(sandbox, bot, tmp_path):
