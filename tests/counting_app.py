@@ -1,9 +1,11 @@
 """The bot with handlers that count what each fan sends, for tests: gunicorn loads it in place of app.py.
 
-Only the first of a fan's videos comes back. A text "exit" makes its handler end the program.
+Only the first of a fan's videos comes back. A text "exit" makes its handler end the program, and
+"cancel" end as cancelled asyncio code does.
 """
 
 import sys
+from asyncio import CancelledError
 
 import app
 import handlers
@@ -15,6 +17,8 @@ from wechat.replies import TextReply, VideoReply
 def count(message, memory):
     if message.content == "exit":
         sys.exit("as argparse does")
+    if message.content == "cancel":
+        raise CancelledError
     number = memory.get("count", 0) + 1
     return Remember(TextReply(str(number)), {"count": number})
 

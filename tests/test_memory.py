@@ -163,11 +163,12 @@ def test_deferred_work_gets_the_memory_of_when_it_began(bot, monkeypatch):
     assert json.loads(bot.memories.read(FAN).json) == {"count": 11}
 
 
-def test_a_handler_that_ends_the_program_is_one_that_failed(sandbox, make_bot):
+@pytest.mark.parametrize("content", ["exit", "cancel"])
+def test_a_handler_that_ends_the_program_is_one_that_failed(sandbox, make_bot, content):
     bot = make_bot(sandbox, aes_key=False)
     bot.app = "tests.counting_app:create_app()"
     web = bot.web()
-    sent = {"type": "text", "content": "exit", "mode": "plain"}
+    sent = {"type": "text", "content": content, "mode": "plain"}
     url = f"{sandbox.url}/sandbox/fans/{FAN}/messages"
     push = requests.post(url, json=sent, timeout=30).json()
     assert [one["verdict"] for one in push["attempts"]] == ["silent"]
