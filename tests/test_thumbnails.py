@@ -156,6 +156,8 @@ class TestPictures:
         picture = Image.new("I;16", (600, 300), 40000) if mode == "I;16" else two_halves(mode=mode)
         small = opened(decoder.thumbnail(encoded(picture, kind)))
         assert (small.mode, small.size) == ("RGB", (400, 200))
+        if mode == "I;16":
+            assert near(small.getpixel((5, 5)), (40000 // 256,) * 3)
         if mode in ("CMYK", "P", "RGBA"):
             assert near(small.getpixel((10, 100)), LEFT)
             assert near(small.getpixel((390, 100)), RIGHT)

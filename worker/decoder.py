@@ -53,6 +53,8 @@ def thumbnail(picture: bytes) -> bytes:
 def _small(image: Image.Image) -> bytes:
     if image.format in ("PNG", "GIF") and image.width * image.height > MAX_PIXELS:
         raise UndecodableError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+    if image.mode == "I;16":  # greys of 16 bits: Pillow would make all above 255 white
+        image = image.point(lambda grey: grey / 256).convert("L")
     if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK"):  # palettes cannot be scaled
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
