@@ -439,7 +439,11 @@ def test_other_methods_are_refused(plain_app, caplog, method):
 
 
 def test_a_push_waits_for_a_busy_ledger_and_gets_503_when_that_takes_too_long(plain_app, tmp_path, caplog):
+    def misses():
+        return REGISTRY.get_sample_value("wechat_deadline_misses_total", {"account": ""})
+
     post(plain_app, pushing.plain(pushing.image(1)))
+    before = misses()
     other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
@@ -447,6 +451,7 @@ def test_a_push_waits_for_a_busy_ledger_and_gets_503_when_that_takes_too_long(pl
     assert (refused.status_code, refused.data) == (503, b"")
     assert time.monotonic() - started > 5, "the platform gives up after 5 s; only then may it see an error"
     assert "platform will repeat" in caplog.text
+    assert misses() == before + 1
     threading.Timer(0.5, other.rollback).start()
     assert reply_of(post(plain_app, pushing.plain(pushing.image(2))))["MsgType"] == "image"
     assert len(rows(plain_app)) == 2
