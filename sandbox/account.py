@@ -36,6 +36,7 @@ class Account:
 
         Raises ValueError, naming the setting, when the account is incomplete.
         """
+        environ = _trimmed(environ)
         if not environ.get("WECHAT_APPID"):
             return THROWAWAY
         return cls._of(environ, ("WECHAT_APPSECRET", "WECHAT_TOKEN"))
@@ -43,6 +44,7 @@ class Account:
     @classmethod
     def all_from_env(cls, environ: Mapping[str, str]) -> list[Account]:
         """The accounts that `ACCOUNTS` names, or else the one of `from_env`. Raises ValueError as `from_env` does."""
+        environ = _trimmed(environ)
         names = [name.strip() for name in environ.get("ACCOUNTS", "").split(",") if name.strip()]
         if not names:
             return [cls.from_env(environ)]
@@ -70,6 +72,11 @@ class Account:
             original_id="gh_" + hashlib.sha256(appid.encode()).hexdigest()[:12],
             name=name,
         )
+
+
+def _trimmed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without white space around the values, as bots read them: a .env with Windows line ends leaves a CR behind."""
+    return {name: text.strip() for name, text in environ.items()}
 
 
 THROWAWAY = Account(

@@ -678,6 +678,7 @@ def test_no_log_line_shows_a_query(sandbox, caplog):
 
 def test_the_account_of_the_environment():
     assert Account.from_env({}) == Account.from_env({"WECHAT_APPID": ""}) == THROWAWAY
+    assert Account.from_env({"WECHAT_APPID": " "}) == THROWAWAY
     environ = {
         "WECHAT_APPID": "wx1",
         "WECHAT_APPSECRET": "secret",
@@ -692,6 +693,8 @@ def test_the_account_of_the_environment():
         None,
     )
     assert account.original_id == Account.from_env(environ).original_id
+    windows = {name: f"{text}\r" for name, text in environ.items()}
+    assert Account.from_env(windows) == account, "the bot trims its settings too"
     assert account.original_id.startswith("gh_")
     assert Account.from_env(environ | {"WECHAT_AES_KEY": "A" * 43}).aes_key == "A" * 43
     assert "secret" not in repr(account)
