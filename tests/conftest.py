@@ -42,13 +42,15 @@ ACCOUNT = {
     "WECHAT_APPSECRET": THROWAWAY.appsecret,
     "WECHAT_TOKEN": THROWAWAY.token,
 }
+# Of the make that runs the suite, as in `make test PYTHON=... VENV=...`: no test's own make takes them over.
+FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "PYTHON", "VENV", "ARGS")
 _full = False
 FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
-    for name in NAMES:
+    for name in (*NAMES, *FROM_MAKE):
         monkeypatch.delenv(name, raising=False)
 
 
