@@ -302,7 +302,7 @@ def test_a_reload_ends_the_old_processes_at_once_and_pushes_go_on(sandbox, make_
 def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
     folder = project.copy(tmp_path / "bot")
     port = free_port()
-    right = f"WECHAT_APPID=wx1\nWECHAT_APPSECRET=secret\nWECHAT_TOKEN=token\nPORT={port}\n"
+    right = f"WECHAT_APPID=wx1\nWECHAT_APPSECRET=secret\nWECHAT_TOKEN=token\nPORT={port}\nWEB_CONCURRENCY=2\n"
     (folder / ".env").write_text(right)
     web = Process(
         [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "app:create_app()"],
@@ -319,8 +319,9 @@ def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
         return {child.pid for child in psutil.Process(web.pid).children()}
 
     try:
-        eventually(healthy, what="the web process")
-        before = processes()
+        before = eventually(
+            lambda: len(found := processes()) == 2 and healthy() and found, what="two processes"
+        )
         (folder / ".env").write_text(right.replace("WECHAT_TOKEN=token", "WECHAT_TOKEN=a b"))
         web.popen.send_signal(signal.SIGHUP)
         eventually(lambda: "not reloaded" in web.text(), what="the reason")
