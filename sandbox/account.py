@@ -44,11 +44,10 @@ class Account:
     @classmethod
     def all_from_env(cls, environ: Mapping[str, str]) -> list[Account]:
         """The accounts that `ACCOUNTS` names, or else the one of `from_env`. Raises ValueError as `from_env` does."""
-        environ = _trimmed(environ)
         names = [name.strip() for name in environ.get("ACCOUNTS", "").split(",") if name.strip()]
         if not names:
             return [cls.from_env(environ)]
-        found = []
+        environ, found = _trimmed(environ), []
         for name in names:
             prefix = name.upper().replace("-", "_") + "_"
             own = {key.removeprefix(prefix): text for key, text in environ.items() if key.startswith(prefix)}
