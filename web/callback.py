@@ -139,7 +139,7 @@ def callback(
 
     @blueprint.errorhandler(DatabaseUnavailableError)
     def unavailable(error: DatabaseUnavailableError) -> Response:
-        counts.deadline_misses.inc()  # the wait for the ledger is longer than the platform's
+        counts.deadline_misses.inc()  # it waited for the ledger longer than the platform waits
         log.error(
             "the ledger cannot be written; the platform will repeat the push", extra={"reason": str(error)}
         )

@@ -56,7 +56,9 @@ FAULTS = Counter(
     "wechat_faults", "Requests that a fault of ours ended: answered 500, its traceback is in the log"
 )
 _DEADLINE_MISSES = Counter(
-    "wechat_deadline_misses", "Pushes answered later than the platform's 5 seconds, or with 503", ["account"]
+    "wechat_deadline_misses",
+    "Pushes answered later than the platform's 5 seconds, or with 503 since the ledger could not be written",
+    ["account"],
 )
 _REPLY_SECONDS = Histogram(
     "wechat_reply_seconds",
