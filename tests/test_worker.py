@@ -279,18 +279,18 @@ def test_retries_end_three_days_after_the_message(make_rig):
     rig.fault(errcode=-1, errmsg="system error")
     assert rig.worker.run_once()
     pauses = []
-    while (now := rig.entry(entry)).media_state == "pending":
-        pauses.append(now.media_due - rig.now)
-        rig.now = now.media_due + 0.01
+    while (found := rig.entry(entry)).media_state == "pending":
+        pauses.append(found.media_due - rig.now)
+        rig.now = found.media_due + 0.01
         if len(pauses) == 20:  # No worker ran for more than two days.
             rig.now = entry.create_time + 3 * 86400 - 3600
         rig.fault(errcode=45009, errmsg="reach max api daily quota limit")
         assert rig.worker.run_once()
-    assert now.media_state == "failed"
+    assert found.media_state == "failed"
     assert rig.now == pytest.approx(entry.create_time + 3 * 86400, abs=601)
     assert pauses[:10] == pytest.approx([2**n for n in range(10)])
     assert pauses[10:] == pytest.approx([600] * (len(pauses) - 10)), "they grow to 10 minutes and no further"
-    assert "45009" in now.media_reason
+    assert "45009" in found.media_reason
 
 
 def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
