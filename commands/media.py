@@ -76,6 +76,11 @@ def media_get(media_id: str, path: Path | None, force: bool) -> None:
         raise click.UsageError("-o must name a file")
     parts = app_parts()
     name = path or Path(re.sub(r"[^A-Za-z0-9_-]", "_", media_id))
+    folder = name.parent.absolute()
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise click.UsageError(
+            f"{folder} is not a folder that this user can write in: name a file in another with -o"
+        )
     with errors_in_one_line():
         # A random name, so that no file of the user's is overwritten or deleted.
         partial = name.with_name(f".{name.name[:100]}.{secrets.token_hex(8)}.part")

@@ -93,6 +93,15 @@ def test_what_may_not_be_uploaded_is_refused_before_the_network(sandbox, bot, tm
     assert calls(sandbox, "/cgi-bin/media/upload") == {}
 
 
+@pytest.mark.parametrize("folder", ["missing/deep", "file"])
+def test_a_folder_that_takes_no_file_is_named_before_the_network(sandbox, bot, tmp_path, folder):
+    (tmp_path / "file").write_bytes(b"")
+    done = bot.flask("media", "get", "any", "-o", str(tmp_path / folder / "x.jpg"))
+    assert done.returncode == 2
+    assert f"{tmp_path / folder} is not a folder" in done.stderr
+    assert calls(sandbox, "/cgi-bin/media/get") == {}
+
+
 def test_a_failed_download_leaves_no_file(sandbox, bot, tmp_path):
     trouble = failed(bot.flask("media", "get", "no-such-media", "-o", str(tmp_path / "x.jpg")))
     assert "40007" in trouble
