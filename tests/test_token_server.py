@@ -217,6 +217,17 @@ def test_the_platforms_face(sandbox, central):
     assert refused_keys() == before + 2
 
 
+def test_the_platforms_face_ends_its_json_without_a_line_break(central):
+    """co-wechat-api (npm) escapes all control characters before it parses, so a line break at the end breaks it."""
+    query = {"appid": ACCOUNT["WECHAT_APPID"], "secret": KEY}
+    for secret in (KEY, *["wrong"] * 20):
+        answer = central.get("/cgi-bin/token", query_string=query | {"secret": secret})
+        assert answer.data.endswith(b"}")
+    assert answer.status_code == 429
+    assert central.post("/cgi-bin/stable_token", json=query).data.endswith(b"}")
+    assert central.post("/cgi-bin/stable_token", data=b"{").data.endswith(b"}")
+
+
 def test_a_platform_that_refuses_is_503_with_the_reason(sandbox, central):
     text = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 64f4444a-5f19e663-62c00404"
     control(
