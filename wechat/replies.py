@@ -103,6 +103,8 @@ class MusicReply:
     def __post_init__(self) -> None:
         if self.thumb_media_id is not None:  # the platform refuses an empty one
             _need(self.thumb_media_id, "an empty thumb_media_id cannot be sent: leave it out")
+        elif all(each is None for each in (self.title, self.description, self.music_url, self.hq_music_url)):
+            raise ReplyError("a music reply needs one of its values")
 
     def _xml(self) -> str:
         return (
@@ -155,6 +157,10 @@ class TransferReply:
     """Hands the message to the customer-service client, to the agent `kf_account` if one is named."""
 
     kf_account: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kf_account is not None:
+            _need(self.kf_account, "an empty kf_account cannot be sent: leave it out")
 
     def _xml(self) -> str:
         account = _optional("KfAccount", self.kf_account)
