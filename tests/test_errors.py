@@ -180,6 +180,10 @@ def test_errmsg_is_clamped_and_printable(errmsg, shown):
         text.encode()
 
 
+def test_an_error_without_errmsg_is_its_code():
+    assert api_error(40007, None, "/cgi-bin/media/get").what == "40007"
+
+
 def test_a_rid_is_found_at_the_end_and_clamped():
     rid = "64f4444a-5f19e663-62c00404"
     assert api_error(1, "x " * 5000 + f"rid: {rid}", "/p").rid == rid

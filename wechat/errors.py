@@ -162,7 +162,7 @@ class ApiError(WeChatError):
     @property
     def what(self) -> str:
         rid = f" rid: {self.rid}" if self.rid and self.rid not in self.errmsg else ""
-        return f"{self.code} {self.errmsg}{rid}"
+        return f"{self.code} {self.errmsg}{rid}".rstrip()  # errmsg may be missing
 
 
 class InvalidTokenError(ApiError):
