@@ -73,9 +73,17 @@ _SQLITE_UNAVAILABLE = {
 }
 # An owner or a mode keeps this process out.
 _SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+_SERVER_HINT = "is the server up, and DATABASE_URL right?"
+_RIGHTS_HINT = "may the user of DATABASE_URL make and use tables there?"
+_RESTORE_HINT = "stop all processes and restore the database from a backup (DATABASE_URL)"
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
-# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system.
-_POSTGRESQL_UNAVAILABLE = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006")
+# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system,
+# read-only; no right, no schema; no such table, corrupted.
+_POSTGRESQL_UNAVAILABLE = {
+    **dict.fromkeys(("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006"), _SERVER_HINT),
+    **dict.fromkeys(("42501", "3F"), _RIGHTS_HINT),
+    **dict.fromkeys(("42P01", "XX001", "XX002"), _RESTORE_HINT),
+}
 
 
 class _NotNow(Exception):
@@ -441,12 +449,14 @@ class Database:
         lost = state is None and (
             connecting or isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
         )
-        if not lost and not (state or "").startswith(_POSTGRESQL_UNAVAILABLE):
+        hints = (hint for kind, hint in _POSTGRESQL_UNAVAILABLE.items() if (state or "").startswith(kind))
+        hint = _SERVER_HINT if lost else next(hints, None)
+        if hint is None:
             return None
         lines = str(driver_error).splitlines() or [""]
         # The first says it all, and the others may hold values. But where several servers were tried each has its line.
         said = "; ".join(line for line in lines if lost and line.startswith("- host: ")) or lines[0]
-        return f"PostgreSQL: {said}: is the server up, and DATABASE_URL right?"
+        return f"PostgreSQL: {said}: {hint}"
 
 
 class Prepared:

@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
+import psycopg
 import pytest
 import sqlalchemy
 
@@ -201,6 +202,24 @@ class TestConnect:
             connect("postgresql://bot:hush,hush/x@127.0.0.1:1/bot", wait=0.1)
         assert "hush" not in str(caught.value)
 
+    @pytest.mark.parametrize("right", ["CREATE", "USAGE"])
+    def test_says_that_a_user_may_make_no_tables(self, postgresql, opened, right):
+        """As since PostgreSQL 15 any user but the database's owner; once the right is there all is well."""
+        url = postgresql.new()
+        with (
+            closing(postgresql.connection()) as server,
+            closing(psycopg.connect(url, autocommit=True)) as there,
+        ):
+            server.execute("CREATE ROLE guest LOGIN")
+            there.execute(f"REVOKE {right} ON SCHEMA public FROM public")
+            as_guest = url.replace("postgres:@", "guest@")
+            with pytest.raises(DatabaseUnavailableError, match="may the user of DATABASE_URL make and use"):
+                connect(as_guest, wait=0.1)
+            there.execute("GRANT ALL ON SCHEMA public TO guest")
+            opened(as_guest).check()
+            postgresql.drop(url)
+            server.execute("DROP ROLE guest")
+
     def test_waits_for_a_server_and_then_says_so(self):
         with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
             connect("postgresql://bot:hush@127.0.0.1:1/bot", wait=0.1)
@@ -311,6 +330,21 @@ class TestRun:
         execute(database, INSERT)
         assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
 
+    def test_postgresql_whose_tables_are_away_for_a_while(self, postgresql_url, opened):
+        """As in the middle of `pg_restore --clean`."""
+        database = opened(postgresql_url)
+        execute(database, "ALTER TABLE messages RENAME TO others")
+        with pytest.raises(DatabaseUnavailableError, match=r'"messages" does not exist: .*restore'):
+            execute(database, INSERT, wait=0.1)
+        execute(database, "ALTER TABLE others RENAME TO messages")
+        execute(database, INSERT)
+
+    @pytest.mark.parametrize("code", ["XX001", "XX002"])
+    def test_postgresql_with_a_damaged_table_or_index(self, postgresql_url, opened, code):
+        damaged = f"DO $$ BEGIN RAISE EXCEPTION 'invalid page' USING ERRCODE = '{code}'; END $$"
+        with pytest.raises(DatabaseUnavailableError, match="invalid page: stop all processes and restore"):
+            execute(opened(postgresql_url), damaged, wait=0.1)
+
     def test_postgresql_locked_by_another(self, postgresql_url, opened):
         one, other = opened(postgresql_url), opened(postgresql_url)
 
@@ -325,7 +359,7 @@ class TestRun:
             one.transact(locked)
 
     def test_other_errors_pass_through_without_the_values(self, database):
-        statement = sqlalchemy.text("SELECT :secret FROM nothing_like_it")
+        statement = sqlalchemy.text("SELECT :secret FROM messages WHERE nothing_like_it")
         with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
             database.run(lambda connection: connection.execute(statement, {"secret": "hush"}))
         assert "hush" not in str(caught.value)
