@@ -151,6 +151,8 @@ def _s3_client() -> S3Client:
     config = Config(
         connect_timeout=5,
         read_timeout=30,
+        # As many as eight accounts have threads in `flask worker`. A further one is warned of, and connects each time.
+        max_pool_connections=128,
         retries={"total_max_attempts": 3, "mode": "standard"},
         # Stores other than AWS refuse the additional checksums that boto3 would send.
         request_checksum_calculation="when_required",

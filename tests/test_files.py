@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from botocore.httpsession import URLLib3Session
 from urllib3 import HTTPResponse
 
 import storage.s3
+from commands.worker import WORKER_THREADS
 from storage.disk import DiskStore
 from storage.files import StoredFile, StoreError, open_store
 from storage.s3 import S3Store
@@ -377,6 +379,21 @@ class TestS3:
         assert int(headers["Content-Length"]) == len(PHOTO)
         assert "Transfer-Encoding" not in headers
         assert not [name for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
+
+    def test_two_accounts_threads_keep_their_connections(self, s3_settings, monkeypatch, caplog):
+        threads = 2 * WORKER_THREADS
+        together = threading.Barrier(threads)
+
+        def wait_for_all(handler):
+            together.wait(30)
+            Answer.do_GET(handler)
+
+        monkeypatch.setattr(Answer, "do_HEAD", wait_for_all)
+        with server(200, {"Content-Length": "0"}) as s3:
+            store = self.at(monkeypatch, f"http://127.0.0.1:{s3.server_port}")
+            with ThreadPoolExecutor(threads) as pool:
+                assert list(pool.map(lambda _: store.size(KEY), range(threads))) == [0] * threads
+        assert caplog.messages == []
 
     def test_memory_stays_bounded(self, s3_settings, monkeypatch):
         with server(200, {"ETag": '"x"', "Content-Length": "0"}) as s3:
