@@ -116,8 +116,11 @@ class S3Store:
 
     def check(self) -> None:
         """Reaches the bucket with the credentials, and writes nothing: probes come often, and requests cost money."""
-        with _store_errors("head"):
-            self._client.head_bucket(Bucket=self._bucket)
+        try:
+            with _store_errors("head"):
+                self._client.head_bucket(Bucket=self._bucket)
+        except FileNotFoundError:
+            raise StoreError(f"S3: there is no bucket {self._bucket} (MEDIA_STORE, AWS_*)") from None
 
     def _name(self, key: str) -> str:
         check_key(key)

@@ -427,9 +427,13 @@ class TestS3:
                 lambda: store.delete_all([STEM]),
                 store.check,
             ):
-                with pytest.raises(OSError, match=r"HTTP|no such") as caught:
+                with pytest.raises(OSError, match=r"HTTP|no (such|bucket)") as caught:
                     failing()
                 assert s3_settings["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+    def test_a_bucket_that_is_not_there(self, s3_settings):
+        with pytest.raises(StoreError, match="no bucket no-such-bucket"):
+            S3Store("s3://no-such-bucket/prefix").check()
 
     def test_a_server_that_is_away(self, s3_settings, monkeypatch):
         store = self.at(monkeypatch, "http://127.0.0.1:1")
