@@ -719,13 +719,22 @@ def test_a_token_server_without_tls(bot, source, exposed):
     assert all("https://" in hint for hint in secrets)
 
 
-def test_a_proxy_of_this_machine_may_be_in_the_way(bot, monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://user:hush@127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("http://user:hush@127.0.0.1:9", "HTTPS_PROXY leads to 127.0.0.1:9"),
+        ("user:hush@127.0.0.1:9", "HTTPS_PROXY leads to 127.0.0.1:9"),
+        ("http://user:hush@127.0.0.1:port", "HTTPS_PROXY must be like http://host:port"),
+        ("http://user:hush@[::1", "HTTPS_PROXY must be like http://host:port"),
+    ],
+)
+def test_a_proxy_of_this_machine_may_be_in_the_way(bot, monkeypatch, proxy, said):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
     with silence() as port:
         hint = the_only_one(
             "token", examined(bot, WECHAT_API_BASE=f"http://127.0.0.1:{port}"), ["platform", "clock"]
         )
-    assert "HTTPS_PROXY leads to 127.0.0.1:9" in hint
+    assert said in hint
     assert "hush" not in hint
 
 

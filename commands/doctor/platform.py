@@ -21,7 +21,7 @@ from wechat.access_token import AccessToken, MemoryTokenStore
 from wechat.client import CurrentToken
 from wechat.errors import ApiError, TokenUnavailableError, TransportError, WeChatError
 from wechat.token_sources import FETCH_TIMEOUT
-from wechat.transport import Answer
+from wechat.transport import Answer, place
 
 # The account, its secret or this machine's address is refused: /cgi-bin/token would answer the same.
 _REFUSED_EITHER_WAY = frozenset(
@@ -218,13 +218,16 @@ class _Fetched:
 
 def _proxy_hint() -> tuple[str, str]:
     """How HTTPS_PROXY may be the reason that the platform is not reached."""
-    proxy = urlsplit(getproxies().get("https", ""))
-    if not proxy.hostname:
+    proxy = getproxies().get("https")
+    if not proxy:
         return (
             "if this machine reaches the Internet through a proxy, set HTTPS_PROXY",
             "若本机须经代理上网，请设置 HTTPS_PROXY",
         )
-    where = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
+    found = place(proxy if "://" in proxy else f"http://{proxy}")
+    if found is None:
+        return "HTTPS_PROXY must be like http://host:port", "HTTPS_PROXY 必须形如 http://主机:端口"
+    where = f"{found[0]}:{found[1]}"
     return f"HTTPS_PROXY leads to {where}, is that right?", f"HTTPS_PROXY 指向 {where}，是否正确？"
 
 
