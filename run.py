@@ -28,6 +28,7 @@ import requests
 import parts
 from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, is_locked, names_an_account
 from storage import writable
+from storage.errors import DatabaseUnavailableError
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -166,7 +167,7 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except (Failed, OSError) as error:
+    except (Failed, DatabaseUnavailableError, OSError) as error:
         _ignore_signals()
         print(f"Failed: {error}", file=sys.stderr)
         return 1

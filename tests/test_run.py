@@ -138,6 +138,13 @@ def test_where_it_cannot_start_it_says_why_in_one_line(make_run, project):
     )
 
 
+def test_a_database_that_is_away_is_said_in_one_line(make_run):
+    process = make_run(DATABASE_URL="postgresql://nobody@127.0.0.1:9/none")
+    assert process.popen.wait(60) == 1
+    assert "Failed: PostgreSQL: " in process.text()
+    assert "Traceback" not in process.text()
+
+
 def test_with_an_account_the_bot_runs_alone(make_run):
     process = make_run(**ACCOUNT, WECHAT_API_BASE="http://127.0.0.1:9", PUBLIC_URL="https://bot.example")
     shown = said(process, "flask doctor\n")
