@@ -194,7 +194,7 @@ class DeferredReplies:
             self._running[work.id] = (work, done)
         try:
             threading.Thread(target=self._run, args=(work, message, outcome, done), daemon=True).start()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:  # the system gives no more threads
             log.error(
                 "deferred work cannot be started",
                 extra={"ledger_id": work.id, "reason": str(error)},

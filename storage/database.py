@@ -242,7 +242,7 @@ class Database:
             timer.daemon = True
             try:
                 timer.start()
-            except RuntimeError:  # the system gives no more threads
+            except (RuntimeError, MemoryError):  # the system gives no more threads
                 self._sync_in_time()
         self._written += len(results)
         if self._written >= _CHECKPOINT_WRITES:

@@ -618,13 +618,14 @@ def test_normal_has_each_commit_on_the_disk_in_time(tmp_path, monkeypatch):
     database.close()
 
 
-def test_normal_has_a_commit_on_the_disk_though_there_is_no_thread_for_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [RuntimeError("can't start new thread"), MemoryError()])
+def test_normal_has_a_commit_on_the_disk_though_there_is_no_thread_for_it(tmp_path, monkeypatch, fault):
     """Else the message that was kept is not answered, and nothing is brought to the disk in time any more."""
     database = connect(f"sqlite:///{tmp_path}/bot.db", sync="normal")
     synced, start = written_to_the_disk(monkeypatch), threading.Thread.start
 
     def none_left(thread):
-        raise RuntimeError("can't start new thread")
+        raise fault
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
     database.write(lambda connection: connection.exec_driver_sql(INSERT))

@@ -288,11 +288,12 @@ def test_a_delivery_whose_message_is_deleted_meanwhile_is_answered_success(
     late.stop()
 
 
-def test_work_for_which_there_is_no_thread_is_given_back(make_late, works, monkeypatch, caplog):
+@pytest.mark.parametrize("fault", [RuntimeError("can't start new thread"), MemoryError()])
+def test_work_for_which_there_is_no_thread_is_given_back(make_late, works, monkeypatch, caplog, fault):
     late = make_late()
 
     def no_thread(thread):
-        raise RuntimeError("can't start new thread")
+        raise fault
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
