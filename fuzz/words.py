@@ -9,7 +9,7 @@ WORDS: tuple[bytes, ...] = tuple(
     SCAN LOCATION VIEW pic_weixin scancode_push location_select 9223372036854775808 18446744073709551616 -1 1e999 nan
     signature= timestamp= nonce= msg_signature= encrypt_type=aes echostr= { } [ ] : "errcode" "errmsg" "access_token"
     "expires_in" "video_url" "media_id" null true 40001 gzip deflate br chunked attachment; filename= image/jpeg
-    application/json text/plain #!AMR OggS ftyp GIF89a ID3 bytes=0- ../ %00 %2e%2e/ csrf= before= fan= day= kind= state=
+    application/json text/plain #!AMR OggS ftyp GIF89a ID3 bytes=0- ../ %00 %2e%2e/ password= before= fan= day= kind= state=
     Bearer gallery=""".split()
 ) + (
     b"\x00",
