@@ -555,19 +555,15 @@ class _Problem:
 
 
 _AGAIN = ("The fan has to send it again.", "需请粉丝重新发送。")
+_FOLLOW = ("The fan has to follow the account first.", "需粉丝先关注公众号。")
+_WRITE = ("The fan has to write to the account first; then retry.", "需粉丝先给公众号发一条消息，然后重试。")
 _FAN_HAS_TO = {
     40007: _AGAIN,
-    43004: ("The fan has to follow the account first.", "需粉丝先关注公众号。"),
-    45015: (
-        "The fan has to write to the account first; then retry.",
-        "需粉丝先给公众号发一条消息，然后重试。",
-    ),
-    45047: (
-        "The fan has to write to the account first; then retry.",
-        "需粉丝先给公众号发一条消息，然后重试。",
-    ),
+    43004: _FOLLOW,
+    45015: _WRITE,
+    45047: _WRITE,
     48002: ("The fan has to allow messages of the account again.", "需粉丝重新允许接收公众号消息。"),
-    50005: ("The fan has to follow the account first.", "需粉丝先关注公众号。"),
+    50005: _FOLLOW,
 }
 
 
