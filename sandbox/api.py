@@ -31,8 +31,8 @@ _CHUNK = 256 * 1024
 _ESCAPED = re.compile(rb"(?<!\\)(?:\\\\)*\\u[0-9A-Fa-f]{4}")
 
 
-def answer_json(value: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(value, ensure_ascii=False), status, content_type=JSON)
+def answer_json(value: dict[str, Any]) -> Response:
+    return Response(json.dumps(value, ensure_ascii=False), content_type=JSON)
 
 
 def answer_error(code: int, errmsg: str, now: float) -> Response:

@@ -154,23 +154,23 @@ class PurgeRows:
         self._database.sync()
         return deleted
 
-    def unsubscribed(self, limit: int = 100) -> list[Unsubscribed]:
+    def unsubscribed(self) -> list[Unsubscribed]:
         """Fans who unsubscribed and whose event is still kept, the oldest first."""
         statement = (
             select(messages.c.sender, messages.c.received_at)
             .where(messages.c.appid == self._appid, messages.c.event == _UNSUBSCRIBE)
             .order_by(messages.c.id)
-            .limit(limit)
+            .limit(100)
         )
         rows = self._database.run(lambda connection: connection.execute(statement).all())
         return [Unsubscribed(row.sender, row.received_at) for row in rows]
 
-    def files_to_delete(self, now: float, limit: int = 500) -> list[str]:
+    def files_to_delete(self, now: float) -> list[str]:
         """Stems of files whose rows are purged: delete everything under them from the stores."""
         statement = (
             select(files_to_delete.c.stem)
             .where(files_to_delete.c.appid == self._appid, lease_over(files_to_delete.c.due, now))
-            .limit(limit)
+            .limit(500)
         )
         stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))
         if stems:
