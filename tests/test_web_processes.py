@@ -83,7 +83,8 @@ def test_a_request_that_comes_in_pieces_is_answered(sandbox, make_bot):
             time.sleep(0.1)  # longer than a thread stays with its connection
         received = b""
         while received.count(b"</xml>") < 2:
-            received += connection.recv(10_000)
+            received += (piece := connection.recv(10_000))
+            assert piece, received
 
 
 def test_a_request_that_is_never_finished_holds_no_thread_for_ever(sandbox, make_bot, kept):
