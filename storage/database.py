@@ -39,7 +39,7 @@ from storage.sqlite import SqliteFile, checkpoint
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# How it is run with others in one transaction, and alone.
+# A write: how it is run with others in one transaction, and how alone.
 _Write = tuple[Callable[[Connection], Any], Callable[[Connection], Any]]
 
 MAX_CONNECTIONS = 16

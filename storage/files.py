@@ -79,7 +79,8 @@ def open_store(media_store: str) -> FileStore:
 
 
 def copy(chunks: Iterable[bytes], file: Any, *also: Any) -> tuple[bytes, int, str]:
-    """Write the chunks; returns their first bytes, their number of bytes and their SHA-256."""
+    """Write the chunks, and pass them to the digests in `also`. Returns their first HEAD_BYTES, their size in bytes,
+    and their SHA-256 in hex."""
     sha256 = hashlib.sha256()
     head = b""
     size = 0

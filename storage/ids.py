@@ -2,7 +2,7 @@
 
 An id names a file, which is on the disk at once; the row follows a second later. So ids are reserved in blocks: the end
 of a block is on the disk before its first id is used, and after a power cut the next id comes after the block. A single
-message costs nothing. If each commit is synced, nothing is reserved. Knows no messages.
+message costs nothing. If each commit is synced, nothing is reserved. Must not know what a message holds.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows that message, reply and memory are one commit, and how two messages of one fan at the same instant are kept from
 overwriting each other: a memory has a version, and a change to an older version is not written.
-Does not know what a memory holds, and no clock. The functions at the end are for storage.deferred.
+Must not know what a memory holds, or the clock. The functions at the end are for storage.deferred.
 """
 
 from __future__ import annotations

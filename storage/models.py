@@ -151,8 +151,8 @@ last_claims = Table(
     Column("at", Double, nullable=False),
 )
 
-# Whose messages are how old, for a purge. Indexes on `messages` would cost every push, that on the sender a page
-# somewhere in the middle of a large tree; this is filled when a purge asks, up to `purge_index_upto.id`.
+# Whose messages are how old, for a purge: filled when a purge asks, up to `purge_index_upto.id`. Indexes on `messages`
+# would cost every push a write, the one on the sender in the middle of a large tree.
 purge_index = Table(
     "purge_index",
     metadata,

@@ -18,7 +18,8 @@ from storage.models import messages, refusals
 
 KEPT_SECONDS = 3600.0
 WRITE_SECONDS = 1.0
-"""A process's counts are written at most this often, and within this time. What comes meanwhile goes with the next."""
+"""A process writes its counts at most this often. What comes meanwhile goes with the next write. One that takes longer
+than this is given up."""
 
 
 @dataclass(frozen=True)
