@@ -1,8 +1,8 @@
 """Where new access_tokens come from: stable_token, the classic call, or a central token server (中控服务器).
 
 It knows each source's request and answer. It must not know when a token is due, where it is kept, or who else fetches
-(`wechat.access_token` does). The platform keeps tokens of
-/cgi-bin/token and of /cgi-bin/stable_token apart: a new one of one kind does not end one of the other.
+(`wechat.access_token` does). The platform keeps the tokens of /cgi-bin/token and of /cgi-bin/stable_token apart: a new
+token from one does not end the token from the other.
 https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html
 https://developers.weixin.qq.com/doc/service/en/api/base/api_getaccesstoken
 """

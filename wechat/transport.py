@@ -328,9 +328,8 @@ class _Connection(HTTPConnection):
         give_up_at = min(time.monotonic() + deadline.connect, deadline.at)
         for number, address in enumerate(addresses, 1):
             left = max(give_up_at - time.monotonic(), 0.001)
-            wait = (
-                left if number == len(addresses) else left / 2
-            )  # a dead address must leave time for the others
+            # A dead address must leave time for the others.
+            wait = left if number == len(addresses) else left / 2
             try:
                 sock = create_connection((address, self.port), wait, socket_options=self.socket_options)
             except OSError:
