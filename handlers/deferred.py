@@ -1,7 +1,7 @@
 """Deferred: what a handler returns if its reply takes longer than a moment; and Account, what its work may do.
 
 Knows only the values. Must not know what runs the work, how long a delivery waits for it, or how a late reply reaches
-the fan: `answers/late.py` does. Apart from the HANDLERS table, since that imports the handlers.
+the fan: `answers/late.py` does. It is not in `__init__.py`, which imports the handlers, since they import this.
 """
 
 from __future__ import annotations
