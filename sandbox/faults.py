@@ -1,7 +1,7 @@
 """The faults that a test injects, and the rules that a test may change.
 
 Knows the fields of a fault and of the rules, and how often a fault still applies. It must not know
-how a fault is carried out: server.py does that.
+how a fault is carried out: server.py does that, and sender.py for the callback's path.
 """
 
 from __future__ import annotations
