@@ -169,9 +169,8 @@ def express(name: str, folder: Path) -> Iterator[Contestant]:
     command = [str(ROOT / "bench" / "apps" / "express" / "app.js")]
     log = folder / "log"
     with Server(command, folder=folder, environ=environ, port=port, log=log, program=["node"]) as server:
-        yield Contestant(
-            name, server, warm_up=4
-        )  # node compiles meanwhile: slow for the first 6,000 messages
+        # Node compiles meanwhile: slow for the first 6,000 messages.
+        yield Contestant(name, server, warm_up=4)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`python -m fuzz`: all targets, each in a process of its own, for a given time; then a table of what was tried.
 
-It shares out the time and prints. What an input is, and what is promised of it, `fuzz.targets` knows; how inputs are
-made, `fuzz.loop` does.
+Knows how to share out the time, and what to print. Must not know what an input is and what is promised of it
+(`fuzz.targets` does), or how inputs are made (`fuzz.loop` does).
 """
 
 import argparse
