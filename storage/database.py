@@ -348,6 +348,16 @@ class Database:
             return False
         return self._run(self._is_newest, wait=wait)
 
+    def try_to_make_a_table(self, *, wait: float = WAIT_SECONDS) -> None:
+        """On PostgreSQL: make one and take it back. Raises DatabaseUnavailableError, also when this user may not."""
+
+        def make(connection: Connection) -> None:
+            driver = driver_of(connection)
+            for statement in (self._begin, "CREATE TABLE nothing_yet ()", "ROLLBACK"):
+                driver.execute(statement)
+
+        self._run(make, wait=wait)
+
     def _is_newest(self, connection: Connection) -> bool:
         return _is_newest(connection, self._newest())
 

@@ -244,6 +244,18 @@ def test_a_postgresql_that_is_well_and_then_read_only(bot, postgresql):
     postgresql.drop(url)
 
 
+def test_a_postgresql_without_tables_and_without_the_right_to_make_them(bot, postgresql):
+    url = postgresql.new()
+    all_well(examined(bot, DATABASE_URL=url))
+    with postgresql.connection() as connection:
+        connection.execute("CREATE ROLE visitor LOGIN")
+        as_visitor = url.replace("postgres:@", "visitor@")
+        hint = the_only_one("database", examined(bot, DATABASE_URL=as_visitor), ["worker"])
+        assert "permission denied for schema public: may the user of DATABASE_URL make and use tables" in hint
+        postgresql.drop(url)
+        connection.execute("DROP ROLE visitor")
+
+
 def test_a_media_store_that_cannot_be_written(bot, tmp_path):
     (tmp_path / "media").write_text("a file where a folder should be")
     assert "MEDIA_STORE" in the_only_one("media", examined(bot, MEDIA_STORE=f"{tmp_path}/media"))

@@ -31,6 +31,8 @@ def check_database(parts: Parts) -> Outcome:
             return Outcome(
                 True, f"{kind} can be written, its schema is up to date", f"{kind} 可写，表结构为最新"
             )
+        if not parts.database.is_sqlite:
+            parts.database.try_to_make_a_table(wait=DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         return Outcome(False, str(error), f"数据库不可用，请检查 DATABASE_URL（{error}）")
     path = _sqlite_path(parts.settings)
