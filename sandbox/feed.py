@@ -16,8 +16,9 @@ from typing import Any
 
 from .state import State
 
-CONNECTIONS = 16
-"""The most open pages. Another one disconnects the oldest: each keeps a thread, and its browser may be gone."""
+CONNECTIONS = 4
+"""The most pages with a feed. Another one disconnects the oldest, which comes back when somebody looks at it: a browser
+makes six connections to a server, and pages need some of them for all else."""
 _BEHIND = 1000
 """Events that may wait for a slow page."""
 _HEARTBEAT = 5
@@ -25,17 +26,16 @@ _HEARTBEAT = 5
 
 
 class Feed:
-    """All open pages of one state."""
+    """All open pages, of all accounts."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connections: list[Connection] = []
         self._closed = False
 
-    def connect(self) -> Connection:
+    def connect(self, state: State) -> Connection:
         with self._lock:
-            connection = Connection(self, self._state)
+            connection = Connection(self, state)
             self._connections.append(connection)
             if self._closed or len(self._connections) > CONNECTIONS:
                 self._connections.pop(0).end()

@@ -54,7 +54,7 @@ def create_page(
 
     @page.get("/sandbox/events")
     def events() -> Response:
-        response = Response(feed.connect(), content_type="text/event-stream; charset=utf-8")
+        response = Response(feed.connect(state), content_type="text/event-stream; charset=utf-8")
         response.headers["Cache-Control"] = "no-store"
         return response
 

@@ -105,9 +105,9 @@ def running_sandbox(
             folder = data
         states = [_state(account, folder, data is not None, clock)]
         states += [_state(one, folder / one.appid, data is not None, clock) for one in others]
-        feeds = [Feed(state) for state in states]
+        feed = Feed()
         accounts = [state.account for state in states]
-        apps = [create_app(state, feed, stop, accounts) for state, feed in zip(states, feeds, strict=True)]
+        apps = [create_app(state, feed, stop, accounts) for state in states]
         app = apps[0] if len(apps) == 1 else _ByAccount(states, apps)
         server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Handler)
         sandbox = Sandbox(states, f"http://127.0.0.1:{server.port}")
@@ -120,8 +120,7 @@ def running_sandbox(
             yield sandbox
         finally:
             stop.set()
-            for feed in feeds:
-                feed.close()
+            feed.close()
             server.shutdown()
             thread.join()
 

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from sandbox import THROWAWAY, Account, running_sandbox
+from sandbox.feed import CONNECTIONS
 from tests.browser import (
     DESKTOP,
     NARROW,
@@ -692,6 +693,35 @@ def test_two_windows_show_the_same_and_a_reload_shows_it_again(page, phone, open
         window.get_by_text("Send a picture: it comes back.").wait_for()
 
 
+def test_many_windows_leave_each_other_connections(page, phone):
+    """A browser has six connections to a server. A page that nobody looks at may lose its feed until somebody does."""
+
+    def look(window, hidden):
+        window.evaluate(
+            "hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })",
+            hidden,
+        )
+        window.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    page.locator("#live.on").wait_for()
+    asked = []
+    page.context.on(
+        "request", lambda request: asked.append(request.url) if "/sandbox/events" in request.url else None
+    )
+    first = window = page
+    for _ in range(7):
+        window.locator("#live.on").wait_for()
+        look(window, hidden=True)
+        window = page.context.new_page()
+        window.goto(phone.url)
+    window.get_by_label("Message").fill("from the eighth")
+    window.keyboard.press("Enter")
+    wait_for(window, "account", 1)
+    look(first, hidden=False)
+    wait_for(first, "account", 1)
+    assert len(asked) == 8, "the others wait"
+
+
 def test_a_wrong_use_is_said(open_page):
     with running_sandbox() as sandbox:
         with socket.create_server(("127.0.0.1", 0)) as nobody:
@@ -906,7 +936,9 @@ def test_the_page_connects_again(open_page):
         page.keyboard.press("Enter")
         page.get_by_role("alert").filter(has_text="The sandbox does not answer").wait_for()
         with requests.Session() as many:
-            feeds = [many.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10) for _ in range(16)]
+            feeds = [
+                many.get(f"{sandbox.url}/sandbox/events", stream=True, timeout=10) for _ in range(CONNECTIONS)
+            ]
             url = f"{sandbox.url}/sandbox/fans/oAnother/messages"
             requests.post(url, json={"type": "text", "content": "x", "attempts": 1}, timeout=10)
             page.locator("#fans button").nth(1).wait_for()

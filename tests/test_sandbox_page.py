@@ -143,8 +143,8 @@ def test_the_oldest_feed_makes_room(sandbox):
 
 
 def test_a_page_that_falls_behind_is_let_go(sandbox):
-    feed = Feed(sandbox.state)
-    connection = feed.connect()
+    feed = Feed()
+    connection = feed.connect(sandbox.state)
     for _ in range(2000):
         sandbox.state.count_call("/x", "ok", {})
     assert len(list(connection)) == 1, "what there was; the page begins anew"
@@ -153,9 +153,9 @@ def test_a_page_that_falls_behind_is_let_go(sandbox):
 
 
 def test_a_closed_feed_tells_once(sandbox):
-    feed = Feed(sandbox.state)
+    feed = Feed()
     feed.close()
-    connection = feed.connect()
+    connection = feed.connect(sandbox.state)
     assert len(list(connection)) == 1
     connection.close()
 

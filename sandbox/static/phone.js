@@ -828,6 +828,10 @@ function connect() {
   on("reset", () => begin({ fans: {}, following: {}, pushes: [], calls: [], menu: null, faults: [] }));
   feed.addEventListener("error", async () => {
     showLive(false);
+    if (document.hidden) {
+      feed.close(); // the browser's few connections are for the pages that somebody looks at
+      return document.addEventListener("visibilitychange", connect, { once: true });
+    }
     if (feed.readyState !== EventSource.CLOSED) return; // the browser tries again itself
     const answer = await fetch(ofAccount("/sandbox/calls")).catch(() => null);
     const said = answer?.status === 404 && (await answer.json().catch(() => null)); // another program may be there now
