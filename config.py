@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -580,23 +581,35 @@ def settings_of_libraries(folder: Path = FOLDER) -> dict[str, str]:
 
 def file_texts(path: Path) -> dict[str, str | None]:
     """The texts in a file such as .env, by name; none if there is no such file, or it cannot be read. What is not UTF-8
-    in them is replaced: `of_accounts` reports such a .env, and its other faults with it."""
+    in them is replaced, and what is no setting is left out: `of_accounts` reports such a .env, and its other faults
+    with it."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return {}
-    return dotenv_values(stream=StringIO(text))
+    readable = "".join(part.original.string for part in parse_stream(StringIO(text)) if not part.error)
+    return dotenv_values(stream=StringIO(readable))
 
 
 def _wrong_file(path: Path) -> Iterator[Fault]:
     try:
-        path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         yield Fault(path.name, "is not UTF-8: save it as UTF-8", "不是 UTF-8 编码，请另存为 UTF-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         pass  # there is none; Docker makes a folder of a missing file that is to be mounted
     except OSError as error:
         yield Fault(path.name, f"cannot be read: {error.strerror}", f"无法读取：{error.strerror}")
+    else:
+        for part in parse_stream(StringIO(text)):
+            if part.error:
+                before = re.match(r"\s*", part.original.string)
+                line = part.original.line + (before[0].count("\n") if before else 0)
+                yield Fault(
+                    path.name,
+                    f"line {line} is not NAME=value, or a quotation mark in it is not closed",
+                    f"第 {line} 行不是 NAME=value 的形式，或引号没有成对",
+                )
 
 
 def _missing(values: Mapping[str, str], account: str) -> Iterator[Fault]:

@@ -289,6 +289,18 @@ def test_a_file_of_another_encoding_is_one_of_the_faults(tmp_path, file, named):
     assert settings_of_commands(ACCOUNT, tmp_path) == ACCOUNT
 
 
+@pytest.mark.parametrize(
+    "line", ["METRICS_KEY: hidden", 'METRICS_KEY="hidden', "METRICS_KEY='hidden", "=hidden"]
+)
+def test_a_line_of_the_file_that_is_no_setting_is_a_fault(tmp_path, line, caplog):
+    (tmp_path / ".env").write_text(f"# shop's\n\n{line}\nAWS_REGION=here\nPORT=http\n")
+    found = faults(tmp_path, ACCOUNT)
+    assert list(found) == [".env", "PORT"]
+    assert found[".env"] == "line 3 is not NAME=value, or a quotation mark in it is not closed"
+    assert settings_of_libraries(tmp_path) == {"AWS_REGION": "here"}
+    assert not caplog.records
+
+
 def test_a_folder_in_the_place_of_the_file_is_no_fault(tmp_path):
     (tmp_path / ".env").mkdir()
     assert read(tmp_path).port == 8000
