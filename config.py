@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -587,8 +587,13 @@ def file_texts(path: Path) -> dict[str, str | None]:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return {}
-    readable = "".join(part.original.string for part in parse_stream(StringIO(text)) if not part.error)
+    readable = "".join(part.original.string for part in parse_stream(StringIO(text)) if _can_be_read(part))
     return dotenv_values(stream=StringIO(readable))
+
+
+def _can_be_read(part: Binding) -> bool:
+    """Where = is a colon or full-width, the library takes a secret for a part of the name."""
+    return not part.error and (part.key is None or re.fullmatch(r"[\w.-]+", part.key) is not None)
 
 
 def _wrong_file(path: Path) -> Iterator[Fault]:
@@ -602,7 +607,7 @@ def _wrong_file(path: Path) -> Iterator[Fault]:
         yield Fault(path.name, f"cannot be read: {error.strerror}", f"无法读取：{error.strerror}")
     else:
         for part in parse_stream(StringIO(text)):
-            if part.error:
+            if not _can_be_read(part):
                 before = re.match(r"\s*", part.original.string)
                 line = part.original.line + (before[0].count("\n") if before else 0)
                 yield Fault(

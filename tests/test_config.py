@@ -290,10 +290,19 @@ def test_a_file_of_another_encoding_is_one_of_the_faults(tmp_path, file, named):
 
 
 @pytest.mark.parametrize(
-    "line", ["METRICS_KEY: hidden", 'METRICS_KEY="hidden', "METRICS_KEY='hidden", "=hidden"]
+    "line",
+    [
+        "METRICS_KEY: hidden",
+        'METRICS_KEY="hidden',
+        "METRICS_KEY='hidden",
+        "=hidden",
+        "METRICS_KEY:hidden",
+        "METRICS_KEY＝hidden",
+        "METRICS_KEY：hidden=",
+    ],
 )
 def test_a_line_of_the_file_that_is_no_setting_is_a_fault(tmp_path, line, caplog):
-    (tmp_path / ".env").write_text(f"# shop's\n\n{line}\nAWS_REGION=here\nPORT=http\n")
+    (tmp_path / ".env").write_text(f"# shop's\n\n{line}\nAWS_REGION=here\nPORT=http\n", encoding="utf-8")
     found = faults(tmp_path, ACCOUNT)
     assert list(found) == [".env", "PORT"]
     assert found[".env"] == "line 3 is not NAME=value, or a quotation mark in it is not closed"

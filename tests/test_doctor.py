@@ -704,6 +704,17 @@ def test_an_unknown_setting(bot, tmp_path):
     assert "did you mean PUBLIC_URL?" in the_only_one("settings", findings)
 
 
+@pytest.mark.parametrize(
+    "line", ["WECHAT_APPSECRET＝hush", "WECHAT_APPSECRET:hush", "WECHAT_APPSECRET：hush="]
+)
+def test_a_secret_after_a_wrong_sign_is_not_shown(bot, tmp_path, line):
+    (tmp_path / ".env").write_text(f"{line}\n", encoding="utf-8")
+    (tmp_path / ".env").chmod(0o600)
+    hint = the_only_one("settings", list(examination.examine(bot.environ, tmp_path)))
+    assert "line 1 is not NAME=value" in hint
+    assert "hush" not in hint
+
+
 def test_secrets_that_others_can_read(bot, tmp_path):
     (tmp_path / ".env").write_text("PORT=1\n")
     (tmp_path / ".env").chmod(0o644)
