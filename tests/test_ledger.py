@@ -522,10 +522,10 @@ def test_the_last_claim_is_noted_now_and_then(queue):
 def test_a_claim_that_cannot_be_noted_takes_nothing(ledger, queue, database):
     """What is claimed without its claimer's knowledge would wait for the lease's end."""
     ledger.record(image(1), None, T0)
-    database.run(partial(execute, "ALTER TABLE last_claims RENAME TO away"))
+    database.run(partial(execute, "ALTER TABLE last_claims RENAME COLUMN at TO away"))
     with pytest.raises(sqlalchemy.exc.DBAPIError):
         queue.claim_downloads(T0, 15)
-    database.run(partial(execute, "ALTER TABLE away RENAME TO last_claims"))
+    database.run(partial(execute, "ALTER TABLE last_claims RENAME COLUMN away TO at"))
     assert len(queue.claim_downloads(T0, 15)) == 1
     assert queue.last_claim_at() == T0
 
