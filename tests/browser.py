@@ -232,6 +232,17 @@ def assert_fits(page):
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def assert_undistorted(picture):
+    """It is drawn as high and wide as it is, or with the missing part cut off or left empty."""
+    assert picture.evaluate(
+        """async (image) => {
+          await image.decode();
+          const drawn = image.clientWidth / image.clientHeight, own = image.naturalWidth / image.naturalHeight;
+          return Math.abs(drawn / own - 1) < 0.02 || ["contain", "cover"].includes(getComputedStyle(image).objectFit);
+        }"""
+    )
+
+
 SEEN = """() => document.activeElement === document.body
   || getComputedStyle(document.activeElement).outlineStyle !== "none" """
 

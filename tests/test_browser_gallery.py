@@ -1,11 +1,13 @@
 """The gallery in a real browser, with the real sandbox and a real bot behind it."""
 
 import hashlib
+import io
 import re
 import time
 
 import pytest
 import requests
+from PIL import Image
 
 import parts
 from sandbox import running_sandbox
@@ -14,6 +16,7 @@ from tests.browser import (
     NARROW,
     assert_accessible,
     assert_fits,
+    assert_undistorted,
     one_browser,
     running_bot,
     tab_to,
@@ -170,6 +173,14 @@ def test_a_picture_is_there_small_and_whole(place, enter):
     assert entry.media_sha256 in page.locator("dl").inner_text()
     page.get_by_role("link", name="Back").click()
     assert page.url == f"{place.bot.url}/gallery"
+
+
+@pytest.mark.parametrize("size", [(40, 3000), (3000, 40), (1, 1)])
+def test_a_picture_of_any_shape_is_not_distorted(place, enter, size):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    page = enter(f"/{place.put(file.getvalue())}")
+    assert_undistorted(page.locator(".whole img"))
 
 
 def test_what_went_wrong_and_again(place, enter):

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import requests
+from PIL import Image
 
 from sandbox import THROWAWAY, Account, running_sandbox
 from sandbox.feed import CONNECTIONS
@@ -18,6 +19,7 @@ from tests.browser import (
     NARROW,
     assert_accessible,
     assert_fits,
+    assert_undistorted,
     one_browser,
     running_bot,
     same_pixels,
@@ -134,6 +136,15 @@ def test_a_picture_by_customer_service_message(sandbox, make_bot, open_page):
     assert verdicts(newest(page)) == ["silent"]
     assert "The fan saw: nothing" in newest(page).inner_text(), "as an answer to the push"
     page.locator("#calls li", has_text="/cgi-bin/message/custom/send").wait_for()
+
+
+def test_long_pictures_are_not_distorted(page, tmp_path):
+    for name, size in (("high.png", (40, 3000)), ("wide.png", (3000, 40))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    choose(page, tmp_path / "high.png", tmp_path / "wide.png")
+    wait_for(page, "account", 2)
+    for picture in said(page, "account").locator("img").all():
+        assert_undistorted(picture)
 
 
 def test_several_pictures_in_their_order_and_one_whole(page):
