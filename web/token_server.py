@@ -81,8 +81,7 @@ def token_server(
     @blueprint.after_request
     def finish(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
-        if request.path.startswith("/cgi-bin/"):
-            response.set_data(response.get_data().rstrip())  # co-wechat-api fails at jsonify's line break
+        response.set_data(response.get_data().rstrip())  # co-wechat-api fails at jsonify's line break
         return response
 
     def answer_in_our_format(get: Callable[[AccessToken], str]) -> tuple[Response, int]:
