@@ -530,7 +530,11 @@ NGROK = '<!DOCTYPE html><html class="h-full"><title>ngrok</title><noscript>You a
         (lambda: Response("<h1>Not found</h1>", 404), ["without /wechat"]),
         (
             lambda: redirect("https://elsewhere.example/wechat?signature=x", 301),
-            ["redirects to https://elsewhere.example,"],
+            ["redirects to https://elsewhere.example/wechat,"],
+        ),
+        (
+            lambda: Response("", 302, {"Location": "/sign-in?next=1"}),
+            ["redirects to http://127.0.0.1:", "/sign-in, and"],
         ),
         (lambda: Response("<h1>Bad Gateway</h1>", 502), ["HTTP 502", "does not reach the bot"]),
         (lambda: Response("x" * 200_000, mimetype="text/plain"), ["HTTP 200 to the doctor's request (GET)"]),
@@ -543,6 +547,18 @@ def test_a_tunnel_that_answers_instead_of_the_bot(bot, page, words):
         assert word in hint
     assert f"the bot answers correctly at {bot.url}/wechat" in hint
     assert "signature=" not in hint
+
+
+@pytest.mark.parametrize("location", ["http://[elsewhere", "http://a\\b:c:d/", "/\x1b[2J"])
+def test_a_redirect_to_an_odd_address(bot, location):
+    def tunnel(environ, start_response):
+        start_response("302 Found", [("Location", location), ("Content-Length", "0")])
+        return []
+
+    with serving(tunnel) as url:
+        hint = the_only_one("callback", examined(bot, PUBLIC_URL=url))
+    assert "redirects to " in hint
+    assert hint.isprintable()
 
 
 def test_https_without_a_certificate(bot):
@@ -571,8 +587,9 @@ def test_a_clock_that_is_off(sandbox, bot):
             all_well(examined(bot, WECHAT_API_BASE=platform, WECHAT_TIMESTAMP_WINDOW=window))
 
 
-def test_a_platform_that_tells_no_time(sandbox, bot):
-    with serving(passing_on(sandbox.url), at("soon")) as platform:
+@pytest.mark.parametrize("date", ["soon", "Mon, 01 Jan 99999 00:00:00 GMT"])
+def test_a_platform_that_tells_no_time(sandbox, bot, date):
+    with serving(passing_on(sandbox.url), at(date)) as platform:
         all_well(examined(bot, WECHAT_API_BASE=platform), ["clock"])
 
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
@@ -91,6 +91,8 @@ class Callback:
                     f"{at} gives no answer within 5 s, and the platform waits no longer",
                     f"{at} 在 5 秒内没有回复，平台不会再等",
                 )
+            except ValueError:  # requests reads the redirect though it does not follow it
+                return _redirected(base, "an address that cannot be read", "无法识别的地址")
             except requests.exceptions.RequestException as error:
                 return Outcome(
                     False,
@@ -213,6 +215,14 @@ def _ask(url: str, probe: _Probe) -> _Page:
     )
 
 
+def _redirected(base: str, where: str, where_zh: str) -> Outcome:
+    return Outcome(
+        False,
+        f"{base} redirects to {where}, and the platform does not follow: set PUBLIC_URL to the final address",
+        f"{base} 跳转到 {where_zh}，平台不会跟随，请将 PUBLIC_URL 设为最终地址",
+    )
+
+
 def _trouble_with(page: _Page, probe: _Probe, base: str, at: str) -> Outcome | None:
     """What is wrong with this answer; the most specific cause first."""
     code = re.search(r"ERR_NGROK_\d+", f"{page.ngrok_error} {page.text}")
@@ -238,13 +248,9 @@ def _trouble_with(page: _Page, probe: _Probe, base: str, at: str) -> Outcome | N
             f"{at} 不存在（404）：PUBLIC_URL 是机器人的地址，不含 /wechat；或该地址是其他程序",
         )
     if 300 <= page.status < 400:
-        target = urlsplit(page.location)
-        return Outcome(
-            False,
-            f"{base} redirects to {target.scheme}://{target.hostname}, and the platform does not follow: set "
-            "PUBLIC_URL to the final address",
-            f"{base} 跳转到 {target.scheme}://{target.hostname}，平台不会跟随，请将 PUBLIC_URL 设为最终地址",
-        )
+        target = urlsplit(urljoin(at, page.location))
+        address = _printable(f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}")
+        return _redirected(base, address, address)
     if page.status in (502, 503, 504):
         return Outcome(
             False,
@@ -285,7 +291,11 @@ def _unreachable_port(base: str) -> Outcome | None:
 
 
 def _title(html: str) -> str:
-    """The page's title, by which the user recognises it; printable characters only."""
+    """The page's title, by which the user recognises it."""
     found = re.search(r"<title[^>]*>([^<]{1,200})", html, re.IGNORECASE)
-    words = "".join(filter(str.isprintable, found[1])).strip() if found else ""
+    words = _printable(found[1]).strip() if found else ""
     return f" ({words[:60]})" if words else ""
+
+
+def _printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text))

@@ -184,7 +184,7 @@ class Platform:
             theirs = parsedate_to_datetime(header).timestamp()
         except TransportError:
             return Outcome(None, "not checked: the platform does not answer", "未检查：平台没有回复")
-        except ValueError:
+        except (ValueError, OverflowError):
             return Outcome(None, "not checked: the platform's answer has no Date", "未检查：回复中没有 Date")
         off = round((asked_at + self._clock()) / 2 - theirs)
         window = self._settings.wechat_timestamp_window
