@@ -27,45 +27,15 @@ def one_browser(name):
 DESKTOP = {"width": 1200, "height": 800}
 NARROW = {"width": 360, "height": 740}
 
-_DISABLED = [
-    # The list under the address bar is two pages of the browser's own in each window: more work than a page of ours.
-    "WebUIOmniboxPopup",
-    "WebUIOmniboxAimPopup",
-    "SpareRendererForSitePerProcess",
-    "RenderDocument",  # a new frame for each document, though the process stays
-    # The last --disable-features counts, so here is what Playwright's disables.
-    "AimEnabled",
-    "AvoidCorsURLLoaderRestartOnRedirect",
-    "AvoidUnnecessaryBeforeUnloadCheckSync",
-    "DestroyProfileOnBrowserClose",
-    "HttpsFirstBalancedModeAutoEnable",
-    "HttpsUpgrades",
-    "LensOverlay",
-    "MediaRouter",
-    "NetworkTimeServiceQuerying",
-    "OptimizationHints",
-    "PaintHolding",
-    "PreconnectToSearch",
-    "ThirdPartyStoragePartitioning",
-]
-_ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    f"--disable-features={','.join(_DISABLED)}",
-]
+_ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu"]
 _AXE = Axe().axe_script
 _ANIMATIONS_END = """() => Promise.all(
   document.getAnimations()
     .filter((one) => one.effect.getComputedTiming().endTime !== Infinity)
     .map((one) => one.finished.catch(() => {}))
 )"""
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
+# The first one has no windows of its own to draw: a fifth less work for the same pages.
+_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def chromium():
@@ -82,7 +52,7 @@ def launch(playwright):
 def browser():
     if chromium() is None:
         missing(
-            "The browser tests need Chromium: install chromium (on Debian or Ubuntu: apt-get install chromium "
+            "The browser tests need Chromium: install it (on Debian: apt-get install chromium-headless-shell "
             "fonts-noto-cjk), or set CHROMIUM to its path"
         )
     with sync_playwright() as playwright:

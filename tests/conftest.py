@@ -5,6 +5,7 @@ own, against the sandbox. Every process is ended by its pid.
 """
 
 import gc
+import importlib
 import os
 import random
 import shutil
@@ -334,6 +335,18 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         # Under nohup: the tests go on, and what they start gets the signal as on a terminal.
         signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    """Each worker imports the modules of the whole suite beginning at another one: so on a fresh clone each is compiled
+    by one worker, and not by all of them at the same time."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker and session.config.args == session.config.getini("testpaths"):
+        modules = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
+        first = len(modules) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        for module in modules[first:] + modules[:first]:
+            importlib.import_module(f"tests.{module}")
 
 
 def pytest_collection_finish():

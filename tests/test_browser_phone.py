@@ -778,7 +778,7 @@ def test_a_bot_that_hangs_does_not_hold_up_the_page(open_page):
         page.locator("#fans button").nth(0).click()
         wait_for(page, "fan", 6)  # to the fan for whom they were chosen
         assert said(page, "fan").locator("img").count() == 6
-        for _ in range(45):
+        for _ in range(49):
             send("oAnother")
         go_on.set()
         eventually(lambda: all(push["ended"] for push in pushes(sandbox)), what="the end of all pushes")
