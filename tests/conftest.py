@@ -354,6 +354,13 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 100)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """The last look for garbage: pytest and Python take three more, each a third of a second for each worker."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long runs at the counts that the promises name")
 
