@@ -114,8 +114,8 @@ def _add_token_server(app: Flask, accounts: parts.Accounts) -> None:
     served = {}
     for one in accounts.of.values():
         keys = (one.settings.own_token_server_key, one.settings.token_server_key)
-        if given := tuple(key.get_secret_value() for key in keys if key is not None):
-            served[one.settings.wechat_appid] = token_server.Served(one.settings.account, one.token, given)
+        if set_keys := tuple(key.get_secret_value() for key in keys if key is not None):
+            served[one.settings.wechat_appid] = token_server.Served(one.settings.account, one.token, set_keys)
     if served:
         app.register_blueprint(token_server.token_server(served, Attempts(accounts.database, "token key")))
 

@@ -277,21 +277,21 @@ def _token_source(value: str) -> str:
 
 def _database(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, address = url.partition("://")
     if not separator:
         raise _WrongValue(
             "must be a database URL such as sqlite:///data/bot.db or postgresql://user:password@host/name",
             "必须是数据库 URL，例如 sqlite:///data/bot.db 或 postgresql://user:password@host/name",
         )
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-        _check_postgresql(rest)
-        return SecretStr(f"postgresql+psycopg://{rest}")
-    if scheme != "sqlite" or not rest.startswith("/") or rest in ("/", "/:memory:"):
+        _check_postgresql(address)
+        return SecretStr(f"postgresql+psycopg://{address}")
+    if scheme != "sqlite" or not address.startswith("/") or address in ("/", "/:memory:"):
         raise _WrongValue(
             "must be sqlite:///FILE or postgresql://...; other databases are not supported",
             "只支持 sqlite:///文件 或 postgresql://...",
         )
-    return SecretStr(f"sqlite:///{FOLDER / rest[1:]}")
+    return SecretStr(f"sqlite:///{FOLDER / address[1:]}")
 
 
 # As SQLAlchemy reads it: a password may hold anything but @.
@@ -302,10 +302,10 @@ _POSTGRESQL = re.compile(
 _SERVER = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 
 
-def _check_postgresql(rest: str) -> None:
-    """`rest` comes after the scheme. The host, the port and the database's name are shown later: none of them may be
+def _check_postgresql(address: str) -> None:
+    """`address` comes after the scheme. The host, the port and the database's name are shown later: none of them may be
     the end of a password."""
-    found = _POSTGRESQL.fullmatch(rest)
+    found = _POSTGRESQL.fullmatch(address)
     assert found is not None, "every part of it may be empty"
     servers, database, options = (found[name] or "" for name in ("servers", "database", "options"))
     nameless = [option for option in options.split("&") if "=" not in option]
@@ -538,10 +538,10 @@ def _wrong_for_s3(values: Mapping[str, str], environ: Mapping[str, str]) -> Iter
         except _WrongValue as wrong:
             yield Fault(name, wrong.english, wrong.chinese)
     pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    given = [name for name in pair if environ.get(name)]
-    if len(given) == 1:
-        (missing,) = set(pair) - set(given)
-        yield Fault(missing, f"is required with {given[0]}", f"设置了 {given[0]} 时必填")
+    present = [name for name in pair if environ.get(name)]
+    if len(present) == 1:
+        (missing,) = set(pair) - set(present)
+        yield Fault(missing, f"is required with {present[0]}", f"设置了 {present[0]} 时必填")
 
 
 of_this_server: tuple[Settings, ...] | None = None

@@ -25,7 +25,7 @@ from wechat.replies import (
 
 log = logging.getLogger(__name__)
 
-TOLD_AT_MOST = 1000
+LOGGED_AT_MOST = 1000
 
 
 class ReplyLog:
@@ -33,7 +33,7 @@ class ReplyLog:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def note(
         self, reply: Reply | None, message: Message, ledger_id: int, uploaded: Collection[str] = ()
@@ -50,14 +50,14 @@ class ReplyLog:
                 extra={"ledger_id": ledger_id},
             )
         media_id = _media_id(reply)
-        if media_id is None or media_id in (message.media_id, *uploaded) or media_id in self._told:
+        if media_id is None or media_id in (message.media_id, *uploaded) or media_id in self._logged:
             return
         with suppress(DatabaseUnavailableError):
             if self._ledger.has_media(message.from_user_name, media_id):
                 return
-            if len(self._told) >= TOLD_AT_MOST:
-                self._told.clear()
-            self._told.add(media_id)
+            if len(self._logged) >= LOGGED_AT_MOST:
+                self._logged.clear()
+            self._logged.add(media_id)
             log.warning(
                 "a reply names a MediaId that is neither the fan's nor uploaded by its work: "
                 "the platform takes it only if it is the account's own",

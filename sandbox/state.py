@@ -353,16 +353,16 @@ class State:
             value, expires_in = self._tokens.stable(self.now(), self._rules.token_life, force)
             return {"access_token": value, "expires_in": expires_in}
 
-    def _check_credentials(self, given: Mapping[str, Any]) -> None:
-        if given.get("grant_type") != "client_credential":
+    def _check_credentials(self, credentials: Mapping[str, Any]) -> None:
+        if credentials.get("grant_type") != "client_credential":
             raise PlatformError(40002)
-        if not given.get("appid"):
+        if not credentials.get("appid"):
             raise PlatformError(41002)
-        if not given.get("secret"):
+        if not credentials.get("secret"):
             raise PlatformError(41004)
-        if given["appid"] != self.account.appid:
+        if credentials["appid"] != self.account.appid:
             raise PlatformError(40013)
-        if given["secret"] != self.account.appsecret:
+        if credentials["secret"] != self.account.appsecret:
             raise PlatformError(40125)
 
     def enter(self, path: str, token: str) -> None:

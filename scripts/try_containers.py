@@ -74,8 +74,8 @@ class Podman:
         settings: Mapping[str, str] | None = None,
     ) -> str:
         """One container with the account's settings; `options` are those of podman run."""
-        given = {**SETTINGS, **(settings or {})}
-        environ = [f"--env={name}={value}" for name, value in given.items()]
+        all_settings = {**SETTINGS, **(settings or {})}
+        environ = [f"--env={name}={value}" for name, value in all_settings.items()]
         return self.run("run", "--network=host", *environ, *options, IMAGE, *command, exits=exits)
 
     @contextmanager

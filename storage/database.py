@@ -114,7 +114,7 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._batches = Batches(self._write_all, DatabaseUnavailableError)
-        self._together: dict[str, Batches[Mapping[str, Any], Any]] = {}  # by statement
+        self._row_batches: dict[str, Batches[Mapping[str, Any], Any]] = {}  # by statement
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
@@ -131,7 +131,7 @@ class Database:
         )
 
         @event.listens_for(self._engine, "do_connect")
-        def connect(_dialect: Any, _record: object, given: Any, options: Any) -> Any:
+        def connect(_dialect: Any, _record: object, _arguments: object, options: Any) -> Any:
             if self._file is not None:
                 return self._file.connect()
             from psycopg import OperationalError
@@ -191,12 +191,12 @@ class Database:
         """Threads that come with one statement at the same time share a round trip to PostgreSQL, and a commit."""
         if not self._ready:
             self.prepare(wait=wait)
-        together = self._together.get(statement.sql)
-        if together is None:
-            batches = Batches(partial(self._rows, statement), DatabaseUnavailableError)
-            together = self._together.setdefault(statement.sql, batches)
+        batches = self._row_batches.get(statement.sql)
+        if batches is None:
+            new = Batches(partial(self._rows, statement), DatabaseUnavailableError)
+            batches = self._row_batches.setdefault(statement.sql, new)
         try:
-            return together(statement.completed(values), wait)
+            return batches(statement.completed(values), wait)
         except TimeoutError:
             raise _no_turn(wait) from None
 
@@ -482,8 +482,8 @@ class Prepared:
     def __call__(self, connection: Connection, **values: Any) -> Any:
         """The driver's cursor: its rows are tuples, of the driver's own types."""
         all_values = self.completed(values)
-        given = all_values if self._names is None else [all_values[name] for name in self._names]
-        return driver_of(connection).execute(self.sql, given)
+        parameters = all_values if self._names is None else [all_values[name] for name in self._names]
+        return driver_of(connection).execute(self.sql, parameters)
 
     def completed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """These values, and those that the statement was made with."""
@@ -568,14 +568,14 @@ def _postgresql_address(url: str) -> URL:
     servers = [_SERVER.fullmatch(server) for server in found[2].split(",")] if found else [None]
     if found is None or None in servers:
         raise ValueError
-    given = {
+    options = {
         # A socket's folder is written with %2F.
         "host": ",".join(unquote(one["address"] or one["name"]) for one in servers if one),
         "port": ",".join(one["port"] or "" for one in servers if one),
         "target_session_attrs": "read-write" if len(servers) > 1 else "",
     }
     address = make_url(found[1] + found[3])
-    return address.set(query={name: value for name, value in given.items() if value} | address.query)
+    return address.set(query={name: value for name, value in options.items() if value} | address.query)
 
 
 def _revision(connection: Connection) -> str | None:

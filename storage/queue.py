@@ -324,10 +324,10 @@ class Queue:
         for column, value in _done(_LANES["send"], FAILED, code, reason, now).items():
             values[column] = case((waiting, value), else_=column)
         mark = _update_of_claimed(_LANES["media"], [PENDING, FAILED]).values(values)
-        given = {"job_id": job.id, "job_claim": job.claim}
+        claimed = {"job_id": job.id, "job_claim": job.claim}
 
         def fail(connection: Connection) -> bool:
-            if connection.execute(mark, given).rowcount != 1:
+            if connection.execute(mark, claimed).rowcount != 1:
                 return False
             waits = works.c.id == job.id, works.c.state == WAITING
             over = {"state": FAILED, "reason": reason, "done_at": now}
@@ -459,8 +459,8 @@ class Queue:
         """Change the row if the claim still holds. A row that already has the new state passes too: the first commit
         of the same mark may have succeeded although its answer was lost."""
         mark = _update_of_claimed(_LANES[job.lane], states).values(values)
-        given = {"job_id": job.id, "job_claim": job.claim}
-        return self._database.write(lambda connection: connection.execute(mark, given).rowcount == 1)
+        claimed = {"job_id": job.id, "job_claim": job.claim}
+        return self._database.write(lambda connection: connection.execute(mark, claimed).rowcount == 1)
 
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))

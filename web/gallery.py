@@ -38,6 +38,7 @@ from storage.queue import Queue
 from storage.sign_ins import Attempts, Sessions
 from storage.thumbnails import Thumbnails
 from web.export import exported
+from web.keys import is_same
 from web.senders import sender_address, sent_by_another_site
 from wechat.codes import explain
 from wechat.formats import CONTENT_TYPES
@@ -156,11 +157,11 @@ def gallery(
         return to if re.fullmatch(rf"{re.escape(front)}(/[0-9]+)?(\?[!-~]*)?", to) else front
 
     def read_session() -> _Session | None:
-        given = request.cookies.get(COOKIE)
-        if not given:
+        cookie = request.cookies.get(COOKIE)
+        if not cookie:
             return None
         try:
-            session = _Session(*cookies().loads(given))
+            session = _Session(*cookies().loads(cookie))
         except (BadSignature, TypeError):
             return None
         return None if session.until <= clock() or sessions.has_ended(session.id) else session
@@ -176,7 +177,7 @@ def gallery(
             response = sign_in_page(429, wait_minutes=int(wait // 60) + 1)
             response.headers["Retry-After"] = str(int(wait) + 1)
             return response
-        if not _same(request.form.get("password", ""), password):
+        if not is_same(request.form.get("password", ""), password):
             log.warning("gallery: wrong ADMIN_PASSWORD", extra={"from": address})
             return sign_in_page(403, wrong=True)
         tries.forgive(address, clock())
@@ -464,12 +465,12 @@ def _url(endpoint: str, **values: Any) -> str:
     return url_for(endpoint, **values)
 
 
-def _asked(given: Mapping[str, str], zone: ZoneInfo | None, names: Mapping[str, str]) -> _Asked:
+def _asked(query: Mapping[str, str], zone: ZoneInfo | None, names: Mapping[str, str]) -> _Asked:
     """Reads the parameters; `names` are the accounts' by AppID. Aborts with 400 if one is invalid."""
     words = {
-        name: given[name].strip()
+        name: query[name].strip()
         for name in ("account", "kind", "state", "fan", "day")
-        if given.get(name, "").strip()
+        if query.get(name, "").strip()
     }
     account = words.get("account")
     appid = next((appid for appid, name in names.items() if name == account), None)
@@ -487,7 +488,7 @@ def _asked(given: Mapping[str, str], zone: ZoneInfo | None, names: Mapping[str, 
         except (ValueError, OverflowError, OSError):
             abort(400)
     which = Filter(cast(Any, kind), cast(Any, state), fan, since, until, appid)
-    return _Asked(which, _place(given.get("before")), _place(given.get("after")), words)
+    return _Asked(which, _place(query.get("before")), _place(query.get("after")), words)
 
 
 def _place_text(place: Place) -> str:
@@ -495,10 +496,10 @@ def _place_text(place: Place) -> str:
     return f"{place[0]!r}_{place[1]}"
 
 
-def _place(given: str | None) -> Place | None:
-    if not given:
+def _place(text: str | None) -> Place | None:
+    if not text:
         return None
-    place = re.fullmatch(r"([0-9]{1,11}(?:\.[0-9]{1,9})?)_([0-9]{1,18})", given)
+    place = re.fullmatch(r"([0-9]{1,11}(?:\.[0-9]{1,9})?)_([0-9]{1,18})", text)
     if place is None:
         abort(400)
     return float(place[1]), int(place[2])
@@ -618,10 +619,3 @@ def _all(rows: GalleryRows, which: Filter) -> Iterator[Shown]:
         if not found.entries and not found.searched_to:
             return
         place = found.entries[-1].place if found.entries else found.searched_to
-
-
-def _same(given: str, password: str) -> bool:
-    """Compares in constant time, whatever the lengths."""
-    return hmac.compare_digest(
-        hashlib.sha256(given.encode("utf-8", "replace")).digest(), hashlib.sha256(password.encode()).digest()
-    )

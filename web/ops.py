@@ -51,8 +51,8 @@ def ops(
             return None
         if key is None:
             return None if _is_near() else Response(status=404)
-        given = sent_key()
-        if given is not None and is_same(given, key):
+        sent = sent_key()
+        if sent is not None and is_same(sent, key):
             return None
         return Response("send METRICS_KEY as Authorization: Bearer KEY\n", 401, mimetype="text/plain")
 

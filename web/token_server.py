@@ -85,8 +85,8 @@ def token_server(
         return response
 
     def answer_in_our_format(get: Callable[[AccessToken], str]) -> tuple[Response, int]:
-        given = sent_key()
-        opened = [appid for appid, served in accounts.items() if _opens(served, given)]
+        sent = sent_key()
+        opened = [appid for appid, served in accounts.items() if _opens(served, sent)]
         if not opened:
             if wait := refuse():
                 return too_many(wait, error=TOO_MANY)
@@ -165,11 +165,11 @@ def _json_body() -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _opens(served: Served, given: object) -> bool:
+def _opens(served: Served, sent: object) -> bool:
     """Whether one of the keys fits. Compares with all of them, so that the time reveals nothing."""
-    if not isinstance(given, str):
+    if not isinstance(sent, str):
         return False
-    fits = [is_same(given, key) for key in served.keys]
+    fits = [is_same(sent, key) for key in served.keys]
     return any(fits)
 
 

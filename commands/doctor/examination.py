@@ -184,13 +184,13 @@ class _Examination:
         return [queue]
 
 
-def _without(given: dict[str, str], faulty: frozenset[str]) -> Settings:
+def _without(environ: dict[str, str], faulty: frozenset[str]) -> Settings:
     """Settings with made-up values for the faulty ones: no check that needs a faulty one runs."""
-    rest = {name: value for name, value in given.items() if name not in faulty}
-    if "WECHAT_AES_KEY" not in rest:
-        rest.pop("WECHAT_AES_KEY_PREVIOUS", None)
+    faultless = {name: value for name, value in environ.items() if name not in faulty}
+    if "WECHAT_AES_KEY" not in faultless:
+        faultless.pop("WECHAT_AES_KEY_PREVIOUS", None)
     names = ("WECHAT_APPID", "WECHAT_TOKEN", "WECHAT_APPSECRET", "WECHAT_TOKEN_SOURCE_KEY")
-    return Settings.model_validate(dict.fromkeys(names, "unset") | rest)
+    return Settings.model_validate(dict.fromkeys(names, "unset") | faultless)
 
 
 def _started(check: Callable[[], list[Outcome]]) -> Future[list[Outcome]]:
