@@ -505,6 +505,7 @@ def _prepared(statement: Executable, driver: str, key: Sequence[str]) -> Prepare
 
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
+    "client_encoding": "UTF8",  # whatever PGCLIENTENCODING, the role or the database says
     "connect_timeout": _CONNECT_SECONDS,
     # A server that vanished without a word is noticed in seconds, not after the system's two hours.
     "keepalives_idle": 5,
@@ -591,8 +592,21 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
+_ENCODINGS = (
+    "UTF8",
+    "SQL_ASCII",
+)  # PostgreSQL's names of those that keep any character; the second looks at none
+
+
 def _is_newest(connection: Connection, newest: str) -> bool:
     revision = _revision(connection)
+    if revision is None and connection.dialect.name == "postgresql":
+        encoding = driver_of(connection).info.parameter_status("server_encoding")
+        if encoding not in _ENCODINGS:
+            raise SchemaError(
+                f"the database's encoding is {encoding}, which has not all characters: "
+                "make one with ENCODING 'UTF8' TEMPLATE template0 (DATABASE_URL)"
+            )
     if revision is not None and revision > newest:
         raise SchemaError(
             f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "

@@ -220,6 +220,24 @@ class TestConnect:
             postgresql.drop(url)
             server.execute("DROP ROLE guest")
 
+    @pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
+    def test_keeps_any_character_whatever_encoding_the_client_is_told(
+        self, postgresql, opened, monkeypatch, encoding
+    ):
+        monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+        url = postgresql.new(encoding)
+        database = opened(url)
+        execute(database, INSERT.replace("fan", "爱丽丝 \N{GRINNING FACE}"))
+        assert rows(database, "SELECT sender FROM messages") == [("爱丽丝 \N{GRINNING FACE}",)]
+        postgresql.drop(url)
+
+    @pytest.mark.parametrize("encoding", ["LATIN1", "EUC_CN"])
+    def test_makes_no_schema_where_characters_are_missing(self, postgresql, encoding):
+        url = postgresql.new(encoding)
+        with pytest.raises(SchemaError, match=rf"encoding is {encoding}.*UTF8.*DATABASE_URL"):
+            connect(url)
+        postgresql.drop(url)
+
     def test_waits_for_a_server_and_then_says_so(self):
         with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
             connect("postgresql://bot:hush@127.0.0.1:1/bot", wait=0.1)
