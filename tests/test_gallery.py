@@ -24,6 +24,7 @@ from app import create_app
 from config import Settings
 from storage import sign_ins
 from storage.database import connect
+from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.gallery import KINDS, SCAN_SECONDS, STATES, Filter, GalleryRows
 from storage.models import messages
@@ -1304,6 +1305,22 @@ class TestFiles:
         assert "503" in rig.page(f"/{ledger_id}/file", 503)
         assert "HTTP 500" not in rig.page(f"/{ledger_id}/file", 503)
         assert "the database or the media store cannot be reached" in caplog.text
+
+    @pytest.mark.parametrize("path", ["/{}/file", "/export"])
+    def test_a_store_that_is_away_midway(self, rig, monkeypatch, caplog, path):
+        """The connection ends, and the log has one line."""
+        ledger_id = rig.stored()
+        rig.make_thumbnails()
+
+        class Torn(io.BytesIO):
+            def read(self, size=-1):
+                raise OSError("S3 get: IncompleteReadError")
+
+        monkeypatch.setattr(DiskStore, "open", lambda *_: Torn())
+        with pytest.raises(ConnectionResetError):
+            rig.get(path.format(ledger_id))
+        assert "cannot be reached" in caplog.text
+        assert "503" in rig.page(f"/{ledger_id}/thumbnail", 503)  # it is read before its answer begins
 
     def test_a_database_that_is_away(self, rig, monkeypatch):
         def away(*_, **__):

@@ -8,6 +8,7 @@ https://cheatsheetseries.owasp.org/cheatsheets/Session_Management_Cheat_Sheet.ht
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import logging
@@ -16,7 +17,7 @@ import re
 import secrets
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -327,7 +328,7 @@ def gallery(
         chunks = exported(
             lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone), _said, names
         )
-        response = Response(chunks, content_type="application/zip")
+        response = Response(_told(chunks), content_type="application/zip")
         name = f"gallery-{_when(clock(), zone)[:10]}.zip"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.headers["Cache-Control"] = "no-store"
@@ -366,6 +367,7 @@ def gallery(
         except HTTPException:  # no such range
             response.close()
             raise
+        response.response = _told(response.iter_encoded())
         return response
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/thumbnail")
@@ -376,6 +378,7 @@ def gallery(
             try:
                 response = _stream(thumbnails.open(found.media_key), "image/jpeg")
                 _tag(response, found)
+                # Without a length it is read here, whole: it is small.
                 return cast(Response, response.make_conditional(request))
             except FileNotFoundError:
                 account.queue.miss_thumbnail(ledger_id, clock())
@@ -420,14 +423,29 @@ def gallery(
     @blueprint.errorhandler(DatabaseUnavailableError)
     @blueprint.errorhandler(OSError)
     def unavailable(error: Exception) -> tuple[str, int]:
-        log.error("gallery: the database or the media store cannot be reached", extra={"reason": str(error)})
+        _tell(error)
         return page("message.html", status=503), 503
 
     return blueprint
 
 
+def _tell(error: Exception) -> None:
+    log.error("gallery: the database or the media store cannot be reached", extra={"reason": str(error)})
+
+
+def _told(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Of an answer that has begun. When the database or the store fails then, the connection ends, so that nobody takes
+    what came for the whole."""
+    try:
+        yield from chunks
+    except (DatabaseUnavailableError, OSError) as error:
+        _tell(error)
+        # What servers take for a connection that is gone already: they close it and say no more.
+        raise ConnectionResetError(errno.ECONNRESET, "the answer cannot be completed") from None
+
+
 def _stream(file: BinaryIO, content_type: str | None) -> Response:
-    response = Response(FileWrapper(file, 64 * 1024), direct_passthrough=True)
+    response = Response(FileWrapper(file, 64 * 1024))
     response.content_type = content_type or "application/octet-stream"
     response.headers["Content-Security-Policy"] = _FILE_POLICY
     response.headers["Cache-Control"] = _FILE_CACHE
