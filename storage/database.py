@@ -619,7 +619,8 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     if connection.dialect.name == "postgresql":
         # A migration may take as long as it takes, and the others wait for it.
         driver_of(connection).patience = None
-        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        for limit in ("lock_timeout", "statement_timeout"):  # the second is the role's or the database's
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     if _is_newest(connection, newest):
         return

@@ -130,6 +130,19 @@ class TestConnect:
         later = opened(empty_url, migrations=later_migrations(tmp_path / "100% later"))
         assert rows(later, "SELECT sender, message_key, mood FROM messages") == [("fan", "m:1", "fine")]
 
+    def test_a_migration_may_take_longer_than_a_statement(self, postgresql, opened, tmp_path):
+        url = postgresql.new()
+        opened(url)
+        with postgresql.connection() as server:
+            server.execute(
+                f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} SET statement_timeout = 200"
+            )
+        folder = later_migrations(tmp_path / "later")
+        with (folder / "versions" / "9999_mood.py").open("a") as file:
+            file.write("    op.execute('SELECT pg_sleep(0.5)')\n")
+        connect(url, migrations=folder, wait=1.0).close()
+        postgresql.drop(url)
+
     def test_a_migration_that_fails_changes_nothing(self, empty_url, opened, tmp_path):
         database = opened(empty_url)
         folder = later_migrations(tmp_path / "later")
