@@ -230,6 +230,11 @@ class TestConnect:
                 connect(as_guest, wait=0.1)
             there.execute("GRANT ALL ON SCHEMA public TO guest")
             opened(as_guest).check()
+            server.execute("ALTER ROLE guest SET default_transaction_read_only = on")
+            with pytest.raises(
+                DatabaseUnavailableError, match="a standby, or has its user default_transaction_read"
+            ):
+                opened(as_guest).check(wait=0.1)
             postgresql.drop(url)
             server.execute("DROP ROLE guest")
 

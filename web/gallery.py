@@ -328,7 +328,7 @@ def gallery(
         chunks = exported(
             lambda: _all(rows, asked.which), files, lambda seconds: _when(seconds, zone), _said, names
         )
-        response = Response(_told(chunks), content_type="application/zip")
+        response = Response(_until_it_fails(chunks), content_type="application/zip")
         name = f"gallery-{_when(clock(), zone)[:10]}.zip"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         response.headers["Cache-Control"] = "no-store"
@@ -367,7 +367,7 @@ def gallery(
         except HTTPException:  # no such range
             response.close()
             raise
-        response.response = _told(response.iter_encoded())
+        response.response = _until_it_fails(response.iter_encoded())
         return response
 
     @blueprint.get("/<int(max=9223372036854775807):ledger_id>/thumbnail")
@@ -423,23 +423,23 @@ def gallery(
     @blueprint.errorhandler(DatabaseUnavailableError)
     @blueprint.errorhandler(OSError)
     def unavailable(error: Exception) -> tuple[str, int]:
-        _tell(error)
+        _log_unavailable(error)
         return page("message.html", status=503), 503
 
     return blueprint
 
 
-def _tell(error: Exception) -> None:
+def _log_unavailable(error: Exception) -> None:
     log.error("gallery: the database or the media store cannot be reached", extra={"reason": str(error)})
 
 
-def _told(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _until_it_fails(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Of an answer that has begun. When the database or the store fails then, the connection ends, so that nobody takes
     what came for the whole."""
     try:
         yield from chunks
     except (DatabaseUnavailableError, OSError) as error:
-        _tell(error)
+        _log_unavailable(error)
         # What servers take for a connection that is gone already: they close it and say no more.
         raise ConnectionResetError(errno.ECONNRESET, "the answer cannot be completed") from None
 
