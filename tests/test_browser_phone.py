@@ -854,6 +854,16 @@ def test_everybody_can_use_it(phone, open_page, locale):
     assert page.locator("html").get_attribute("lang") == ("zh-CN" if locale == "zh-CN" else "en")
 
 
+def test_without_scripts_it_says_so(phone, browser):
+    """Where it is seen at once, also on a small screen."""
+    context = browser.new_context(java_script_enabled=False, viewport=NARROW)
+    page = context.new_page()
+    page.goto(phone.url)
+    said_so = page.locator("noscript p", has_text="This page needs JavaScript.").bounding_box()
+    context.close()
+    assert said_so["y"] + said_so["height"] < NARROW["height"]
+
+
 def test_in_chinese(phone, open_page):
     page = open_page(phone.url, locale="zh-TW")
     assert page.title() == "微信沙箱"
