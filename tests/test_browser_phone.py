@@ -639,6 +639,30 @@ def test_the_page_ends_where_its_content_ends(page, phone):
         assert whole <= max(content + 1, viewport["height"])
 
 
+def test_long_words_are_broken(page, phone):
+    """Those of a file's name, a fault, a choice of the account and a button of its menu: none is cut off."""
+    word = "W" * 100
+    page.locator("#follow").click()
+    wait_for(page, "account", 1)
+    choose(page, {"name": f"{word}.txt", "mimeType": "text/plain", "buffer": b"x"})
+    page.get_by_role("alert").filter(has_text=word).wait_for()
+    phone.state.replace_faults([{"path": f"/{word}", "disconnect": True}])
+    page.locator("#fault-now", has_text=word).wait_for()
+    fan = page.locator("#fans button").get_attribute("data-openid")
+    part = {"head_content": "Which?", "list": [{"id": "1", "content": word}]}
+    phone.state.send_custom({"touser": fan, "msgtype": "msgmenu", "msgmenu": part})
+    said(page, "account").get_by_role("button", name=word).wait_for()
+    place = {"type": "location_select", "name": word[:60], "key": "1"}
+    phone.state.create_menu({"button": [{"name": "More", "sub_button": [place]}]})
+    page.get_by_text("More", exact=True).click()
+    page.locator("#menu").get_by_role("button").click()
+    for viewport in (DESKTOP, NARROW):
+        page.set_viewport_size(viewport)
+        assert_fits(page)
+        for part in ("#problem", "#fault-now", "#chat", "#asker"):
+            assert page.locator(part).evaluate("part => part.scrollWidth <= part.clientWidth"), part
+
+
 def test_many_fans_stay_in_one_row(page, phone):
     page.locator("#live.on").wait_for()
     for number in range(12):
