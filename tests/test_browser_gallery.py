@@ -152,6 +152,19 @@ def test_an_entry_is_deleted_after_a_second_click(place, enter):
     assert place.parts.ledger.get(entry.id) is None
 
 
+def test_what_is_unfolded_while_an_answer_is_on_its_way_stays_so(place, enter):
+    page = enter(f"/{place.wait_for_ever()}", clock=True)
+    held = []
+    page.route(page.url, lambda route: held.append(route), times=1)
+    page.clock.fast_forward(3000)
+    eventually(lambda: held or page.evaluate("0"), what="the question for news")
+    page.get_by_text("Delete …").click()
+    with page.expect_event("requestfinished"):
+        held[0].continue_()
+    page.evaluate("fetch(location.href).then((answer) => answer.text())")  # the page has read the one before
+    assert page.get_by_role("button", name="Delete for good").is_visible()
+
+
 def natural(picture):
     picture.evaluate("image => image.decode()")
     return picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
