@@ -6,7 +6,15 @@ from wechat.addresses import is_public
 
 
 @pytest.mark.parametrize(
-    "address", ["93.184.216.34", "2606:4700::1111", "::ffff:93.184.216.34", "64:ff9b::5db8:d822", "1.1.1.1"]
+    "address",
+    [
+        "93.184.216.34",
+        "2606:4700::1111",
+        "::ffff:93.184.216.34",
+        "64:ff9b::5db8:d822",
+        "::ffff:0:93.184.216.34",
+        "1.1.1.1",
+    ],
 )
 def test_public(address):
     assert is_public(address)
@@ -35,6 +43,9 @@ def test_public(address):
         "::ffff:10.0.0.1",
         "64:ff9b::a00:1",
         "64:ff9b:1::1",
+        "::ffff:0:127.0.0.1",
+        "3fff::1",
+        "5f00::1",
         "fe80::1%eth0",
         "fec0::1",
         "fd00::1",
