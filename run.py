@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import signal
@@ -150,6 +151,8 @@ def _sources() -> dict[Path, int]:
 
 
 def main() -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may know no Chinese
     for number in ENDING:
         # A script's background process starts with SIGINT ignored; nohup's with SIGHUP, and that is meant.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:

@@ -6,6 +6,9 @@ machines; long work shows a progress bar on a terminal and plain lines elsewhere
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 from flask import Flask
 from flask.cli import FlaskGroup
@@ -33,6 +36,8 @@ def add_to(app: Flask) -> None:
     context = click.get_current_context(silent=True)
     root = context.find_root().command if context else None
     if isinstance(root, FlaskGroup):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may know no Chinese
         for name in _OF_FLASK:
             root.commands[name].hidden = True
 

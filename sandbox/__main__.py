@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from .server import log_to
 
 def main() -> int:
     """Runs until SIGTERM or Ctrl-C; 2 for wrong use or settings."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may know no Chinese
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="A stand-in for the WeChat platform, on 127.0.0.1 only. Its account is WECHAT_APPID, "

@@ -395,6 +395,17 @@ def test_help_begins_with_our_commands(bot):
     assert names == ["doctor", "ledger", "media", "menu", "replay", "token", "worker"]
 
 
+@pytest.mark.parametrize(
+    "arguments", [["flask", "--help"], ["flask", "doctor"], ["sandbox", "--help"]], ids=" ".join
+)
+def test_a_terminal_without_chinese_gets_escapes(arguments):
+    environ = clean_environ() | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert "\\u" in done.stdout
+
+
 def test_flasks_own_server_says_that_settings_are_missing(bot):
     bot.environ["WECHAT_APPID"] = ""
     for command in ("run", "routes"):

@@ -89,6 +89,13 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, project, command, environ, 
     assert "Traceback" not in process.text()
 
 
+def test_a_terminal_without_chinese_gets_escapes(make_run):
+    from_nothing = ["sh", "-c", 'exec "$0" run.py', sys.executable]
+    shown = said(make_run(from_nothing, PYTHONIOENCODING="latin-1"), "Ctrl-C ends it")
+    assert "all equal: \\u56fe\\u5c1a\\u5f80\\u6765" in shown
+    assert "Traceback" not in shown
+
+
 def test_a_failed_echo_exits_1(make_run):
     process = make_run(MAX_MEDIA_BYTES="1000")
     assert process.popen.wait(60) == 1
