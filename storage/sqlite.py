@@ -91,7 +91,7 @@ class SqliteFile:
         self._next_look = 0.0
         self.look()
         connection = sqlite3.connect(
-            f"file:{quote(str(self._path))}?mode=rw",  # never creates the file: an empty one would hide the loss
+            f"file:{quote(os.fsencode(self._path))}?mode=rw",  # never creates it: an empty file would hide the loss
             uri=True,
             isolation_level=None,
             check_same_thread=False,  # one thread at a time, but not always the same

@@ -21,6 +21,7 @@ from tests.test_flow import PHOTO
 PREPARED = [sys.executable, "run.py"]
 # As a script starts it in the background: with SIGINT ignored. From nothing, and so all that it starts.
 IN_THE_BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$0\" run.py", sys.executable]
+FROM_NOTHING = ["sh", "-c", 'exec "$0" run.py', sys.executable]
 
 
 @pytest.fixture
@@ -90,10 +91,16 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, project, command, environ, 
 
 
 def test_a_terminal_without_chinese_gets_escapes(make_run):
-    from_nothing = ["sh", "-c", 'exec "$0" run.py', sys.executable]
-    shown = said(make_run(from_nothing, PYTHONIOENCODING="latin-1"), "Ctrl-C ends it")
+    shown = said(make_run(FROM_NOTHING, PYTHONIOENCODING="latin-1"), "Ctrl-C ends it")
     assert "all equal: \\u56fe\\u5c1a\\u5f80\\u6765" in shown
     assert "Traceback" not in shown
+
+
+def test_a_folder_whose_name_the_locale_does_not_know(make_run, project):
+    project.rename(project.with_name("图"))
+    (project.parent / "project").symlink_to("图")
+    process = make_run(FROM_NOTHING, LC_ALL="C", PYTHONUTF8="0")
+    assert "all equal" in said(process, "Ctrl-C ends it")
 
 
 def test_a_failed_echo_exits_1(make_run):
