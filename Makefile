@@ -15,6 +15,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 EXPRESS = $(VENV)/express/node_modules/.package-lock.json
 unexport PYTHONDONTWRITEBYTECODE # or each process of the tests would compile the libraries and all tests anew
+unexport PYTHONHOME # another Python's: with it none of ours starts
 
 .PHONY: run test test-all coverage faults fuzz bench bench-scale try-deploy check release format freeze clean
 
@@ -77,7 +78,7 @@ clean:
 # A .venv that was left half made, whose Python is gone or was replaced by another version (its packages lie in a folder of
 # the old one), or that was made in another folder (its scripts hold the path) is made anew. One that is a link is somebody
 # else's. `make PYTHON=...` makes one of another Python anew too.
-PACKAGES = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+PACKAGES = $$($(BIN)/python -E -c 'import os, sysconfig; os.write(1, os.fsencode(sysconfig.get_path("purelib")))')
 USABLE := $(shell [ -L $(VENV) ] || { [ -x $(BIN)/python ] && [ -d "$(PACKAGES)" ] && { \
   { [ ! -e $(VENV)/.folder ] && [ -e $(VENV)/.run ]; } || [ "$$(cat $(VENV)/.folder 2>/dev/null)" = "$(CURDIR)" ]; }; } && echo yes)
 ifeq ($(origin PYTHON)$(USABLE),command lineyes)

@@ -534,6 +534,12 @@ def test_a_venv_that_cannot_be_used_is_made_anew(tmp_path, folder, stamps, anew,
     assert venv_is_made_anew(tmp_path, folder, stamps, asked) == anew
 
 
+@pytest.mark.parametrize(("name", "value"), [("PYTHONIOENCODING", "gbk"), ("PYTHONHOME", "/nowhere")])
+def test_what_the_environment_says_to_python_makes_no_venv_anew(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert not venv_is_made_anew(tmp_path, "here", [".folder", ".no-dotenv", ".run"], [])
+
+
 @pytest.mark.parametrize("name", ["another", "none"])
 def test_a_venv_of_another_python_than_the_one_asked_for_is_made_anew(tmp_path, name):
     another = tmp_path / "another"
@@ -577,9 +583,10 @@ def venv_is_made_anew(tmp_path, folder, stamps, asked):
     if folder == "linked":
         (project / ".venv").symlink_to(made)
     (made / "bin/python").symlink_to("/nowhere/python" if folder == "gone" else sys.executable)
-    if folder == "upgraded":
+    if folder in ("here", "upgraded"):
         (made / "pyvenv.cfg").write_text(f"home = {sys.base_prefix}/bin\n")
-        (made / "lib/python3.4/site-packages").mkdir(parents=True)
+        version = "3.4" if folder == "upgraded" else "{}.{}".format(*sys.version_info)
+        (made / f"lib/python{version}/site-packages").mkdir(parents=True)
     for name in stamps:
         (made / name).touch()
     if ".folder" in stamps:
