@@ -140,7 +140,7 @@ def _prepare():
             [sys.executable, "-m", "tests.prepared"],
             cwd=ROOT,
             stdin=theirs,
-            stdout=subprocess.DEVNULL,
+            stdout=theirs,  # nothing that can seek: the output of what is forked may be a terminal
             start_new_session=True,
         )
 
