@@ -6,6 +6,7 @@ Must not know any command.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]
 
     On a terminal it draws a bar; elsewhere one line is printed at the end.
     """
-    on_terminal = sys.stderr.isatty()
+    on_terminal = os.isatty(2)  # sys.stderr is None where it was closed
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not on_terminal) as bar:
         yield lambda count: cast(None, bar.update(count))
     if not on_terminal:

@@ -5,7 +5,7 @@ Knows arguments and what to print. Must not know SQL.
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from typing import Any
 
@@ -60,7 +60,7 @@ def ledger_list(failed: bool, fan: str | None, limit: int) -> None:
         entries = app_parts().ledger.newest(limit, failed=failed, fan=fan)
     for entry in entries:
         line = _summary(entry)
-        if sys.stdout.isatty():
+        if os.isatty(1):
             words = [f"{line['id']:>6}", line["received_at"], f"{line['type']:10}", line["fan"]]
             words += [
                 str(line[name]) for name in ("media", "send", "code", "reason") if line[name] is not None
@@ -140,7 +140,7 @@ def ledger_purge(days: int | None, fan: str | None, dry_run: bool, yes: bool) ->
     with errors_in_one_line():
         parts, now = app_parts(), time.time()
         before = None if days is None else now - days * 86400
-        if dry_run or (sys.stdin.isatty() and not yes):
+        if dry_run or (os.isatty(0) and not yes):
             rows, files = parts.purge_rows.count(before=before, fan=fan)
             if dry_run:
                 show_json({"rows": rows, "files": files})

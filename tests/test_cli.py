@@ -406,6 +406,15 @@ def test_a_terminal_without_chinese_gets_escapes(arguments):
     assert "\\u" in done.stdout
 
 
+def test_closed_files_are_no_terminal(three):
+    for arguments in (["doctor"], ["ledger", "list"], ["ledger", "purge", "--before", "9"]):
+        command = ["sh", "-c", 'exec "$0" -m flask "$@" <&- >&-', sys.executable, *arguments]
+        done = subprocess.run(
+            command, env=three.environ, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert "Traceback" not in done.stderr
+
+
 def test_flasks_own_server_says_that_settings_are_missing(bot):
     bot.environ["WECHAT_APPID"] = ""
     for command in ("run", "routes"):

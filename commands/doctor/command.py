@@ -39,7 +39,7 @@ def doctor(as_json: bool) -> None:
     logging.disable()  # the findings say it; log lines would only come between them
     environ = settings_of_commands(os.environ)
     account = chosen_account(accounts(Settings.unchecked(environ)) or [""])
-    on_terminal = sys.stdout.isatty() and not as_json
+    on_terminal = os.isatty(1) and not as_json  # sys.stdout is None where it was closed
     findings = []
     for finding in examine(environ, account=account):
         findings.append(finding)
