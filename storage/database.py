@@ -78,7 +78,7 @@ _RIGHTS_HINT = "may the user of DATABASE_URL make and use tables there?"
 _READ_ONLY_HINT = "does DATABASE_URL name a standby, or has its user default_transaction_read_only?"
 _RESTORE_HINT = "stop all processes and restore the database from a backup (DATABASE_URL)"
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
-# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system,
+# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system;
 # read-only; no right, no schema; no such table, corrupted.
 _POSTGRESQL_UNAVAILABLE = {
     **dict.fromkeys(("08", "28", "3D", "40", "53", "55P03", "57", "58"), _SERVER_HINT),
@@ -306,7 +306,7 @@ class Database:
                 break
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
             time.sleep(min(pause, left))  # no server, disk or holder of a lock tells when it is there again
-        raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:g} s)")
+        raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:.1f} s)")
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:
@@ -334,7 +334,7 @@ class Database:
         `wait` seconds.
         """
         if not self._preparing.acquire(timeout=wait):
-            raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:g} s)")
+            raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:.1f} s)")
         try:
             if not self._ready:
                 self._prepare(wait)
@@ -634,7 +634,7 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
 
 
 def _no_turn(wait: float) -> DatabaseUnavailableError:
-    return DatabaseUnavailableError(f"this process's other operations take too long (waited {wait:g} s)")
+    return DatabaseUnavailableError(f"this process's other operations take too long (waited {wait:.1f} s)")
 
 
 def driver_of(connection: Connection) -> Any:

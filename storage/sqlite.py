@@ -165,7 +165,7 @@ class SqliteFile:
         assert self._lock is not None
         if not _locked_within(self._lock, wait, _LOCK_PAUSE):
             raise DatabaseUnavailableError(
-                f"SQLite: another process holds {self._path.name}-lock (waited {wait:g} s): is it stopped?"
+                f"SQLite: another process holds {self._path.name}-lock (waited {wait:.1f} s): is it stopped?"
             )
         try:
             yield
@@ -202,7 +202,7 @@ class SqliteFile:
     def explain(self, error: str) -> str:
         """The error, and what to do when it is that the file belongs to another user."""
         whose = belongs_to_another(self._path) or belongs_to_another(self._path.parent)
-        return f"{error}: {whose or 'make the file and its folder writable'} (DATABASE_URL)"
+        return f"{error}: {whose or 'make the file, those beside it (-wal, -shm) and the folder writable'} (DATABASE_URL)"
 
     def close(self) -> None:
         """Notes that this process no longer has the database open, until the next `make`."""
