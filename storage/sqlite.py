@@ -202,7 +202,8 @@ class SqliteFile:
     def explain(self, error: str) -> str:
         """The error, and what to do when it is that the file belongs to another user."""
         whose = belongs_to_another(self._path) or belongs_to_another(self._path.parent)
-        return f"{error}: {whose or 'make the file, those beside it (-wal, -shm) and the folder writable'} (DATABASE_URL)"
+        hint = whose or "make the file, those beside it (-wal, -shm) and the folder writable"
+        return f"{error}: {hint} (DATABASE_URL)"
 
     def close(self) -> None:
         """Notes that this process no longer has the database open, until the next `make`."""
