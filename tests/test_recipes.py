@@ -124,6 +124,7 @@ def nginx(program, folder, bot, port, certificate):
         (r"127\.0\.0\.1:8000;", f"127.0.0.1:{bot.settings.port};"),
         (r"/etc/letsencrypt/live/bot\.example\.com", str(certificate[0].parent)),
         (r"/var/log/nginx/tushangwanglai\.log", f"{folder}/access.log"),
+        (r"/var/log/nginx/error\.log", f"{folder}/error.log"),
     )
     (folder / "tushangwanglai.conf").write_text(recipe, encoding="utf-8")
     own = [
@@ -249,6 +250,13 @@ def test_the_bot_sees_the_caller_and_nothing_that_he_made_up(proxy, bot):
 def test_the_token_for_ones_own_network(proxy):
     answer = proxy.session.get(f"{proxy.url}/token", headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
     assert answer.json()["expires_in"] > 0
+
+
+def test_the_key_of_a_refused_request_is_in_no_log(proxy):
+    url = f"{proxy.url}/cgi-bin/token?secret={KEY}"
+    answer = proxy.session.get(url, data=b"x" * (1024 * 1024 + 1), timeout=10)
+    assert answer.status_code in (413, 502)  # 502: Caddy 2.6
+    assert not [file.name for file in proxy.folder.iterdir() if file.is_file() and KEY in file.read_text()]
 
 
 def test_slow_bodies_do_not_reach_the_bot(proxy, bot):
