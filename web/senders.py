@@ -7,14 +7,18 @@ https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Sec-Fetch-Si
 from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address, ip_network
+from urllib.parse import urlsplit
 
 from flask import request
 
 
 def sender_address() -> str:
     """The address under which tries are counted. An IPv6 /64 network, which one customer has, counts as one."""
+    text = request.remote_addr or ""
     try:
-        address = ip_address(request.remote_addr or "")
+        if text.startswith("[") or text.count(":") == 1:  # some proxies write the caller's port behind it
+            text = urlsplit(f"//{text}").hostname or ""
+        address = ip_address(text)
     except ValueError:
         return "unknown"
     if isinstance(address, IPv6Address):
