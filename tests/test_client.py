@@ -271,10 +271,11 @@ def test_a_call_that_must_not_be_repeated_is_not(platform, second, answer):
         raw(b""),
         raw(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"),
         raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{"),
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n0\r\n\r\n"),
         raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
         reply(b"no gzip", headers={"Content-Encoding": "gzip"}),
     ],
-    ids=["closed", "cut off", "cut off in a chunk", "two lengths", "not decodable"],
+    ids=["closed", "cut off", "cut off in a chunk", "negative chunk", "two lengths", "not decodable"],
 )
 def test_a_broken_answer_is_asked_of_the_next_host_if_the_call_is_repeatable(platform, second, answer):
     platform.on("/x", answer)

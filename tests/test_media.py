@@ -346,6 +346,21 @@ def test_the_cap_holds_for_bodies_without_a_length_and_for_decoded_bytes(platfor
     assert sum(received) <= MB
 
 
+def test_a_chunk_of_a_negative_size_is_not_read_to_the_end_of_the_connection(platform, client):
+    sent = []
+
+    def endless(sock, request):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + JPEG)
+        for _ in range(50):
+            sock.sendall(bytes(MB))
+            sent.append(MB)
+
+    platform.on(GET, endless)
+    with pytest.raises(TransportError):
+        fetch(client)
+    assert sum(sent) < 25 * MB  # what the sockets hold
+
+
 @pytest.mark.parametrize(
     "answer",
     [

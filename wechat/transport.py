@@ -303,6 +303,16 @@ class _TimedReader(io.RawIOBase):
         super().close()
 
 
+class _Bytes(io.BufferedReader):
+    """http.client asks it for a number of bytes. Only for a chunk of a negative size that is negative, and would be all
+    that comes, whatever the limit of the body."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise OSError("a chunk of a negative size")
+        return super().read(size)
+
+
 class _Connection(HTTPConnection):
     """One connect time-out for all addresses of a name together, and no request after the deadline."""
 
@@ -311,7 +321,7 @@ class _Connection(HTTPConnection):
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
         response = HTTPResponse(sock, *args, **kwargs)
         reader = _TimedReader(response.fp.detach(), sock, self.attempt.deadline)
-        response.fp = io.BufferedReader(reader, _BUFFER_BYTES)
+        response.fp = _Bytes(reader, _BUFFER_BYTES)
         return response
 
     def _new_conn(self) -> socket.socket:
