@@ -941,7 +941,7 @@ class TestExport:
         )
         place = TestList().say(
             rig,
-            "<MsgType>location</MsgType><Location_X>1.5</Location_X><Location_Y>2</Location_Y><Label>Home</Label>",
+            "<MsgType>location</MsgType><Location_X>1.5</Location_X><Location_Y>2</Location_Y><Label>＝1+2</Label>",
         )
         answer = rig.get("/export")
         assert answer.content_type == "application/zip"
@@ -953,7 +953,7 @@ class TestExport:
         files.pop("")
         assert files == {f"{photo}.jpg": PHOTO, f"{voice}.amr": AMR}
         assert [int(row["id"]) for row in table] == [place, link, formula, gone, failed, voice, photo]
-        assert table[0]["text"] == "Home (1.5, 2.0)"
+        assert table[0]["text"] == "'＝1+2 (1.5, 2.0)"
         assert table[1]["text"] == "'@news\nof today\nhttps://e.org/"
         assert table[2]["text"] == "'=1+2,\n'你好'"
         assert table[4]["state"] == "failed"

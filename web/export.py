@@ -19,6 +19,9 @@ PIECE_BYTES = 64 * 1024
 
 COLUMNS = ("id", "received", "openid", "type", "text", "state", "code", "file", "bytes", "sha256")
 
+# Some spreadsheets take the full-width signs for these too: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
 
 class _Unsent(io.RawIOBase):
     """A file for zipfile to write to. It keeps only what was written since the last `take()`."""
@@ -99,8 +102,4 @@ def _line(values: Iterable[object]) -> bytes:
 
 def _harmless(value: object) -> object:
     """Puts an apostrophe before a text that a spreadsheet would run as a formula."""
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
