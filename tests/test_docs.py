@@ -424,7 +424,7 @@ class Project:
         self.output = folder / "run.log"
         self.settings = {
             "PORT": str(self.port),
-            "TOKEN_SERVER_KEY": "key-of-the-documents",
+            "TOKEN_SERVER_KEY": "the documents' key, + and & in it",
             "WEB_CONCURRENCY": "1",
         }
         self._process = None
