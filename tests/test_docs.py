@@ -565,6 +565,8 @@ def test_every_command_shown_runs(path, project):
                 assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
                 assert '"error"' not in done.stdout, done.stdout
                 assert '"errcode"' not in done.stdout, done.stdout
+    made = [folder for name in ("backup", "restored") if (folder := project.folder / name).exists()]
+    assert [folder.name for folder in made if folder.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.xdist_group("docs")
