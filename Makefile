@@ -16,6 +16,7 @@ BIN    := $(VENV)/bin
 EXPRESS = $(VENV)/express/node_modules/.package-lock.json
 unexport PYTHONDONTWRITEBYTECODE # or each process of the tests would compile the libraries and all tests anew
 unexport PYTHONHOME # another Python's: with it none of ours starts
+unexport PYTHONSAFEPATH # with it Python would not look for our modules in this folder
 
 .PHONY: run test test-all coverage faults fuzz bench bench-scale try-deploy check release format freeze clean
 

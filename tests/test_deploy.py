@@ -540,6 +540,17 @@ def test_what_the_environment_says_to_python_makes_no_venv_anew(tmp_path, monkey
     assert not venv_is_made_anew(tmp_path, "here", [".folder", ".no-dotenv", ".run"], [])
 
 
+def test_make_finds_our_modules_where_python_is_told_to_leave_out_its_folder(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".venv").symlink_to("venv")
+    (tmp_path / "ours.py").touch()
+    (tmp_path / "run.py").write_text("import ours")
+    environ = {**os.environ, "PYTHONSAFEPATH": "1"}
+    subprocess.run(["make", "-o", ".venv/.run", "run"], cwd=tmp_path, env=environ, check=True)
+
+
 @pytest.mark.parametrize("name", ["another", "none"])
 def test_a_venv_of_another_python_than_the_one_asked_for_is_made_anew(tmp_path, name):
     another = tmp_path / "another"
