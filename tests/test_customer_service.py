@@ -103,6 +103,13 @@ def test_characters_go_raw(platform, client):
     assert "你好".encode() in platform.requests[0].body
 
 
+def test_half_a_character_of_a_title_is_left_out_as_in_replies(platform, client):
+    platform.on(PATH, OK)
+    send(client, OPENID, NewsReply((Article("a\ud83db", "c\x00d"),)))
+    (article,) = platform.requests[0].json["news"]["articles"]
+    assert (article["title"], article["description"]) == ("ab", "cd")
+
+
 def test_a_long_text_is_cut_as_replies_are(platform, client):
     platform.on(PATH, OK)
     send(client, OPENID, TextReply("中" * 1000))

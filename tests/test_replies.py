@@ -1,6 +1,7 @@
 """Replies: every sample rendered byte for byte, read back by ours and by wechatpy, and nothing injected."""
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -233,6 +234,24 @@ def test_an_impossible_reply_cannot_be_built(build):
         build()
     assert isinstance(refused.value, WeChatError)
     assert isinstance(refused.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: TextReply(5), "TextReply needs text for content, not 5"),
+        (lambda: ImageReply(b"M"), "ImageReply needs text for media_id, not b'M'"),
+        (lambda: VideoReply("M", 5), "VideoReply needs text for title, not 5"),
+        (lambda: MusicReply(music_url=Path("a.mp3")), "MusicReply needs text for music_url, not "),
+        (lambda: TransferReply(7), "TransferReply needs text for kf_account, not 7"),
+        (lambda: Article("t", url=None), "Article needs text for url, not None"),
+        (lambda: NewsReply(ARTICLE), "a news reply needs a tuple of Article, not Article("),
+        (lambda: NewsReply(({"title": "t"},)), "a news reply needs a tuple of Article, not "),
+    ],
+)
+def test_a_value_of_another_type_is_named_when_the_reply_is_built(build, said):
+    with pytest.raises(ReplyError, match=re.escape(said)):
+        build()
 
 
 def test_one_article_after_a_message_and_eight_after_an_event():

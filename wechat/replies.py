@@ -1,15 +1,15 @@
 """Passive replies: what a handler may answer, and the XML of each.
 
-A reply is checked when it is built (ReplyError), so that rendering only has to check the message. Every value
-passes the one escaping function. It must not know handlers, encryption or HTTP. No reply at all, the platform's
-`success`, is None and has no class here.
+A reply is checked when it is built (ReplyError), so that rendering only has to check the message. Every value is
+text without what XML cannot carry, and passes the one escaping function. It must not know handlers, encryption or
+HTTP. No reply at all, the platform's `success`, is None and has no class here.
 
 https://developers.weixin.qq.com/doc/subscription/guide/product/message/Passive_user_reply_message.html
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from wechat.elements import cdata, legal, parse
@@ -33,13 +33,12 @@ class TextReply:
     cut_from: int | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         _need(self.content, "a text reply needs content: answer None to say nothing")
-        content = legal(self.content)
-        data = content.encode()
+        data = self.content.encode()
         if len(data) > MAX_TEXT_BYTES:
-            content = data[:MAX_TEXT_BYTES].decode(errors="ignore")
+            object.__setattr__(self, "content", data[:MAX_TEXT_BYTES].decode(errors="ignore"))
             object.__setattr__(self, "cut_from", len(data))
-        object.__setattr__(self, "content", content)
 
     def _xml(self) -> str:
         return f"<MsgType><![CDATA[text]]></MsgType><Content>{cdata(self.content)}</Content>"
@@ -52,6 +51,7 @@ class ImageReply:
     media_id: str
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         _need(self.media_id, "an image reply needs a media_id")
 
     def _xml(self) -> str:
@@ -65,6 +65,7 @@ class VoiceReply:
     media_id: str
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         _need(self.media_id, "a voice reply needs a media_id")
 
     def _xml(self) -> str:
@@ -80,6 +81,7 @@ class VideoReply:
     description: str | None = None
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         _need(self.media_id, "a video reply needs a media_id")
 
     def _xml(self) -> str:
@@ -101,6 +103,7 @@ class MusicReply:
     hq_music_url: str | None = None
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         if self.thumb_media_id is not None:  # the platform refuses an empty one
             _need(self.thumb_media_id, "an empty thumb_media_id cannot be sent: leave it out")
         elif all(each is None for each in (self.title, self.description, self.music_url, self.hq_music_url)):
@@ -125,6 +128,7 @@ class Article:
     url: str = ""
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         _need(self.title, "an article needs a title")
 
     def _xml(self) -> str:
@@ -141,6 +145,9 @@ class NewsReply:
     articles: tuple[Article, ...]
 
     def __post_init__(self) -> None:
+        articles: object = self.articles
+        if not isinstance(articles, tuple | list) or not all(isinstance(one, Article) for one in articles):
+            raise ReplyError(f"a news reply needs a tuple of Article, not {articles!r:.80}")
         if not 1 <= len(self.articles) <= _MAX_ARTICLES_AFTER_EVENT:
             raise ReplyError(f"a news reply needs 1 to {_MAX_ARTICLES_AFTER_EVENT} articles")
 
@@ -159,6 +166,7 @@ class TransferReply:
     kf_account: str | None = None
 
     def __post_init__(self) -> None:
+        _take_texts(self)
         if self.kf_account is not None:
             _need(self.kf_account, "an empty kf_account cannot be sent: leave it out")
 
@@ -244,9 +252,20 @@ def parse_reply(xml: bytes) -> Reply:
     raise ReplyError("the XML is no reply")
 
 
+def _take_texts(reply: Reply | Article) -> None:
+    """Leaves out of each field what XML cannot carry. Raises ReplyError for one that is no text."""
+    for one in fields(reply):
+        value: object = getattr(reply, one.name)
+        if value is None and not isinstance(one.default, str):
+            continue  # it may be left out, or `_need` says what to write
+        if not isinstance(value, str):
+            raise ReplyError(f"{type(reply).__name__} needs text for {one.name}, not {value!r:.80}")
+        object.__setattr__(reply, one.name, legal(value))
+
+
 def _need(value: str | None, problem: str) -> None:
     # A message's media_id may be None.
-    if not value or not legal(value):
+    if not value:
         raise ReplyError(problem)
 
 
