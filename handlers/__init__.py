@@ -64,13 +64,20 @@ Table: TypeAlias = Mapping[type[Message], Handler | Router]
 
 
 def _own(table: str) -> Any:
-    """A table of handlers/own.py; empty if there is none. Raises HandlerError if the module has no table at all."""
+    """A table of handlers/own.py; empty if there is none. Raises HandlerError if the module has no table at all, or
+    this one is none."""
     if importlib.util.find_spec("handlers.own") is None:
         return {}
     module = importlib.import_module("handlers.own")
     if not hasattr(module, "HANDLERS") and not hasattr(module, "ACCOUNT_HANDLERS"):
         raise HandlerError("handlers/own.py has no table HANDLERS: write HANDLERS = {TextMessage: answer}")
-    return getattr(module, table, {})
+    return _mapping(getattr(module, table, {}), f"{table} of handlers/own.py")
+
+
+def _mapping(table: object, name: str) -> object:
+    if not isinstance(table, Mapping):
+        raise HandlerError(f"{name} is {table!r:.80}: write a table, such as {{TextMessage: answer}}")
+    return table
 
 
 HANDLERS: Table = {**STOCK_HANDLERS, **_own("HANDLERS")}
@@ -83,6 +90,7 @@ def check(accounts: Collection[str] = ()) -> None:
     for account, table in ACCOUNT_HANDLERS.items():
         if accounts and account not in accounts:
             raise HandlerError(f"ACCOUNT_HANDLERS has {account!r:.80}: write a name of the setting ACCOUNTS")
+        _mapping(table, f"ACCOUNT_HANDLERS[{account!r}]")
         _check(table, f"ACCOUNT_HANDLERS[{account!r}]")
     _check(HANDLERS, "HANDLERS")
 

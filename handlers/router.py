@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from handlers.calls import Handler, Outcome, Recall, call, takes_memory
+from handlers.calls import Handler, HandlerError, Outcome, Recall, call, takes_memory
 from wechat.messages import Event, Message, TextMessage, VoiceMessage
 
 
@@ -25,7 +25,7 @@ class Route:
 
 def exact(*words: str) -> Route:
     """Exactly one of these words; capitals do not matter. The handler gets no argument."""
-    known = {word.strip().casefold() for word in words}
+    known = set(_folded(words))
     return Route(lambda said: () if said.casefold() in known else None, 0)
 
 
@@ -34,7 +34,7 @@ def prefix(*words: str) -> Route:
 
     `weather` fits "weather", "Weather Oslo" and "weather奥斯陆", but not "weatherman".
     """
-    known = [word.strip().casefold() for word in words]
+    known = _folded(words)
 
     def arguments(said: str) -> tuple[str, ...] | None:
         for word in known:
@@ -64,9 +64,12 @@ class Router:
     """A handler that passes the message to the first route that fits, or else to `default`, if there is one."""
 
     def __init__(self, *routes: tuple[Route, Handler], default: Handler | None = None) -> None:
-        """Raises HandlerError for a handler that does not take its route's arguments."""
+        """Raises HandlerError for what is no route, and for a handler that does not take its route's arguments."""
         self.routes, self._default = routes, default
-        for route, handler in routes:
+        for each in routes:
+            if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], Route)):
+                raise HandlerError(f'{each!r:.80} is no route: write (exact("help"), answer)')
+            route, handler = each
             takes_memory(handler, route.count)
         if default is not None:
             takes_memory(default)
@@ -90,6 +93,13 @@ def words_of(message: Message) -> str:
     if isinstance(message, Event):
         return message.event_key.removeprefix("qrscene_").strip()
     return ""
+
+
+def _folded(words: tuple[str, ...]) -> list[str]:
+    for word in words:
+        if not isinstance(word, str):
+            raise HandlerError(f'{word!r:.80} is no word: write exact("help", "帮助"), for example')
+    return [word.strip().casefold() for word in words]
 
 
 def _latin(character: str) -> bool:

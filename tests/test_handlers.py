@@ -1,11 +1,17 @@
 """What a handler may be and give: the checks and their words, and the router; handlers called as plain functions."""
 
+import re
+import shutil
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import handlers
 from handlers import Deferred, HandlerError, Remember, Router, dispatch, exact, pattern, prefix
+from tests.conftest import ROOT
 from tests.handler_messages import a
 from wechat.messages import (
     ClickEvent,
@@ -70,6 +76,39 @@ def test_a_wrong_table_is_found_before_the_first_message(table, kind, handler):
     table(kind, handler)
     with pytest.raises(HandlerError, match=r"write|name one"):
         handlers.check()
+
+
+@pytest.mark.parametrize("text", ["HANDLERS = None", "HANDLERS = []", "ACCOUNT_HANDLERS = ['shop']"])
+def test_a_table_of_ones_own_that_is_none_is_told_with_its_file(tmp_path, text):
+    for name in ("handlers", "wechat"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "handlers" / "own.py").write_text(text)
+    told = subprocess.run(
+        [sys.executable, "-c", "import handlers"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.search(r"HANDLERS of handlers/own\.py is .*: write a table", told.stderr)
+
+
+def test_an_accounts_table_that_is_none_is_told(monkeypatch):
+    monkeypatch.setattr(handlers, "ACCOUNT_HANDLERS", {"shop": None})
+    with pytest.raises(HandlerError, match=r"ACCOUNT_HANDLERS\['shop'\] is None: write a table"):
+        handlers.check()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Router(("help", answers_with_text)),
+        lambda: Router(exact("help"), answers_with_text),
+        lambda: Router([(exact("help"), answers_with_text)]),
+        lambda: Router((exact("help"), exact("info"), answers_with_text)),
+        lambda: exact(["help", "info"]),
+        lambda: prefix(5),
+    ],
+)
+def test_what_is_no_route_is_told_with_what_to_write(build):
+    with pytest.raises(HandlerError, match=r'write \(?exact\("help"'):
+        build()
 
 
 def test_a_second_argument_is_the_fans_memory(table):
