@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from handlers.deferred import Deferred
+from handlers.deferred import Deferred, async_or_yield
 from handlers.memory import Memory, Remember
 from wechat.messages import Message
 from wechat.replies import Reply
@@ -48,9 +48,11 @@ def checked(handler: Handler, outcome: Any) -> Outcome:
 @lru_cache(maxsize=1000)
 def takes_memory(handler: Handler, arguments: int = 0) -> bool:
     """Whether it takes one more than the message and `arguments` further ones. Raises `HandlerError` if it takes
-    neither number."""
+    neither number, or is no plain function."""
     if not callable(handler):
         raise HandlerError(f"{handler!r:.80} is no function: name one that takes a message")
+    if (fault := async_or_yield(handler)) is not None:
+        raise HandlerError(f"{name_of(handler)} {fault}")
     signature = inspect.signature(handler)
     for more in (0, 1):
         try:

@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from handlers.memory import Remember
 from wechat.replies import Reply
@@ -45,6 +45,8 @@ class Deferred:
             raise TypeError(
                 f"Deferred takes a function, not {self.work!r:.80}: write Deferred(work), not Deferred(work())"
             )
+        if (fault := async_or_yield(self.work)) is not None:
+            raise TypeError(f"{self.work!r:.80} {fault}")
         if not (_takes(self.work) or _takes(self.work, None)):
             raise TypeError(f"{self.work!r:.80} cannot be called: write def work(), or def work(account)")
 
@@ -52,6 +54,16 @@ class Deferred:
         """Runs the work, and returns what it returns. Raises what it raises."""
         work: Callable[..., Reply | Remember | None] = self.work
         return work() if _takes(work) else work(account)
+
+
+def async_or_yield(function: Any) -> str | None:
+    """What to write instead of a function whose call only begins it; None for a plain one."""
+    for each in (function, function.__call__):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            return "is async def: write def, and asyncio.run(...) in the work of a Deferred"
+        if inspect.isgeneratorfunction(each):
+            return "has yield: write return"
+    return None
 
 
 def _takes(work: Callable[..., object], *arguments: object) -> bool:

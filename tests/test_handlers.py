@@ -1,5 +1,6 @@
 """What a handler may be and give: the checks and their words, and the router; handlers called as plain functions."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -51,6 +52,38 @@ def test_a_wrong_return_names_the_handler_and_what_to_write(table, wrong):
         dispatch(a(TextMessage))
     assert type(wrong).__name__ in str(caught.value)
     assert ("return TextReply(...)" in str(caught.value)) == isinstance(wrong, str)
+
+
+async def answers_with_a_coroutine(message=None):
+    return TextReply("hello")
+
+
+def answers_with_a_generator(message=None):
+    yield TextReply("hello")
+
+
+class Awaited:
+    async def __call__(self, message=None):
+        return TextReply("hello")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "write"),
+    [
+        (answers_with_a_coroutine, "is async def: write def"),
+        (functools.partial(answers_with_a_coroutine), "is async def: write def"),
+        (Awaited(), "is async def: write def"),
+        (answers_with_a_generator, "has yield: write return"),
+    ],
+)
+def test_a_function_that_is_async_or_has_yield_is_found_before_it_is_called(table, wrong, write):
+    table(TextMessage, wrong)
+    with pytest.raises(HandlerError, match=write):
+        handlers.check()
+    with pytest.raises(HandlerError, match=write):
+        Router((exact("help"), wrong))
+    with pytest.raises(TypeError, match=write):
+        Deferred(wrong)
 
 
 def test_deferred_takes_what_can_be_called():
