@@ -1,7 +1,7 @@
 """The web entry: create_app(settings) makes the Flask application from the parts.
 
 Knows which routes and commands there are. Must not know cryptography, XML or SQL. With faulty settings the `flask`
-command gets an application without routes, so that `flask doctor` and `--help` still work.
+command gets an application without routes, so that `flask doctor` and `--help` still work; with faulty handlers too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import commands
 import config
+import handlers
 import logs
 import parts
 from config import Settings, SettingsError, settings_of_commands, settings_of_libraries
@@ -27,14 +28,14 @@ from web import callback, gallery, ops, token_server
 def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
     """The application for `settings`, one account's or several accounts', by default the server's or the environment's.
 
-    Raises `SettingsError`.
+    Raises `SettingsError`, and `HandlerError` for a faulty table of handlers.
     """
     app = Flask(__name__, static_folder=None)
     app.session_interface = _NoSessions()
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
     commands.add_to(app)
+    on_command_line = settings is None and os.environ.get("FLASK_RUN_FROM_CLI") == "true"
     if settings is None:
-        on_command_line = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
         for name, value in settings_of_libraries().items():
             os.environ.setdefault(name, value)
         environ = settings_of_commands(os.environ) if on_command_line else os.environ
@@ -43,9 +44,16 @@ def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
         except SettingsError as error:
             if not on_command_line:
                 raise
-            commands.use_without_settings(app, error)
+            commands.use_without_parts(app, error)
             return app
     of_each = [settings] if isinstance(settings, Settings) else settings
+    try:
+        handlers.check([one.account for one in of_each if one.account])
+    except handlers.HandlerError as error:
+        if not on_command_line:
+            raise
+        commands.use_without_parts(app, error)
+        return app
     common = of_each[0]
     logs.configure(common.log_format, common.log_level)
     app.config["MAX_CONTENT_LENGTH"] = 65536  # bytes of any body; pushes have a limit of their own

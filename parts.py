@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cores
-import handlers
 from answers.answer import Answers
 from answers.copies import StoredCopies
 from answers.late import ORPHANS_SECONDS, DeferredReplies
@@ -107,11 +106,7 @@ def build(
     clock: Callable[[], float] = time.time,
     jitter: Callable[[], float] = random.random,
 ) -> Accounts:
-    """All parts of one process with these accounts. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's.
-
-    Raises `handlers.HandlerError` for a faulty table of handlers.
-    """
-    handlers.check([settings.account for settings in accounts if settings.account])
+    """All parts of one process with these accounts. `clock` (unix seconds) and `jitter` ([0, 1)) are the worker's."""
     common = accounts[0]
     if not common.pin_cores:
         cores.never_pin()

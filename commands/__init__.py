@@ -16,6 +16,7 @@ from flask.cli import FlaskGroup
 from commands import common, ledger, media, menu, replay, token, worker
 from commands.doctor import command as doctor_command
 from config import SettingsError
+from handlers import HandlerError
 
 COMMANDS = (
     doctor_command.doctor,
@@ -42,12 +43,12 @@ def add_to(app: Flask) -> None:
             root.commands[name].hidden = True
 
 
-def use_without_settings(app: Flask, error: SettingsError) -> None:
-    """For faulty settings: `doctor` and `--help` work, every other command prints what is wrong.
+def use_without_parts(app: Flask, error: SettingsError | HandlerError) -> None:
+    """For faulty settings or handlers: `doctor` and `--help` work, every other command prints what is wrong.
 
-    `flask run` would serve an application without routes, so it ends here with exit code 2.
+    `flask run` would serve an application without routes, so it ends here.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.info_name in _OF_FLASK:
-        common.fail_without_settings(error)
-    app.extensions["settings_error"] = error
+        common.fail_without_parts(error)
+    app.extensions["start_error"] = error

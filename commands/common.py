@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import logs
 from config import SettingsError, explained
+from handlers import HandlerError
 from logs import escaped, escaped_lines, json_line
 from storage.errors import DatabaseUnavailableError
 from wechat.errors import WeChatError
@@ -51,10 +52,10 @@ _ACCOUNT = "account"
 
 
 def app_accounts() -> Accounts:
-    """The application's accounts. With faulty settings it has none, and the command ends with exit code 2."""
-    error = current_app.extensions.get("settings_error")
+    """The application's accounts. With faulty settings or handlers it has none, and the command ends."""
+    error = current_app.extensions.get("start_error")
     if error is not None:
-        fail_without_settings(cast(SettingsError, error))
+        fail_without_parts(error)
     accounts = cast("Accounts", current_app.extensions["accounts"])
     # With LEDGER_SYNC=normal the timer that syncs what was committed ends with the process: closing does it.
     click.get_current_context().call_on_close(accounts.database.close)
@@ -89,7 +90,9 @@ def fail(error: Exception | str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
-def fail_without_settings(error: SettingsError) -> NoReturn:
+def fail_without_parts(error: SettingsError | HandlerError) -> NoReturn:
+    if isinstance(error, HandlerError):
+        fail(error)
     if "WECHAT_APPID" in {fault.name for fault in error.faults}:
         click.echo(
             "Without an account: start `make run`, and use commands while it runs "

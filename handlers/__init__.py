@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from handlers.calls import Handler, HandlerError, Outcome, Recall, call, takes_memory
@@ -50,7 +52,9 @@ __all__ = [
     "prefix",
 ]
 
-STOCK_HANDLERS: Mapping[type[Message], Handler | Router] = {
+Table: TypeAlias = Mapping[type[Message], Handler | Router]
+
+STOCK_HANDLERS: Table = {
     ImageMessage: media.image,
     VoiceMessage: media.voice,
     VideoMessage: media.video,
@@ -60,33 +64,17 @@ STOCK_HANDLERS: Mapping[type[Message], Handler | Router] = {
 }
 
 
-Table: TypeAlias = Mapping[type[Message], Handler | Router]
-
-
-def _own(table: str) -> Any:
-    """A table of handlers/own.py; empty if there is none. Raises HandlerError if the module has no table at all, or
-    this one is none."""
-    if importlib.util.find_spec("handlers.own") is None:
-        return {}
-    module = importlib.import_module("handlers.own")
-    if not hasattr(module, "HANDLERS") and not hasattr(module, "ACCOUNT_HANDLERS"):
-        raise HandlerError("handlers/own.py has no table HANDLERS: write HANDLERS = {TextMessage: answer}")
-    return _mapping(getattr(module, table, {}), f"{table} of handlers/own.py")
-
-
-def _mapping(table: object, name: str) -> object:
-    if not isinstance(table, Mapping):
-        raise HandlerError(f"{name} is {table!r:.80}: write a table, such as {{TextMessage: answer}}")
-    return table
-
-
-HANDLERS: Table = {**STOCK_HANDLERS, **_own("HANDLERS")}
-ACCOUNT_HANDLERS: Mapping[str, Table] = _own("ACCOUNT_HANDLERS")
+HANDLERS = STOCK_HANDLERS
+ACCOUNT_HANDLERS: Mapping[str, Table] = {}
+OWN_FAULT: HandlerError | None = None
+"""Why handlers/own.py is not used; `check` raises it, so that the commands can tell it."""
 
 
 def check(accounts: Collection[str] = ()) -> None:
     """Checks all tables, at the start. Raises HandlerError, also for an account that is not in `accounts` (empty if the
     only account has no name)."""
+    if OWN_FAULT is not None:
+        raise OWN_FAULT
     for account, table in ACCOUNT_HANDLERS.items():
         if accounts and account not in accounts:
             raise HandlerError(f"ACCOUNT_HANDLERS has {account!r:.80}: write a name of the setting ACCOUNTS")
@@ -120,3 +108,36 @@ def dispatch(message: Message, recall: Recall = dict) -> Outcome:
     if handler is None:
         return None
     return handler.answer(message, recall) if isinstance(handler, Router) else call(handler, message, recall)
+
+
+def _own(table: str) -> Any:
+    """A table of handlers/own.py; empty if there is none. Raises HandlerError if the module cannot be read, has no
+    table at all, or this one is none."""
+    if importlib.util.find_spec("handlers.own") is None:
+        return {}
+    try:
+        module = importlib.import_module("handlers.own")
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [str(frame.lineno) for frame in frames if Path(frame.filename).name == "own.py"]
+        where = f", line {lines[-1]}" if lines else ""
+        raise HandlerError(
+            f"handlers/own.py cannot be read{where}: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, "HANDLERS") and not hasattr(module, "ACCOUNT_HANDLERS"):
+        raise HandlerError("handlers/own.py has no table HANDLERS: write HANDLERS = {TextMessage: answer}")
+    return _mapping(getattr(module, table, {}), f"{table} of handlers/own.py")
+
+
+def _mapping(table: object, name: str) -> object:
+    if not isinstance(table, Mapping):
+        raise HandlerError(f"{name} is {table!r:.80}: write a table, such as {{TextMessage: answer}}")
+    return table
+
+
+# Last, so that handlers/own.py can import every name of this module.
+try:
+    HANDLERS = {**STOCK_HANDLERS, **_own("HANDLERS")}
+    ACCOUNT_HANDLERS = _own("ACCOUNT_HANDLERS")
+except HandlerError as _fault:
+    OWN_FAULT = _fault

@@ -37,6 +37,7 @@ pytest_plugins = ["tests.databases", "tests.browser"]
 # Whatever is in handlers/own.py.
 handlers.HANDLERS = handlers.STOCK_HANDLERS
 handlers.ACCOUNT_HANDLERS = {}
+handlers.OWN_FAULT = None
 
 ACCOUNT = {
     "WECHAT_APPID": THROWAWAY.appid,

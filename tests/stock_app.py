@@ -5,4 +5,5 @@ import handlers
 
 handlers.HANDLERS = handlers.STOCK_HANDLERS
 handlers.ACCOUNT_HANDLERS = {}
+handlers.OWN_FAULT = None
 create_app = app.create_app

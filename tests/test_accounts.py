@@ -102,7 +102,7 @@ def test_names_that_cannot_be(tmp_path, names):
 def test_a_table_of_handlers_for_an_account_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("handlers.ACCOUNT_HANDLERS", {"shup": {}})
     with pytest.raises(HandlerError, match="shup"):
-        parts.build(*Settings.of_accounts(THREE, tmp_path))
+        create_app(Settings.of_accounts(THREE, tmp_path))
 
 
 # -- in this process --

@@ -415,6 +415,38 @@ def test_closed_files_are_no_terminal(three):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import requsts\n", "handlers/own.py cannot be read, line 1: ModuleNotFoundError: "),
+        ("\n\ndef answer(message)\n", "handlers/own.py cannot be read: SyntaxError: "),
+        ("HANDLERS = {'text': print}\n", "HANDLERS has 'text' for a kind of message: write "),
+    ],
+)
+def test_faulty_handlers_are_one_line_of_each_command_and_a_finding(tmp_path, text, said):
+    folder = copy(tmp_path / "project")
+    (folder / "handlers" / "own.py").write_text(text)
+    assert said in failed(flask(folder, "ledger", "status", **ACCOUNT), 1)
+    found = flask(folder, "doctor", WECHAT_API_BASE="http://127.0.0.1:9", **ACCOUNT)
+    assert f"FAIL handlers: {said}" in found.stdout
+    assert "Traceback" not in found.stderr
+
+
+def test_the_doctor_of_one_account_knows_the_handlers_of_the_others(tmp_path):
+    folder = copy(tmp_path / "project")
+    (folder / "handlers" / "own.py").write_text("ACCOUNT_HANDLERS = {'shop': {}, 'club': {}}\n")
+    several = {
+        "ACCOUNTS": "shop,club",
+        **{f"SHOP_{name}": value for name, value in ACCOUNT.items()},
+        **{f"CLUB_{name}": value for name, value in ACCOUNT.items()},
+        "CLUB_WECHAT_APPID": "wx0000000000000002",
+        "WECHAT_API_BASE": "http://127.0.0.1:9",
+    }
+    found = flask(folder, "doctor", "--account", "shop", **several)
+    assert "settings: " in found.stdout
+    assert "handlers" not in found.stdout + found.stderr
+
+
 def test_flasks_own_server_says_that_settings_are_missing(bot):
     bot.environ["WECHAT_APPID"] = ""
     for command in ("run", "routes"):

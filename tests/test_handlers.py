@@ -111,15 +111,22 @@ def test_a_wrong_table_is_found_before_the_first_message(table, kind, handler):
         handlers.check()
 
 
+def checked_with(folder, text):
+    """What checking the handlers says with this as handlers/own.py."""
+    for name in ("handlers", "wechat"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("own.py"))
+    (folder / "handlers" / "own.py").write_text(text)
+    command = [sys.executable, "-c", "import handlers; handlers.check()"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stderr
+
+
 @pytest.mark.parametrize("text", ["HANDLERS = None", "HANDLERS = []", "ACCOUNT_HANDLERS = ['shop']"])
 def test_a_table_of_ones_own_that_is_none_is_told_with_its_file(tmp_path, text):
-    for name in ("handlers", "wechat"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "handlers" / "own.py").write_text(text)
-    told = subprocess.run(
-        [sys.executable, "-c", "import handlers"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert re.search(r"HANDLERS of handlers/own\.py is .*: write a table", told.stderr)
+    assert re.search(r"HANDLERS of handlers/own\.py is .*: write a table", checked_with(tmp_path, text))
+
+
+def test_ones_own_handlers_can_import_every_name_of_handlers(tmp_path):
+    assert checked_with(tmp_path, "from handlers import *\nHANDLERS = {**STOCK_HANDLERS}") == ""
 
 
 def test_an_accounts_table_that_is_none_is_told(monkeypatch):

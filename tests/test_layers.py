@@ -21,7 +21,7 @@ ALLOWED = {
     "answers": {"config", "cores", "logs", "wechat", "storage", "handlers"},
     "worker": {"answers", "cores", "logs", "wechat", "storage"},
     "web": {"config", "cores", "logs", "wechat", "storage", "answers"},
-    "parts": {"wechat", "storage", "worker", "answers", "handlers", "config", "cores"},
+    "parts": {"wechat", "storage", "worker", "answers", "config", "cores"},
     "commands": {
         "answers",
         "cores",
@@ -34,7 +34,7 @@ ALLOWED = {
         "web",
         "worker",
     },
-    "app": {"commands", "config", "logs", "parts", "storage", "web"},
+    "app": {"commands", "config", "handlers", "logs", "parts", "storage", "web"},
     "run": {"config", "parts", "storage"},
     "gunicorn.conf": {"config", "cores", "logs", "storage", "web"},
 }

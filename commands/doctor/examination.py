@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 
+import handlers
 import parts
 from commands.doctor import stores
 from commands.doctor.callback import Callback
@@ -50,12 +51,13 @@ def examine(
     """All findings in the order of the checks, each as soon as it is known; all within DEADLINE_SECONDS.
 
     Each faulty setting is a finding of the check "settings". Checks that do not need it still run.
-    The checks "secrets", "proxy" and "refused" have findings only when something is wrong.
+    The checks "secrets", "handlers", "proxy" and "refused" have findings only when something is wrong.
     """
     faulty: frozenset[str] = frozenset()
+    names: list[str] = []
     try:
         of_each = {one.account: one for one in Settings.of_accounts(environ, folder)}
-        settings = of_each[account]
+        settings, names = of_each[account], [name for name in of_each if name]
     except SettingsError as error:
         own, common = texts_of(Settings.unchecked(environ, folder), account)
         named = {fault.name for fault in error.faults}
@@ -85,6 +87,10 @@ def examine(
             chinese += "；迟到的回复用客服消息发送，未认证的公众号不能发送（48001）"
         yield finding("settings", Outcome(True, english, chinese))
     yield from (finding("secrets", outcome) for outcome in exposed_secrets(settings, folder))
+    try:
+        handlers.check(names)
+    except handlers.HandlerError as error:
+        yield finding("handlers", Outcome(False, str(error), f"处理函数表有误：{error}"))
     yield from _Examination(settings, faulty, clock).findings()
 
 
