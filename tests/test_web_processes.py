@@ -300,7 +300,7 @@ def test_a_reload_ends_the_old_processes_at_once_and_pushes_go_on(sandbox, make_
     assert "Traceback" not in web.text()
 
 
-def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
+def test_a_reload_with_faulty_settings_or_handlers_changes_nothing(tmp_path):
     folder = project.copy(tmp_path / "bot")
     port = free_port()
     right = f"WECHAT_APPID=wx1\nWECHAT_APPSECRET=secret\nWECHAT_TOKEN=token\nPORT={port}\nWEB_CONCURRENCY=2\n"
@@ -337,6 +337,11 @@ def test_a_reload_with_faulty_settings_changes_nothing(tmp_path):
         assert "Send me a picture" in answer.text
         before = processes()
         (folder / ".env").write_text(right)
+        (folder / "handlers" / "own.py").write_text("HANDLERS = {\n")
+        web.popen.send_signal(signal.SIGHUP)
+        eventually(lambda: "handlers/own.py cannot be read: SyntaxError" in web.text(), what="the reason")
+        assert (healthy(), processes()) == (True, before)
+        (folder / "handlers" / "own.py").write_text("HANDLERS = {}\n")
         web.popen.send_signal(signal.SIGHUP)
         eventually(lambda: not before & processes(), 30, what="new processes")
         assert healthy()

@@ -11,6 +11,8 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,6 +86,7 @@ def tell_what_is_missing(master: Any) -> None:
 
 FAULTS = (SettingsError, writable.NotWritableError, PermissionError)
 """What `settings` raises. Each message says what to do."""
+HANDLERS_SECONDS = 20.0
 
 
 def settings() -> Settings:
@@ -100,13 +103,14 @@ def settings() -> Settings:
 
 
 def reload_without_faults_only(master: Any) -> None:
-    """HUP with faulty settings changes nothing but logs it. gunicorn itself would end the whole server."""
+    """HUP with faulty settings or handlers changes nothing but logs it. gunicorn itself would end the whole server."""
     reload = master.handle_hup
 
     def handle_hup() -> None:
         try:
+            check_handlers([one.account for one in Settings.of_accounts(os.environ) if one.account])
             settings()
-        except FAULTS as error:
+        except (*FAULTS, FaultyHandlersError) as error:
             master.log.error(
                 "not reloaded, the processes go on with the settings they have (未重新加载，继续使用原来的设置): %s",
                 error,
@@ -115,6 +119,24 @@ def reload_without_faults_only(master: Any) -> None:
             reload()
 
     master.handle_hup = handle_hup
+
+
+class FaultyHandlersError(Exception):
+    """The new processes could not read handlers/own.py."""
+
+
+def check_handlers(accounts: list[str]) -> None:
+    """Raises FaultyHandlersError. A process of its own reads them: what this one has read stays as it is."""
+    look = [sys.executable, "-c", "import sys, handlers; handlers.check(sys.argv[1:])", *accounts]
+    try:
+        read = subprocess.run(look, cwd=config.FOLDER, capture_output=True, timeout=HANDLERS_SECONDS)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise FaultyHandlersError(
+            f"handlers/own.py is not read after {HANDLERS_SECONDS:.0f} s (读取超时)"
+        ) from None
+    if read.returncode != 0:
+        said = read.stderr.decode(errors="replace").strip() or f"exit code {read.returncode}"
+        raise FaultyHandlersError(said.splitlines()[-1].removeprefix("handlers.calls.HandlerError: "))
 
 
 def check_port(port: int) -> None:
