@@ -703,6 +703,29 @@ def test_the_disk_of_the_ledger_is_full(make_loaded, tmp_path, counted):
         everything.database.close()
 
 
+def test_the_disk_of_temporary_files_is_full(make_loaded, tmp_path):
+    """The counters lie there. A running process goes on counting, and one that starts answers."""
+    with mounted(tmp_path / "disk", "2m") as disk:
+        bot, _ = make_loaded(TMPDIR=str(disk), WORKER="external")
+        web = bot.web()
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        children = psutil.Process(web.pid).children()
+        for event in range(40):  # each type is one more counter
+            answer = post(bot, pushing.plain(pushing.message(MsgType="event", Event=f"unheard_of_{event}")))
+            assert answer.status_code == 200
+        assert psutil.Process(web.pid).children() == children
+        for child in children:
+            child.kill()
+        psutil.wait_procs(children)
+        assert post(bot, pushing.plain(pushing.text(next(NUMBERS)))).status_code == 200
+        assert "this process counts for itself until it is started again" in bot.logs()
+        assert not [path for path in disk.rglob("*.db") if path.stat().st_size == 0]
+        assert web.stop() == 0
+
+
 def test_the_disk_of_the_media_is_full(make_loaded, platform, counted):
     """A process that may not write more than a megabyte into a file has a disk that is full for a larger picture."""
     bot, everything = make_loaded()

@@ -6,47 +6,70 @@ those at each scrape. Under gunicorn all processes share one folder (PROMETHEUS_
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 
 from prometheus_client import REGISTRY, Counter, Histogram, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+log = logging.getLogger(__name__)
+
 LOOK_SECONDS = 1.0
+FILE_BYTES = 1 << 17  # the counters of some forty accounts
 
 
 class _Identity:
     """The name of this process in prometheus_client's file names. If the files are gone (something may have cleaned the
-    temporary directory), another name, so that it makes new ones.
+    temporary directory), another name, with new ones.
 
     https://prometheus.github.io/client_python/multiprocess/
     """
 
     def __init__(self, folder: str) -> None:
+        """Raises OSError when the folder has no room."""
         self._folder, self._made, self._next_look = folder, 0, 0.0
+        self._name = self._new_files()
 
     def __call__(self) -> str:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
-            if not os.path.exists(f"{self._folder}/counter_{self._name()}.db"):
+            forked = not self._name.startswith(f"{os.getpid()}-")
+            if forked or not os.path.exists(f"{self._folder}/counter_{self._name}.db"):
                 with suppress(OSError):
-                    os.makedirs(self._folder, mode=0o700, exist_ok=True)
-                    self._made += 1
-        return self._name()
+                    self._name = self._new_files()
+        return self._name
 
-    def _name(self) -> str:
-        return f"{os.getpid()}-{self._made}"
+    def _new_files(self) -> str:
+        # Of zeros, not of holes: a process that counts in a hole is killed (SIGBUS) when the disk is full.
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        self._made += 1
+        name = f"{os.getpid()}-{self._made}"
+        files = [Path(self._folder, f"{kind}_{name}.db") for kind in ("histogram", "counter")]
+        try:
+            for file in files:
+                file.write_bytes(bytes(FILE_BYTES))
+        except OSError:
+            for file in files:
+                file.unlink(missing_ok=True)
+            raise
+        return name
 
 
 FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
 if FOLDER:
-    values.ValueClass = values.MultiProcessValue(_Identity(FOLDER))  # type: ignore[no-untyped-call]
+    try:
+        values.ValueClass = values.MultiProcessValue(_Identity(FOLDER))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        log.error("this process counts for itself until it is started again", extra={"reason": str(error)})
+        FOLDER, values.ValueClass = None, values.MutexValue
 
 _DELIVERIES = Counter("wechat_deliveries", "Authentic pushes, repeats included", ["account", "type"])
 _DUPLICATES = Counter("wechat_duplicates", "Pushes that were answered from the ledger", ["account"])
