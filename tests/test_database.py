@@ -366,6 +366,15 @@ class TestRun:
         execute(database, INSERT)
         assert rows(database, "SELECT count(*) FROM messages") == [(1,)]
 
+    def test_postgresql_behind_a_pooler_that_forgets_prepared_statements(self, postgresql_url, opened):
+        """As one in transaction mode does. The driver prepares what is run often."""
+        database = opened(postgresql_url)
+        for _ in range(10):
+            assert rows(database, "SELECT count(*) FROM messages") == [(0,)]
+            execute(database, "DISCARD ALL")
+        with pytest.raises(DatabaseUnavailableError, match=r"does not exist: .*session mode"):
+            execute(database, "EXECUTE of_another", wait=0.1)
+
     def test_postgresql_whose_tables_are_away_for_a_while(self, postgresql_url, opened):
         """As in the middle of `pg_restore --clean`."""
         database = opened(postgresql_url)
