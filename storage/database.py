@@ -278,7 +278,7 @@ class Database:
         try:
             connection = self._take()
             if self._file is not None:
-                self._file.look()
+                self._file.look(driver_of(connection))
             else:
                 driver_of(connection).patience = wait + _SILENCE_SECONDS
             result = operation(connection)
@@ -400,6 +400,7 @@ class Database:
         if self.is_sqlite:
             wal = "PRAGMA journal_mode = WAL"
             self._run(lambda connection: connection.exec_driver_sql(wal).scalar(), wait=wait)
+            self._close_idle()  # it was opened without a log
         self._run(self._transaction(lambda one: _migrate(one, self._migrations, self._newest())), wait=wait)
 
     def sync(self) -> None:

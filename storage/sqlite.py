@@ -37,6 +37,11 @@ _FILE_TIME_SECONDS = 0.1
 _CHECKPOINT_MILLISECONDS = 100  # for running reads to finish
 
 
+class _Connection(sqlite3.Connection):
+    log: tuple[object, ...] = ()
+    """The -wal and the -shm that it has open, as `_log` finds them. SQLite leaves them alone until it is closed."""
+
+
 class SqliteFile:
     """The file of one database, as one process uses it."""
 
@@ -46,6 +51,7 @@ class SqliteFile:
         self._open: int | None = None
         self._identity: tuple[int, int] | None = None
         self._next_look = 0.0
+        self._log: tuple[object, ...] = ()
         self._gone = False
         self._synced: tuple[int, int] | None = None  # size and time of the log as it was then
 
@@ -86,16 +92,17 @@ class SqliteFile:
         weakref.finalize(self, os.close, handle)
         return handle
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self) -> _Connection:
         """A connection in autocommit mode. Raises sqlite3.Error, and what `look` raises."""
         self._next_look = 0.0
         self.look()
-        connection = sqlite3.connect(
+        connection: _Connection = sqlite3.connect(
             f"file:{quote(os.fsencode(self._path))}?mode=rw",  # never creates it: an empty file would hide the loss
             uri=True,
             isolation_level=None,
             check_same_thread=False,  # one thread at a time, but not always the same
             timeout=0,  # the Database waits
+            factory=_Connection,
         )
         try:
             for statement in (
@@ -107,6 +114,8 @@ class SqliteFile:
                 "PRAGMA journal_size_limit = 67108864",
             ):
                 connection.execute(statement)
+            connection.execute("PRAGMA schema_version")  # opens the log
+            connection.log = self._log_there()
             self._next_look = 0.0
             self.look()
         except BaseException:
@@ -114,8 +123,9 @@ class SqliteFile:
             raise
         return connection
 
-    def look(self) -> None:
-        """Raise DatabaseUnavailableError when the file was deleted, or another one lies in its place.
+    def look(self, connection: _Connection | None = None) -> None:
+        """Raise DatabaseUnavailableError when the file was deleted, or another one lies in its place; or the log that
+        this connection has open.
 
         Looks once in LOOK_SECONDS. If the same file comes back, all is well. A running process never uses another
         file: the old file's log, which other processes still write, would be merged into it.
@@ -123,14 +133,18 @@ class SqliteFile:
         now = time.monotonic()
         if now < self._next_look:
             return
+        if not self._gone:
+            self._log = connection.log if connection else ()
         found = self._now_there()
-        if found == self._identity:
+        if found == self._identity and self._log in ((), self._log_there()):
             self._next_look = now + LOOK_SECONDS
             if self._gone:
                 log.warning("the database file is back")
             self._gone = False
             return
         what = "is gone" if found is None else "is another one than at the start"
+        if found == self._identity:
+            what = "has lost its -wal or -shm"
         reason = f"SQLite: the file {what}: stop all processes, put the right one there, start again (DATABASE_URL)"
         if not self._gone:
             self._gone = True
@@ -140,11 +154,12 @@ class SqliteFile:
         raise DatabaseUnavailableError(reason)
 
     def _now_there(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found.st_dev, found.st_ino
+        return _identity_of(self._path)
+
+    def _log_there(self) -> tuple[object, ...]:
+        """Empty before the database is switched to WAL."""
+        found = tuple(_identity_of(Path(f"{self._path}-{end}")) for end in ("wal", "shm"))
+        return found if any(found) else ()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -221,6 +236,14 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     # What a longer read needs stays for the next checkpoint.
     connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     connection.execute("PRAGMA busy_timeout = 0")
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _locked(handle: int) -> bool:

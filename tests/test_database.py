@@ -578,6 +578,26 @@ class TestAFileThatIsTakenAway:
         (tmp_path / "other.db").rename(path)
         self.noticed(database, "is another one than at the start")
 
+    @pytest.mark.parametrize("end", ["wal", "shm"])
+    def test_without_its_log(self, taken, end):
+        """Other processes would make a new one, and none would see what the others write."""
+        database, path = taken
+        database.write(lambda connection: connection.exec_driver_sql(INSERT))
+        path.with_name(f"bot.db-{end}").unlink()
+        self.noticed(database, "has lost its -wal or -shm")
+        database.close()
+        after = connect(f"sqlite:///{path}")
+        assert rows(after, "SELECT count(*) FROM messages") == [(1,)]
+        after.close()
+
+    def test_its_log_may_go_when_nobody_has_it_open(self, tmp_path, caplog):
+        database = connect(f"sqlite:///{tmp_path}/bot.db")
+        for _ in range(3):
+            database.check()
+            database.close()
+            assert not (tmp_path / "bot.db-wal").exists()
+        assert "taken away" not in caplog.text
+
     def test_and_put_back(self, taken, tmp_path, caplog):
         database, path = taken
         database.write(lambda connection: connection.exec_driver_sql(INSERT))

@@ -1195,7 +1195,7 @@ def test_an_asynchronous_standby_takes_over(long_run, make_loaded, behind, count
     )
 
 
-@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("how", ["deleted", "replaced", "robbed of its log"])
 def test_the_database_file_is_taken_away(make_loaded, tmp_path, counted, how):
     bot, everything = make_loaded()
     bot.web()
@@ -1206,6 +1206,9 @@ def test_the_database_file_is_taken_away(make_loaded, tmp_path, counted, how):
     if how == "deleted":
         for name in names:
             name.unlink(missing_ok=True)
+    elif how == "robbed of its log":
+        for name in names[1:]:
+            name.unlink()
     else:  # a backup is restored while a process has the file open
         copy = tmp_path / "copy.db"
         copy.write_bytes(names[0].read_bytes())
