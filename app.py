@@ -35,21 +35,15 @@ def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path
     commands.add_to(app)
     on_command_line = settings is None and os.environ.get("FLASK_RUN_FROM_CLI") == "true"
-    if settings is None:
-        for name, value in settings_of_libraries().items():
-            os.environ.setdefault(name, value)
-        environ = settings_of_commands(os.environ) if on_command_line else os.environ
-        try:
-            settings = config.of_this_server or Settings.of_accounts(environ)
-        except SettingsError as error:
-            if not on_command_line:
-                raise
-            commands.use_without_parts(app, error)
-            return app
-    of_each = [settings] if isinstance(settings, Settings) else settings
     try:
+        if settings is None:
+            for name, value in settings_of_libraries().items():
+                os.environ.setdefault(name, value)
+            environ = settings_of_commands(os.environ) if on_command_line else os.environ
+            settings = config.of_this_server or Settings.of_accounts(environ)
+        of_each = [settings] if isinstance(settings, Settings) else settings
         handlers.check([one.account for one in of_each if one.account])
-    except handlers.HandlerError as error:
+    except (SettingsError, handlers.HandlerError) as error:
         if not on_command_line:
             raise
         commands.use_without_parts(app, error)
