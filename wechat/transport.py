@@ -303,9 +303,9 @@ class _TimedReader(io.RawIOBase):
         super().close()
 
 
-class _Bytes(io.BufferedReader):
-    """http.client asks it for a number of bytes. Only for a chunk of a negative size that is negative, and would be all
-    that comes, whatever the limit of the body."""
+class _BoundedReader(io.BufferedReader):
+    """Refuses to read without a bound. http.client asks for that when a chunk's size is negative, and would then read
+    on past the limit of the body."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -321,7 +321,7 @@ class _Connection(HTTPConnection):
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
         response = HTTPResponse(sock, *args, **kwargs)
         reader = _TimedReader(response.fp.detach(), sock, self.attempt.deadline)
-        response.fp = _Bytes(reader, _BUFFER_BYTES)
+        response.fp = _BoundedReader(reader, _BUFFER_BYTES)
         return response
 
     def _new_conn(self) -> socket.socket:
