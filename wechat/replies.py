@@ -33,7 +33,7 @@ class TextReply:
     cut_from: int | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         _need(self.content, "a text reply needs content: answer None to say nothing")
         data = self.content.encode()
         if len(data) > MAX_TEXT_BYTES:
@@ -51,7 +51,7 @@ class ImageReply:
     media_id: str
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         _need(self.media_id, "an image reply needs a media_id")
 
     def _xml(self) -> str:
@@ -65,7 +65,7 @@ class VoiceReply:
     media_id: str
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         _need(self.media_id, "a voice reply needs a media_id")
 
     def _xml(self) -> str:
@@ -81,7 +81,7 @@ class VideoReply:
     description: str | None = None
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         _need(self.media_id, "a video reply needs a media_id")
 
     def _xml(self) -> str:
@@ -103,7 +103,7 @@ class MusicReply:
     hq_music_url: str | None = None
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         if self.thumb_media_id is not None:  # the platform refuses an empty one
             _need(self.thumb_media_id, "an empty thumb_media_id cannot be sent: leave it out")
         elif all(each is None for each in (self.title, self.description, self.music_url, self.hq_music_url)):
@@ -128,7 +128,7 @@ class Article:
     url: str = ""
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         _need(self.title, "an article needs a title")
 
     def _xml(self) -> str:
@@ -166,7 +166,7 @@ class TransferReply:
     kf_account: str | None = None
 
     def __post_init__(self) -> None:
-        _take_texts(self)
+        _clean_texts(self)
         if self.kf_account is not None:
             _need(self.kf_account, "an empty kf_account cannot be sent: leave it out")
 
@@ -252,7 +252,7 @@ def parse_reply(xml: bytes) -> Reply:
     raise ReplyError("the XML is no reply")
 
 
-def _take_texts(reply: Reply | Article) -> None:
+def _clean_texts(reply: Reply | Article) -> None:
     """Leaves out of each field what XML cannot carry. Raises ReplyError for one that is no text."""
     for one in fields(reply):
         value: object = getattr(reply, one.name)
