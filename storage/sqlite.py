@@ -38,8 +38,8 @@ _CHECKPOINT_MILLISECONDS = 100  # for running reads to finish
 
 
 class _Connection(sqlite3.Connection):
-    log: tuple[object, ...] = ()
-    """The -wal and the -shm that it has open, as `_log` finds them. SQLite leaves them alone until it is closed."""
+    wal_files: tuple[object, ...] = ()
+    """The -wal and the -shm that it has open. SQLite leaves them alone until it is closed."""
 
 
 class SqliteFile:
@@ -51,7 +51,7 @@ class SqliteFile:
         self._open: int | None = None
         self._identity: tuple[int, int] | None = None
         self._next_look = 0.0
-        self._log: tuple[object, ...] = ()
+        self._wal_files: tuple[object, ...] = ()
         self._gone = False
         self._synced: tuple[int, int] | None = None  # size and time of the log as it was then
 
@@ -115,7 +115,7 @@ class SqliteFile:
             ):
                 connection.execute(statement)
             connection.execute("PRAGMA schema_version")  # opens the log
-            connection.log = self._log_there()
+            connection.wal_files = self._wal_files_there()
             self._next_look = 0.0
             self.look()
         except BaseException:
@@ -134,9 +134,9 @@ class SqliteFile:
         if now < self._next_look:
             return
         if not self._gone:
-            self._log = connection.log if connection else ()
+            self._wal_files = connection.wal_files if connection else ()
         found = self._now_there()
-        if found == self._identity and self._log in ((), self._log_there()):
+        if found == self._identity and self._wal_files in ((), self._wal_files_there()):
             self._next_look = now + LOOK_SECONDS
             if self._gone:
                 log.warning("the database file is back")
@@ -156,7 +156,7 @@ class SqliteFile:
     def _now_there(self) -> tuple[int, int] | None:
         return _identity_of(self._path)
 
-    def _log_there(self) -> tuple[object, ...]:
+    def _wal_files_there(self) -> tuple[object, ...]:
         """Empty before the database is switched to WAL."""
         found = tuple(_identity_of(Path(f"{self._path}-{end}")) for end in ("wal", "shm"))
         return found if any(found) else ()
