@@ -601,15 +601,19 @@ def _revision(connection: Connection) -> str | None:
 _ENCODINGS = ("UTF8", "SQL_ASCII")
 
 
+def _check_encoding(connection: Connection) -> None:
+    encoding = driver_of(connection).info.parameter_status("server_encoding")
+    if encoding not in _ENCODINGS:
+        raise SchemaError(
+            f"the database's encoding is {encoding}, which has not all characters: "
+            "make one with ENCODING 'UTF8' TEMPLATE template0 (DATABASE_URL)"
+        )
+
+
 def _is_newest(connection: Connection, newest: str) -> bool:
     revision = _revision(connection)
     if revision is None and connection.dialect.name == "postgresql":
-        encoding = driver_of(connection).info.parameter_status("server_encoding")
-        if encoding not in _ENCODINGS:
-            raise SchemaError(
-                f"the database's encoding is {encoding}, which has not all characters: "
-                "make one with ENCODING 'UTF8' TEMPLATE template0 (DATABASE_URL)"
-            )
+        _check_encoding(connection)
     if revision is not None and revision > newest:
         raise SchemaError(
             f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "
