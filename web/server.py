@@ -108,6 +108,7 @@ def reload_without_faults_only(master: Any) -> None:
 
     def handle_hup() -> None:
         try:
+            # Before `settings`, which later processes use even if nothing is reloaded.
             check_handlers([one.account for one in Settings.of_accounts(os.environ) if one.account])
             settings()
         except (*FAULTS, FaultyHandlersError) as error:
