@@ -40,18 +40,25 @@ class S3Store:
     AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
     (https://boto3.amazonaws.com/v1/documentation/api/latest/guide/configuration.html)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, check_seconds: float = 5) -> None:
         found = re.fullmatch(rf"s3://([a-z0-9][a-z0-9.-]+)(?:/({STEM.pattern})?/?)?", url)
         if found is None:
             raise ValueError("MEDIA_STORE must be a folder, or s3://bucket/prefix")
         self._bucket = found[1]
         self._prefix = f"{found[2]}/" if found[2] else ""
+        self._check_seconds = check_seconds
+
+    # Clients are made at the first use, within `_store_errors`: AWS_* that boto3 cannot use are a fault of the store,
+    # which is reported, and not of the program that only has one.
 
     @cached_property
     def _client(self) -> S3Client:
-        """Made at the first use, within `_store_errors`: AWS_* that boto3 cannot use are a fault of the store, which
-        is reported, and not of the program that only has one."""
-        return _s3_client()
+        return _s3_client(read_timeout=30, attempts=3)
+
+    @cached_property
+    def _check_client(self) -> S3Client:
+        """A load balancer asks every few seconds: while the store hangs, each answer must come before the next one."""
+        return _s3_client(read_timeout=self._check_seconds, attempts=1)
 
     def put(
         self, stem: str, chunks: Iterable[bytes], *, extension: Callable[[bytes], str], attempt: int
@@ -118,7 +125,7 @@ class S3Store:
         """Reaches the bucket with the credentials, and writes nothing: probes come often, and requests cost money."""
         try:
             with _store_errors("head"):
-                self._client.head_bucket(Bucket=self._bucket)
+                self._check_client.head_bucket(Bucket=self._bucket)
         except FileNotFoundError:
             raise StoreError(f"S3: there is no bucket {self._bucket} (MEDIA_STORE, AWS_*)") from None
 
@@ -147,16 +154,16 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-def _s3_client() -> S3Client:
+def _s3_client(*, read_timeout: float, attempts: int) -> S3Client:
     import boto3
     from botocore.config import Config
 
     config = Config(
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=read_timeout,
         # As many as eight accounts have threads in `flask worker`. A further one is warned of, and connects each time.
         max_pool_connections=128,
-        retries={"total_max_attempts": 3, "mode": "standard"},
+        retries={"total_max_attempts": attempts, "mode": "standard"},
         # Stores other than AWS refuse the additional checksums that boto3 would send.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -434,6 +435,18 @@ class TestS3:
     def test_a_bucket_that_is_not_there(self, s3_settings):
         with pytest.raises(StoreError, match="no bucket no-such-bucket"):
             S3Store("s3://no-such-bucket/prefix").check()
+
+    def test_a_check_of_a_server_that_hangs_ends_soon(self, s3_settings, monkeypatch):
+        """Nothing accepts: the connection stays in the queue of the listening socket."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            store = S3Store("s3://bucket/prefix", check_seconds=0.1)
+            with pytest.raises(StoreError, match="ReadTimeoutError"):
+                store.check()
+            silent.setblocking(False)
+            silent.accept()[0].close()
+            with pytest.raises(BlockingIOError):  # it was asked once
+                silent.accept()
 
     def test_a_server_that_is_away(self, s3_settings, monkeypatch):
         store = self.at(monkeypatch, "http://127.0.0.1:1")
