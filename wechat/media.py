@@ -91,7 +91,7 @@ def upload(
         raise MediaRefusedError(40006, f"{shown} is empty")
     if size > limit.max_bytes:
         raise MediaRefusedError(limit.too_large, f"{shown} has {size} bytes, {kind} takes {limit.max_bytes}")
-    with _rewindable(file, size) as source:
+    with _rewindable(file) as source:
         start = source.tell()
         found = extension(source.read(HEAD_BYTES))
         if found not in limit.extensions:
@@ -238,7 +238,7 @@ def _read(answer: Answer, total: int) -> bytes:
 
 
 @contextmanager
-def _rewindable(file: BinaryIO, size: int) -> Iterator[IO[bytes]]:
+def _rewindable(file: BinaryIO) -> Iterator[IO[bytes]]:
     """The file itself, or a copy on disk if it cannot be read twice (an object of a remote store)."""
     if file.seekable():
         yield file
