@@ -64,7 +64,7 @@ def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
     _add_token_server(app, built)
     if common.admin_password is not None:
         entries = [
-            gallery.AccountEntries(name, one.settings.wechat_appid, one.ledger, one.queue, one.purge_rows)
+            gallery.AccountEntries(name, one.settings.wechat_appid, one.queue, one.purge_rows)
             for name, one in built.of.items()
         ]
         app.register_blueprint(

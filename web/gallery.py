@@ -33,7 +33,7 @@ from storage.database import Database
 from storage.errors import DatabaseUnavailableError
 from storage.files import FileStore
 from storage.gallery import KINDS, STATES, Filter, GalleryRows, Place, Shown
-from storage.ledger import Entry, Ledger
+from storage.ledger import Entry
 from storage.purge import Purge, PurgeRows
 from storage.queue import Queue
 from storage.sign_ins import Attempts, Sessions
@@ -89,7 +89,6 @@ class AccountEntries:
 
     name: str
     appid: str
-    ledger: Ledger
     queue: Queue
     purge_rows: PurgeRows
 
