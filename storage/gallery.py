@@ -20,7 +20,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    true,
     tuple_,
     union,
     union_all,
@@ -155,8 +154,7 @@ class GalleryRows:
         whole = which.fan is None or len(which.fan) == _OPENID_LENGTH
         if whole and (which.kind in KINDS or (which.state and which.kind is None)):
             return self._indexed(which, before, after, limit, columns), None
-        state = messages.c.media_state == which.state if which.state else true()
-        return self._scanned(which, state, before, after, limit, columns)
+        return self._scanned(which, before, after, limit, columns)
 
     def _indexed(
         self, which: Filter, before: Place | None, after: Place | None, limit: int, columns: Sequence[Any]
@@ -171,21 +169,17 @@ class GalleryRows:
         return self._rows(select(*columns).where(messages.c.id.in_(nearest)).order_by(*_NEWEST))
 
     def _scanned(
-        self,
-        which: Filter,
-        state: ColumnElement[bool],
-        before: Place | None,
-        after: Place | None,
-        limit: int,
-        columns: Sequence[Any],
+        self, which: Filter, before: Place | None, after: Place | None, limit: int, columns: Sequence[Any]
     ) -> tuple[list[Any], Place | None]:
         ids = messages.c.id
-        conditions = [*self._conditions(which), state, messages.c.event.is_(None)]
+        conditions = [*self._conditions(which), messages.c.event.is_(None)]
         conditions.append(or_(*(messages.c.appid == appid for appid in self._of(which))))
         if which.kind == "text":
             conditions.append(messages.c.msg_type == "text")
         elif which.kind is not None:
             conditions.append(messages.c.media_kind == which.kind)
+        if which.state is not None:
+            conditions.append(messages.c.media_state == which.state)
         first, last = self._ids(which)
         if before is not None:
             last = min(last, before[1] - 1)
