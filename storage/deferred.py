@@ -95,12 +95,10 @@ class DeferredWork:
         """Keep the message and its work, claimed for that long (None: for the first process that claims it).
 
         `reply`: the handler's, plain XML, that names the message's own file: the work is to upload that file, and
-        nobody can claim it before the file is stored.
+        nobody can claim it before the file is stored (`lease_seconds` is None).
         The work is None if the message was already there (what was recorded is returned), or if it is not claimed.
         `change`: of the fan's memory, in the same commit; raises MemoryChangedError as `Memories.record()` does.
         """
-        if reply is not None:
-            lease_seconds = None
         claim = None if lease_seconds is None else secrets.randbits(63)
 
         def both(connection: Connection) -> tuple[Recorded, Work | None]:
