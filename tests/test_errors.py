@@ -235,7 +235,7 @@ def test_a_transport_error_says_whether_the_request_left():
 def test_media_errors_say_whether_to_try_again():
     assert [
         (error.final, isinstance(error, MediaError))
-        for error in (TruncatedMediaError(), MediaTooLargeError(5), UnsafeMediaUrlError())
+        for error in (TruncatedMediaError("cut off"), MediaTooLargeError(5), UnsafeMediaUrlError())
     ] == [(False, True), (True, True), (False, True)]
     assert MediaTooLargeError(5).limit == 5
     assert "MAX_MEDIA_BYTES" in explained(MediaTooLargeError(5))
@@ -296,7 +296,7 @@ def test_no_setting_is_named_inside():
         (TransportError("/p", sent=True, status=502), "/p: no answer (HTTP 502)", False),
         (MediaRefusedError(40009, "photo.jpg has 11 MB"), "photo.jpg has 11 MB. Shrink the image", True),
         (MediaTooLargeError(5), "the file is larger than 5 bytes: the cap is MAX_MEDIA_BYTES", True),
-        (TruncatedMediaError(), "the download broke off", False),
+        (TruncatedMediaError("the download broke off"), "the download broke off", False),
         (ReplyError("no"), "no", True),
         (TokenUnavailableError("no token", code=40164, retry_at=5.0), "no token", False),
     ],

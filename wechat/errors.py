@@ -197,9 +197,6 @@ class MediaError(WeChatError):
 class TruncatedMediaError(MediaError):
     """The body ended before its announced length."""
 
-    def __init__(self, message: str = "the download broke off before its end") -> None:
-        super().__init__(message)
-
 
 class MediaTooLargeError(MediaError):
     """The body is larger than `limit` bytes."""
