@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -29,16 +30,7 @@ def ledger() -> None:
 def ledger_status() -> None:
     """Count what is pending, stored, failed (统计)."""
     with errors_in_one_line():
-        status = app_parts().ledger.status(time.time())
-        show_json(
-            {
-                "pending": status.pending,
-                "stored": status.stored,
-                "failed": status.failed,
-                "replies_pending": status.replies_pending,
-                "oldest_pending_seconds": status.oldest_pending_seconds,
-            }
-        )
+        show_json(asdict(app_parts().ledger.status(time.time())))
 
 
 @ledger.command("list")

@@ -54,7 +54,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Status:
-    """How many downloads are in which state (pending includes claimed), and how many sends are to be done."""
+    """How many downloads are in which state (pending includes claimed), and how many sends are to be done.
+
+    `flask ledger status` prints these names.
+    """
 
     pending: int
     stored: int
