@@ -11,6 +11,7 @@ from collections.abc import Callable
 import click
 
 from commands.common import account_option, app_parts, errors_in_one_line, show_json
+from wechat.access_token import AccessToken
 
 
 @click.group()
@@ -22,19 +23,18 @@ def token() -> None:
 @account_option
 def token_show() -> None:
     """Print the token (查看); fetch one if there is none."""
-    _print_token(app_parts().token.get)
+    _print_token(AccessToken.get)
 
 
 @token.command("refresh")
 @account_option
 def token_refresh() -> None:
     """Ask for it anew, now (重新获取)."""
+    _print_token(lambda token: token.replace(token.row().value, at_once=True))
+
+
+def _print_token(get: Callable[[AccessToken], str]) -> None:
     shared = app_parts().token
-    _print_token(lambda: shared.replace(shared.row().value, at_once=True))
-
-
-def _print_token(get: Callable[[], str]) -> None:
     with errors_in_one_line():
-        value = get()
-        row = app_parts().token.row()
-        show_json({"access_token": value, "expires_in": int(row.expires_at - time.time())})
+        value = get(shared)
+        show_json({"access_token": value, "expires_in": int(shared.row().expires_at - time.time())})
