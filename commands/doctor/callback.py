@@ -42,7 +42,8 @@ class Callback:
             return trouble
         at = base + self._path
         probes = _probes(settings, self._token, now)
-        trouble = self._trouble_at(base, probes)
+        mark = doctor_mark.mark(self._token, now)
+        trouble = self._trouble_at(base, probes, mark)
         if trouble is None:
             modes = ", ".join(probe.name for probe in probes if probe.accepted)
             return Outcome(
@@ -50,7 +51,7 @@ class Callback:
                 f"{at} answers signed requests ({modes}) and refuses others",
                 f"{at} 正确回复已签名的请求（{modes}），并拒绝其他请求",
             )
-        if base != here and self._trouble_at(here, probes) is None:
+        if base != here and self._trouble_at(here, probes, mark) is None:
             return Outcome(
                 False,
                 f"{trouble.english} (on this machine the bot answers correctly at {here}{self._path}: "
@@ -73,12 +74,12 @@ class Callback:
             )
         ]
 
-    def _trouble_at(self, base: str, probes: list[_Probe]) -> Outcome | None:
+    def _trouble_at(self, base: str, probes: list[_Probe], mark: str) -> Outcome | None:
         """What is wrong with the first wrong answer; None when all are right."""
         at = base + self._path
         for probe in probes:
             try:
-                page = _ask(at, probe)
+                page = _ask(at, probe, mark)
             except requests.exceptions.SSLError:
                 return Outcome(
                     False,
@@ -118,7 +119,6 @@ class _Probe:
     query: Mapping[str, str]
     body: bytes | None
     status: int
-    mark: str
 
     @property
     def accepted(self) -> bool:
@@ -145,23 +145,18 @@ def _probes(settings: Settings, token: str, now: int) -> list[_Probe]:
     message = "<MsgType><![CDATA[doctor]]></MsgType>"
     # A DOCTYPE is refused after the signature was accepted, and before anything is handled or recorded.
     plain = f"<!DOCTYPE xml><xml>{message}</xml>".encode()
-    mark = doctor_mark.mark(token, now)
-
-    def probe(name: str, method: str, query: Mapping[str, str], body: bytes | None, status: int) -> _Probe:
-        return _Probe(name, method, query, body, status, mark)
-
     echo = {"echostr": str(secrets.randbelow(9 * 10**18) + 10**18)}
     probes = [
-        probe("GET", "GET", signed | echo, None, 200),
-        probe("GET with a wrong signature", "GET", wrong | echo, None, 403),
-        probe("push with a wrong signature", "POST", wrong, plain, 403),
+        _Probe("GET", "GET", signed | echo, None, 200),
+        _Probe("GET with a wrong signature", "GET", wrong | echo, None, 403),
+        _Probe("push with a wrong signature", "POST", wrong, plain, 403),
     ]
     if settings.wechat_aes_key is None:
         compat = f"<!DOCTYPE xml><xml>{message}<Encrypt>?</Encrypt></xml>".encode()
         return [
             *probes,
-            probe("plain", "POST", signed, plain, 400),
-            probe("compat", "POST", signed | {"encrypt_type": "aes"}, compat, 400),
+            _Probe("plain", "POST", signed, plain, 400),
+            _Probe("compat", "POST", signed | {"encrypt_type": "aes"}, compat, 400),
         ]
     envelope = Envelope(settings.wechat_aes_key.get_secret_value(), settings.wechat_appid)
     encrypt = envelope.seal(plain, secrets.token_bytes(RANDOM_BYTES))
@@ -172,15 +167,15 @@ def _probes(settings: Settings, token: str, now: int) -> list[_Probe]:
     }
     return [
         *probes,
-        probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
-        probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
-        probe("plain", "POST", signed, plain, 400)
+        _Probe("safe", "POST", sealed, f"<xml><Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        _Probe("compat", "POST", sealed, f"<xml>{message}<Encrypt>{encrypt}</Encrypt></xml>".encode(), 400),
+        _Probe("plain", "POST", signed, plain, 400)
         if settings.wechat_accept_plaintext
-        else probe("plain", "POST", signed, f"<xml>{message}</xml>".encode(), 403),
+        else _Probe("plain", "POST", signed, f"<xml>{message}</xml>".encode(), 403),
     ]
 
 
-def _ask(url: str, probe: _Probe) -> _Page:
+def _ask(url: str, probe: _Probe, mark: str) -> _Page:
     """Sends the probe with the platform's headers: a tunnel may answer browsers differently."""
     with requests.Session() as session:
         if url.startswith("http://127.0.0.1:"):
@@ -194,7 +189,7 @@ def _ask(url: str, probe: _Probe) -> _Page:
                 "User-Agent": "Mozilla/4.0",
                 "Accept": "*/*",
                 "Content-Type": "text/xml",
-                doctor_mark.HEADER: probe.mark,
+                doctor_mark.HEADER: mark,
             },
             timeout=PROBE_TIMEOUTS,
             allow_redirects=False,
