@@ -91,7 +91,7 @@ class WithoutRequests(logging.Filter):
         return True
 
 
-def config(log_format: str, log_level: str = "INFO") -> dict[str, Any]:
+def config(log_format: str, log_level: str) -> dict[str, Any]:
     """The `logging.config.dictConfig` for `log_format` ("text" or "json"): `log_level` and above goes to stderr."""
     here = {"handlers": ["stderr"], "level": log_level}
     elsewhere = {"handlers": [], "propagate": True}

@@ -122,7 +122,7 @@ class DeferredReplies:
         return self.answer_again(recorded, arrived) if recorded.working else recorded
 
     def answer_with_copy(
-        self, message: Message, reply: bytes, now: float, arrived: float, change: Change | None = None
+        self, message: Message, reply: bytes, now: float, arrived: float, change: Change | None
     ) -> Recorded:
         """Records a new message whose `reply` (plain XML) names its own file, and waits as `answer()` does until the
         file is downloaded and uploaded again. `change` is the change of the fan's memory. Raises as `answer()` does,

@@ -126,7 +126,7 @@ def machine() -> str:
 
 
 def measure(
-    work: Path, rounds: int, messages: int, only: Sequence[str] = (), also: Sequence[Path] = ()
+    work: Path, rounds: int, messages: int, only: Sequence[str], also: Sequence[Path]
 ) -> dict[str, list[Turn]]:
     """The turns of each contestant. Raises WrongAnswerError when one answers wrongly or loses a message."""
     give_up = time.monotonic() + LIMIT_SECONDS

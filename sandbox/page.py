@@ -24,9 +24,7 @@ _PAGE_POLICY = (
 _MEDIA_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 
 
-def create_page(
-    state: State, feed: Feed, modes: Sequence[str], accounts: Sequence[Account] = ()
-) -> Blueprint:
+def create_page(state: State, feed: Feed, modes: Sequence[str], accounts: Sequence[Account]) -> Blueprint:
     """The page for one state; `modes` that its account can do, the usual one last; `accounts` to switch to."""
     page = Blueprint("page", __name__, static_folder="static", static_url_path="/sandbox/static")
 

@@ -165,7 +165,7 @@ class _ByAccount:
         return self._apps[known.index(True) if True in known else 0](environ, start_response)
 
 
-def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequence[Account] = ()) -> Flask:
+def create_app(state: State, feed: Feed, stop: threading.Event, accounts: Sequence[Account]) -> Flask:
     """The platform's API, the control routes and the page for one state. `accounts` are all that there are."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # werkzeug's redirect fails with an encoded line break in the path

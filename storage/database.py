@@ -477,7 +477,7 @@ class Database:
 class Prepared:
     """A statement that was turned into SQL once. To have SQLAlchemy do it for each run costs several times the run."""
 
-    def __init__(self, statement: Executable, dialect: Dialect, key: Sequence[str] = ()) -> None:
+    def __init__(self, statement: Executable, dialect: Dialect, key: Sequence[str]) -> None:
         compiled = cast(ClauseElement, statement).compile(dialect=dialect)
         assert isinstance(compiled, SQLCompiler)
         self.sql, self._names = compiled.string, compiled.positiontup

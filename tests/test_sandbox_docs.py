@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "sandbox.md"
 
 def test_every_control_route_is_documented(tmp_path):
     state = State(THROWAWAY, tmp_path)
-    app = create_app(state, Feed(), threading.Event())
+    app = create_app(state, Feed(), threading.Event(), [state.account])
     routes = {
         f"{method} {rule.rule}"
         for rule in app.url_map.iter_rules()

@@ -40,7 +40,7 @@ class Watched:
 
 
 def ops(
-    accounts: Mapping[str, Watched], database: Database, files: FileStore, *, key: str | None = None
+    accounts: Mapping[str, Watched], database: Database, files: FileStore, *, key: str | None
 ) -> Blueprint:
     """The four views. /readyz and /metrics ask for `key` (METRICS_KEY); without a key they answer near callers only."""
     blueprint = Blueprint("ops", __name__)
