@@ -67,7 +67,7 @@ class Refusals:
         except DatabaseUnavailableError:
             return
 
-    def lately(self, now: float, seconds: float = 600.0) -> list[Refused]:
+    def lately(self, now: float, seconds: float) -> list[Refused]:
         """What was refused within so many seconds, the most frequent reason first."""
         count = func.sum(refusals.c.count)
         statement = (
