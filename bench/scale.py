@@ -332,7 +332,7 @@ def downloads(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line
     from the same server to the same disk."""
     ours, theirs, used = [], [], []
     with (
-        _platform(tree, folder, size.small_picture) as platform,
+        _platform(folder, size.small_picture) as platform,
         _worker(tree, folder, platform.port) as one,
         _worker(tree, folder, platform.port) as another,
     ):
@@ -343,10 +343,10 @@ def downloads(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line
             used.append(took.cpu_seconds)
             theirs.append(_curl(folder / f"curl-{number}", platform.port, size.downloads))
     cpu = statistics.median(used) / size.downloads
-    mean = size.downloads * size.small_picture / MB
+    megabytes = size.downloads * size.small_picture / MB
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     with (
-        _platform(tree, folder, size.large_picture) as platform,
+        _platform(folder, size.large_picture) as platform,
         _worker(tree, folder, platform.port) as worker,
     ):
         peak = _download(folder, platform.port, [worker], AT_ONCE, look_at_memory=True).peak_memory
@@ -354,13 +354,13 @@ def downloads(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line
     return [
         Line(
             f"{what}: two workers, {AT_ONCE} at a time in each",
-            f"{mean / statistics.median(ours):.0f} MB/s",
+            f"{megabytes / statistics.median(ours):.0f} MB/s",
             values=ours,
         ),
         Line(f"{what}: the workers' CPU a picture", f"{cpu * 1e3:.1f} ms"),
         Line(
             f"{what}: curl, {AT_ONCE} at a time",
-            f"{mean / statistics.median(theirs):.0f} MB/s",
+            f"{megabytes / statistics.median(theirs):.0f} MB/s",
             values=theirs,
         ),
         Line(f"{what}: of curl's rate", f"{ratio:.2f}", "≥ 0.70, better 0.90"),
@@ -373,7 +373,7 @@ def downloads(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line
 
 
 @contextmanager
-def _platform(tree: Path, folder: Path, picture_bytes: int) -> Iterator[Server]:
+def _platform(folder: Path, picture_bytes: int) -> Iterator[Server]:
     """Serves one real photograph, made longer: what stands behind a JPEG's end is not looked at."""
     photo = (ROOT / "sandbox" / "photos" / "grace_hopper.jpg").read_bytes()
     file = folder / "picture.jpg"
@@ -409,7 +409,7 @@ def _download(
 
     The files are deleted, so that each round, ours as curl's, finds the memory for them as the one before it did.
     """
-    _get(platform_port, "/times")
+    _first_request_at(platform_port)
     database = connect(f"sqlite:///{folder}/bot.db")
     ledger = Ledger(database, APPID)
     for message in _messages(count):
@@ -437,7 +437,7 @@ def _download(
     if not until(lambda: database.run(lambda connection: connection.execute(left).scalar()) == 0, 120):
         raise Incomplete("not all thumbnails were made")
     database.close()
-    return Took(float(last - _get(platform_port, "/times")["first"]), used, peak)
+    return Took(last - _first_request_at(platform_port), used, peak)
 
 
 def _curl(folder: Path, platform_port: int, count: int) -> float:
@@ -465,7 +465,7 @@ def _curl(folder: Path, platform_port: int, count: int) -> float:
 def tokens(tree: Path, folder: Path, size: Size, give_up: float) -> list[Line]:
     """What it costs to read the access_token while it is valid: in a process, and from the central server."""
     url = f"sqlite:///{folder}/bot.db"
-    with _platform(tree, folder, 1000) as platform:
+    with _platform(folder, 1000) as platform:
         base = f"http://127.0.0.1:{platform.port}"
         database = connect(url)
         source = StableTokenSource(ApiClient([base]), APPID, APPSECRET)
@@ -543,9 +543,10 @@ PARTS = {
 }
 
 
-def _get(port: int, path: str) -> Any:
-    request = f"GET {path} HTTP/1.1\r\nHost: platform.example\r\n\r\n".encode()
-    return json.loads(drive(port, [request], 1).bodies[0])
+def _first_request_at(platform_port: int) -> Any:
+    """When the first request for a picture since the last call of this came, in unix seconds; None without one."""
+    request = b"GET /times HTTP/1.1\r\nHost: platform.example\r\n\r\n"
+    return json.loads(drive(platform_port, [request], 1).bodies[0])["first"]
 
 
 if __name__ == "__main__":
