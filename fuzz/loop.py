@@ -104,9 +104,8 @@ def mutated(data: bytes, corpus: list[bytes]) -> bytes:
 
 
 def keep(name: str, data: bytes) -> Path:
-    folder = Path(__file__).parent / "found"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+    targets.FOUND.mkdir(exist_ok=True)
+    path = targets.FOUND / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
     return path
 

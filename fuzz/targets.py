@@ -292,8 +292,7 @@ def _unsigned(reader: Reader) -> _Push:
 
 
 def _signed(reader: Reader) -> _Push:
-    body = reader.rest()
-    return "POST", _query(), body, True
+    return "POST", _query(), reader.rest(), True
 
 
 def _sealed(reader: Reader) -> _Push:
