@@ -1,4 +1,4 @@
-"""`make try-deploy`, second half: builds deploy/Containerfile with podman, runs it, and shows a table of what it did.
+"""`make try-deploy`, second part: builds deploy/Containerfile with podman, runs it, and shows a table of what it did.
 
 Knows podman, and how to do without a registry: the base image is a small Debian of its own with the Python that the
 Containerfile names, under the name that it uses. The sandbox is WeChat, on this machine. Nothing outside of a temporary
@@ -109,11 +109,8 @@ def has_said(said: str, *texts: str) -> None:
 
 
 def echo() -> str:
-    photo = f"file=@{trying.PHOTO}"
     began = time.monotonic()
-    answer = json.loads(trying.fetched(SAY, "-F", "type=image", "-F", photo) or "{}")
-    if [one["verdict"] for one in answer.get("attempts", [])] != ["reply"]:
-        raise trying.Failed(f"no reply: {answer}")
+    trying.replies(trying.pushed(SAY, "-F", "type=image", "-F", f"file=@{trying.PHOTO}"))
     return f"the picture back after {(time.monotonic() - began) * 1000:.0f} ms"
 
 
@@ -328,27 +325,6 @@ STEPS: list[tuple[str, Callable[[Podman], str]]] = [
 ]
 
 
-@contextmanager
-def sandbox() -> Iterator[None]:
-    command = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
-    command += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
-    process = subprocess.Popen(
-        command,
-        cwd=trying.ROOT,
-        env=os.environ | SETTINGS,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        trying.until(
-            lambda: trying.fetched(f"{SANDBOX}/sandbox/calls"), 20, lambda: "the sandbox did not start"
-        )
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 def main() -> int:
     if os.geteuid() != 0:
         print("the containers need root here: podman runs with everything in one folder.", file=sys.stderr)
@@ -369,7 +345,9 @@ def main() -> int:
         work = Path(folder)
         packages = "python3,python3-pip,ca-certificates"
         trying.debian(SUITE, f"deb http://deb.debian.org/debian {SUITE} main\n", packages, work / "base.tar")
-        with sandbox():
+        sandbox = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
+        sandbox += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
+        with trying.running(trying.ROOT, work / "sandbox.log", f"{SANDBOX}/sandbox/calls", *sandbox):
             table.steps(STEPS, Podman(work), needed=(build,))
     return table.end("containers")
 

@@ -107,13 +107,12 @@ class Machine:
     def until_media(self, **counts: int) -> None:
         """Until so many are in each of these states."""
         wanted = [f'wechat_media{{state="{state}"}} {count}.0\n' for state, count in counts.items()]
-        look = f"{self._bot}/metrics"
 
         def there() -> bool:
-            metrics = trying.fetched(look)
+            metrics = self.metrics()
             return all(line in metrics for line in wanted)
 
-        trying.until(there, 40, lambda: f"not {counts}: {trying.fetched(look)[:2000]}\n{self.said()[-2000:]}")
+        trying.until(there, 40, lambda: f"not {counts}: {self.metrics()[:2000]}\n{self.said()[-2000:]}")
 
     def metrics(self) -> str:
         return trying.fetched(f"{self._bot}/metrics")
