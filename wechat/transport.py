@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -270,7 +270,7 @@ class _Attempt:
 
     deadline: Deadline
     public_only: bool
-    sent: bool = field(default=False)
+    sent: bool = False
 
 
 class _NotPublicError(Exception):
