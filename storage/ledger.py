@@ -7,7 +7,6 @@ what is done for it later is in storage.queue, and how it is deleted in storage.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -118,8 +117,6 @@ class Ledger:
 
     def __init__(self, database: Database, appid: str, ids: IdReserve | None = None) -> None:
         """`ids`: those of this process, where it has several ledgers in one database."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", appid):
-            raise ValueError("WECHAT_APPID may hold letters, digits, - and _ only: it names a folder")
         self._database = database
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
