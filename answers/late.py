@@ -31,7 +31,7 @@ from answers.failures import (
     failure,
 )
 from answers.replies import ReplyLog
-from answers.steps import let_end, renew, repeat, try_step
+from answers.steps import GRACE_SECONDS, let_end, renew, repeat, try_step
 from handlers import Account, Deferred, HandlerError, Memory, Outcome, Remember
 from handlers.calls import checked, name_of
 from handlers.memory import as_json
@@ -56,7 +56,6 @@ WAITING_AT_ONCE = {"customer_service": 400, "redelivery": 64}
 LOOK_SECONDS = 0.25  # between checks of work that runs in another process
 ORPHANS_SECONDS = 0.5  # between checks for work that no process runs
 ATTEMPTS = 3  # work that kills its process is not retried for ever
-GRACE_SECONDS = 20.0
 STILL_WORKING = (
     "Still working on it. Send any text in a moment to get the answer.\n"
     "还在处理中，请稍后发送任意文字获取回复。"

@@ -17,6 +17,7 @@ from storage.errors import DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 
+GRACE_SECONDS = 20.0  # for running work when the process is told to stop
 LOOK_ENDS_SECONDS = 1.0  # after the request to stop, for a thread that looks for work
 ENDING_SECONDS = 0.1  # after the last work, for the background threads to end
 

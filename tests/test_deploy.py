@@ -93,7 +93,7 @@ def test_the_units_start_what_the_procfile_starts(name, process):
 
 def test_the_units_give_work_in_hand_its_time():
     graceful = int(re.findall(r"^graceful_timeout = (\d+)", read("gunicorn.conf.py"), re.M)[0])
-    grace = float(re.findall(r"^GRACE_SECONDS = ([\d.]+)", read("worker/loop.py"), re.M)[0])
+    grace = float(re.findall(r"^GRACE_SECONDS = ([\d.]+)", read("answers/steps.py"), re.M)[0])
     assert int(unit(DEPLOY / "tushangwanglai-web.service")["Service"]["TimeoutStopSec"]) > graceful
     assert int(unit(DEPLOY / "tushangwanglai-worker@.service")["Service"]["TimeoutStopSec"]) > 2 * grace
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import cores
 import logs
-from answers.steps import let_end, rarer, renew, repeat, try_step
+from answers.steps import GRACE_SECONDS, let_end, rarer, renew, repeat, try_step
 from storage.errors import DatabaseUnavailableError
 from storage.queue import Download, Job, Queue
 from worker.chores import Chores, keep_making_thumbnails, keep_tidy
@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = (0.05, 0.2)  # between checks of an empty ledger: the first pause, the longest pause
 FAULT_SECONDS = 1.0  # until the next claim after an error
 GATHER_SECONDS = 0.02  # before a claim, for one more thread to become free
-GRACE_SECONDS = 20.0  # for running jobs when the process is told to stop
-GIVE_BACK_SECONDS = 4.0  # for those that give up then: gunicorn kills 25 s after its signal
+GIVE_BACK_SECONDS = 4.0  # for jobs that give up after GRACE_SECONDS: gunicorn kills 25 s after its signal
 
 # Claims due jobs: at this time (unix seconds), for so many seconds, at most so many.
 Claim: TypeAlias = Callable[[float, float, int], Sequence[Job]]
