@@ -291,8 +291,7 @@ def parse_message(xml: bytes, account: str = "") -> Message:
     first counts. XML that is not well-formed is read leniently. Raises DoctypeError,
     and UnreadablePushError for what cannot be read even so, or lacks a sender or a type.
     """
-    root = read(xml)
-    elements = _Elements(root)
+    elements = _Elements(read(xml))
     sender = elements.name("FromUserName")
     if not sender or len(sender) > _MAX_OPENID:
         raise UnreadablePushError("FromUserName is missing, or longer than an OpenID can be")
@@ -308,8 +307,8 @@ def parse_message(xml: bytes, account: str = "") -> Message:
         raw=xml,
     )
     if msg_type == "event":
-        return _event(root, elements, head)
-    return _ordinary(root, elements, head)
+        return _event(elements, head)
+    return _ordinary(elements, head)
 
 
 class _Head(TypedDict, total=False):
@@ -358,6 +357,7 @@ class _Elements:
     """The texts of an element's children, read once. Of several with the same name the first counts."""
 
     def __init__(self, parent: etree._Element) -> None:
+        self.parent = parent
         self._texts: dict[str, str] = {}
         for child in parent:
             self._texts.setdefault(str(child.tag), child.text or "")
@@ -369,6 +369,13 @@ class _Elements:
     def name(self, tag: str) -> str:
         """A name, key or number: the white space around it is layout."""
         return self._texts.get(tag, "").strip()
+
+    def inside(self, tag: str) -> _Elements:
+        """The elements of a child that holds others."""
+        child = self.parent.find(tag)
+        if child is None:
+            raise _Misfit(tag)
+        return _Elements(child)
 
     def optional(self, tag: str) -> str | None:
         return self.name(tag) or None
@@ -398,10 +405,10 @@ class _Elements:
         return number
 
 
-def _ordinary(root: etree._Element, elements: _Elements, head: _Head) -> Message:
+def _ordinary(elements: _Elements, head: _Head) -> Message:
     head["msg_id"] = _id(elements.name("MsgId"))
     if head["msg_id"] is None:
-        head["elements_hash"] = _hash(root)
+        head["elements_hash"] = _hash(elements.parent)
     head["msg_data_id"] = elements.optional("MsgDataId")
     head["idx"] = _whole(elements.name("Idx"))
     build = _MESSAGES.get(head["msg_type"])
@@ -499,19 +506,19 @@ _MESSAGES: Mapping[str, Callable[[_Elements, _Head], Message]] = {
 }
 
 
-def _event(root: etree._Element, elements: _Elements, head: _Head) -> Message:
+def _event(elements: _Elements, head: _Head) -> Message:
     name = elements.name("Event")
     # Result events spell it MsgID. An event is not refused if that is no number.
     head["msg_id"] = _whole(elements.name("MsgID") or elements.name("MsgId"))
-    head["elements_hash"] = _hash(root)
+    head["elements_hash"] = _hash(elements.parent)
     event_head = _EventHead(event=name, event_key=elements.name("EventKey"), **head)
     build = _EVENTS.get(name.lower())
     if build is not None:
         try:
-            return build(root, elements, event_head)
+            return build(elements, event_head)
         except _Misfit:
             pass
-    own = {tag: value for tag, value in _nested(root, 1).items() if tag not in _COMMON}
+    own = {tag: value for tag, value in _nested(elements.parent, 1).items() if tag not in _COMMON}
     return OtherEvent(elements=MappingProxyType(own), **event_head)
 
 
@@ -549,26 +556,19 @@ def _combined(name: bytes, children: Iterable[etree._Element]) -> bytes:
     return hashlib.sha256(b"%b\1%b" % (name, b"".join(sorted(parts)))).digest()
 
 
-def _wrapped(root: etree._Element, tag: str) -> etree._Element:
-    wrapper = root.find(tag)
-    if wrapper is None:
-        raise _Misfit(tag)
-    return wrapper
-
-
-def _subscribe(_: etree._Element, elements: _Elements, head: _EventHead) -> Event:
+def _subscribe(elements: _Elements, head: _EventHead) -> Event:
     return SubscribeEvent(ticket=elements.optional("Ticket"), **head)
 
 
-def _unsubscribe(_: etree._Element, __: _Elements, head: _EventHead) -> Event:
+def _unsubscribe(_: _Elements, head: _EventHead) -> Event:
     return UnsubscribeEvent(**head)
 
 
-def _scan(_: etree._Element, elements: _Elements, head: _EventHead) -> Event:
+def _scan(elements: _Elements, head: _EventHead) -> Event:
     return ScanEvent(ticket=elements.optional("Ticket"), **head)
 
 
-def _location_report(_: etree._Element, elements: _Elements, head: _EventHead) -> Event:
+def _location_report(elements: _Elements, head: _EventHead) -> Event:
     return LocationEvent(
         latitude=elements.decimal("Latitude"),
         longitude=elements.decimal("Longitude"),
@@ -577,28 +577,28 @@ def _location_report(_: etree._Element, elements: _Elements, head: _EventHead) -
     )
 
 
-def _click(_: etree._Element, __: _Elements, head: _EventHead) -> Event:
+def _click(_: _Elements, head: _EventHead) -> Event:
     return ClickEvent(**head)
 
 
-def _view(_: etree._Element, elements: _Elements, head: _EventHead) -> Event:
+def _view(elements: _Elements, head: _EventHead) -> Event:
     return ViewEvent(menu_id=elements.whole("MenuId"), **head)
 
 
-def _scan_code(root: etree._Element, _: _Elements, head: _EventHead) -> Event:
-    info = _Elements(_wrapped(root, "ScanCodeInfo"))
+def _scan_code(elements: _Elements, head: _EventHead) -> Event:
+    info = elements.inside("ScanCodeInfo")
     return ScanCodeEvent(scan_type=info.name("ScanType"), scan_result=info.text("ScanResult"), **head)
 
 
-def _pic(root: etree._Element, _: _Elements, head: _EventHead) -> Event:
-    pictures = _wrapped(root, "SendPicsInfo")
-    sums = tuple((found.text or "").strip() for found in pictures.iterfind("PicList/item/PicMd5Sum"))
-    count = _Elements(pictures).whole("Count")
+def _pic(elements: _Elements, head: _EventHead) -> Event:
+    pictures = elements.inside("SendPicsInfo")
+    sums = tuple((found.text or "").strip() for found in pictures.parent.iterfind("PicList/item/PicMd5Sum"))
+    count = pictures.whole("Count")
     return PicEvent(count=len(sums) if count is None else count, pic_md5_sums=sums, **head)
 
 
-def _location_select(root: etree._Element, _: _Elements, head: _EventHead) -> Event:
-    place = _Elements(_wrapped(root, "SendLocationInfo"))
+def _location_select(elements: _Elements, head: _EventHead) -> Event:
+    place = elements.inside("SendLocationInfo")
     return LocationSelectEvent(
         location_x=place.decimal("Location_X"),
         location_y=place.decimal("Location_Y"),
@@ -609,12 +609,12 @@ def _location_select(root: etree._Element, _: _Elements, head: _EventHead) -> Ev
     )
 
 
-def _view_mini_program(_: etree._Element, elements: _Elements, head: _EventHead) -> Event:
+def _view_mini_program(elements: _Elements, head: _EventHead) -> Event:
     return ViewMiniProgramEvent(menu_id=elements.whole("MenuId"), **head)
 
 
 # By lower-case name: the platform mixes its styles (SCAN, scancode_push).
-_EVENTS: Mapping[str, Callable[[etree._Element, _Elements, _EventHead], Event]] = {
+_EVENTS: Mapping[str, Callable[[_Elements, _EventHead], Event]] = {
     "subscribe": _subscribe,
     "unsubscribe": _unsubscribe,
     "scan": _scan,
