@@ -30,6 +30,7 @@ import parts
 from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, is_locked, names_an_account
 from storage import writable
 from storage.errors import DatabaseUnavailableError
+from storage.folders import private
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -280,7 +281,7 @@ def _account(path: Path) -> dict[str, str]:
 def _shown_to_commands(path: Path, environ: dict[str, str]) -> Iterator[None]:
     """Writes the settings to a file of mode 0600 and locks it; while it is locked, commands read it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(partial, "w", encoding="utf-8", opener=_private) as file:
+    with open(partial, "w", encoding="utf-8", opener=private) as file:
         for name, value in Settings.unchecked(environ).items():
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             file.write(f"{name}='{quoted}'\n")
@@ -288,10 +289,6 @@ def _shown_to_commands(path: Path, environ: dict[str, str]) -> Iterator[None]:
         file.flush()
         os.replace(partial, path)
         yield
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _start_bot(processes: Processes, environ: dict[str, str], settings: Settings) -> None:

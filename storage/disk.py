@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storage.files import StoredFile, check_key, check_stem, copy
-from storage.folders import make_folder, refuse_root, sync_folder, sync_parents
+from storage.folders import make_folder, private, refuse_root, sync_folder, sync_parents
 
 
 class DiskStore:
@@ -71,10 +71,10 @@ class DiskStore:
             refuse_root(Path(self._folder))
             self._is_ours = True
         try:
-            return open(unfinished, "xb", opener=_private)
+            return open(unfinished, "xb", opener=private)
         except FileNotFoundError:  # the first file of all
             self._make_unfinished()
-            return open(unfinished, "xb", opener=_private)
+            return open(unfinished, "xb", opener=private)
 
     def _make_unfinished(self) -> None:
         make_folder(Path(self._unfinished))
@@ -128,10 +128,6 @@ class DiskStore:
 
 def _flat(stem: str) -> str:
     return stem.replace("/", "-")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _delete_from(folder: str, stems: set[str]) -> int:

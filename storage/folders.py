@@ -1,4 +1,4 @@
-"""Folders that only our user may open, and that survive a power cut.
+"""Files and folders that only our user may open, and folders that survive a power cut.
 
 A file's name lives in its folder, and a folder's name in the folder above: each is on the disk only after an fsync of
 the folder that holds it. Knows the file system. Must not know what lies in the folders.
@@ -18,6 +18,11 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for open(): a file that it makes is its owner's alone."""
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: str | Path) -> None:
