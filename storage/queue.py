@@ -428,7 +428,7 @@ class Queue:
             statement = select(
                 func.count(case((is_held, 1))), func.min(case((is_held, null()), else_=since))
             ).where(messages.c.appid == self._appid, lane.state == PENDING)
-            count, oldest = self._database.run(partial(_one, statement))
+            count, oldest = self._one(statement)
             held += count
             waiting = max(waiting, 0.0 if oldest is None else now - oldest)
         return Backlog(held, waiting)
@@ -462,6 +462,9 @@ class Queue:
         claimed = {"job_id": job.id, "job_claim": job.claim}
         return self._database.write(lambda connection: connection.execute(mark, claimed).rowcount == 1)
 
+    def _one(self, statement: Any) -> Any:
+        return self._database.run(lambda connection: connection.execute(statement).one())
+
     def _ids(self, statement: Any) -> list[int]:
         return self._database.run(lambda connection: list(connection.execute(statement).scalars()))
 
@@ -487,10 +490,6 @@ def _claim_picture() -> Update:
         .values({columns.thumbnail_due: bindparam("until")})
         .returning(columns.id, columns.media_key)
     )
-
-
-def _one(statement: Any, connection: Connection) -> Any:
-    return connection.execute(statement).one()
 
 
 def _update_of_claimed(lane: _Lane, states: Sequence[ColumnElement[str]]) -> Update:
