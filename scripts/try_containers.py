@@ -26,7 +26,8 @@ NEEDED = {"podman": "podman", "crun": "crun", "mmdebstrap": "mmdebstrap", "unsha
 SUITE = "forky"  # the Debian with the Containerfile's Python
 IMAGE = "tushangwanglai"
 SHORT_STOP = 10  # seconds that docker and podman give when nobody says more
-PORT, SANDBOX = 8460, "http://127.0.0.1:8461"
+PORT = 8460
+BOT, SANDBOX = f"http://127.0.0.1:{PORT}", f"http://127.0.0.1:{PORT + 1}"
 SAY = f"{SANDBOX}/sandbox/fans/{trying.FAN}/messages"
 SETTINGS = trying.ACCOUNT | {"WECHAT_API_BASE": SANDBOX, "PORT": str(PORT), "WEB_CONCURRENCY": "2"}
 FIX = """\
@@ -96,9 +97,7 @@ class Podman:
     def answers(self, name: str) -> float:
         """Seconds until the web container answers."""
         began = time.monotonic()
-        trying.until(
-            lambda: trying.fetched(f"http://127.0.0.1:{PORT}/healthz"), 30, lambda: self.run("logs", name)
-        )
+        trying.until(lambda: trying.fetched(f"{BOT}/healthz"), 30, lambda: self.run("logs", name))
         return time.monotonic() - began
 
 
@@ -183,9 +182,7 @@ def workers(podman: Podman) -> str:
     ):
         podman.answers("web")
         echoed = echo()
-        stored = 'wechat_media{state="stored"} 2.0'
-        metrics = f"http://127.0.0.1:{PORT}/metrics"
-        trying.until(lambda: stored in trying.fetched(metrics), 20, lambda: podman.run("logs", "worker"))
+        trying.until_stored(BOT, 2, lambda: podman.run("logs", "worker"))
         podman.run("kill", "--signal=KILL", "web")
         podman.run("start", "web")
         podman.answers("web")
@@ -229,9 +226,7 @@ def short_stop(podman: Podman) -> str:
             again := [trying.replies(trying.pushed(resend.format(push["msg_id"]))) for push in pushes]
         ) != before:
             raise trying.Failed(f"{before} before, {again} after")
-        stored = f'wechat_media{{state="stored"}} {len(pushes)}.0'
-        metrics = f"http://127.0.0.1:{PORT}/metrics"
-        trying.until(lambda: stored in trying.fetched(metrics), 40, lambda: podman.run("logs", "bot")[-2000:])
+        trying.until_stored(BOT, len(pushes), lambda: podman.run("logs", "bot"))
         done = time.monotonic() - began
         if wechat.asked != len(pushes) + 1:
             raise trying.Failed(f"pictures fetched {wechat.asked} times")
@@ -346,7 +341,7 @@ def main() -> int:
         packages = "python3,python3-pip,ca-certificates"
         trying.debian(SUITE, f"deb http://deb.debian.org/debian {SUITE} main\n", packages, work / "base.tar")
         sandbox = [sys.executable, "-m", "sandbox", "--port", SANDBOX.rpartition(":")[2]]
-        sandbox += ["--callback", f"http://127.0.0.1:{PORT}/wechat"]
+        sandbox += ["--callback", f"{BOT}/wechat"]
         with trying.running(trying.ROOT, work / "sandbox.log", f"{SANDBOX}/sandbox/calls", *sandbox):
             table.steps(STEPS, Podman(work), needed=(build,))
     return table.end("containers")

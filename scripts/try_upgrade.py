@@ -28,15 +28,6 @@ def older() -> str:
     return tags[0] if tags else BEFORE_THE_FIRST_TAG
 
 
-def until_stored(bot: str, count: int, log: Path) -> None:
-    stored = f'wechat_media{{state="stored"}} {count}.0'
-    trying.until(
-        lambda: stored in trying.fetched(f"{bot}/metrics"),
-        30,
-        lambda: f"not {count} stored: {trying.fetched(f'{bot}/metrics')}\n{log.read_text()[-2000:]}",
-    )
-
-
 def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> str:
     port, platform_port = servers.free_port(), servers.free_port()
     bot, platform = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{platform_port}"
@@ -58,7 +49,7 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
             pushes = [trying.pushed(say, "-F", "type=image", "-F", photo) for _ in range(PHOTOS)]
             pushes.append(trying.pushed(say, *as_json, '{"type": "text", "content": "before the upgrade"}'))
             before = [trying.replies(push) for push in pushes]
-            until_stored(bot, PHOTOS, log)
+            trying.until_stored(bot, PHOTOS, log.read_text)
         # As after a stop with work left: nobody has fetched this one.
         with trying.running(old, log, f"{bot}/healthz", *gunicorn, **settings, WORKER="external"):
             pushes.append(trying.pushed(say, "-F", "type=image", "-F", photo))
@@ -73,9 +64,9 @@ def upgraded(work: Path, old: Path, new: Path, name: str, database_url: str) -> 
             ]
             if again != before:
                 raise trying.Failed(f"{before} before, {again} after")
-            until_stored(bot, PHOTOS + 1, log)
+            trying.until_stored(bot, PHOTOS + 1, log.read_text)
             trying.replies(trying.pushed(say, "-F", "type=image", "-F", photo))
-            until_stored(bot, PHOTOS + 2, log)
+            trying.until_stored(bot, PHOTOS + 2, log.read_text)
             metrics = trying.fetched(f"{bot}/metrics")
             if f"wechat_duplicates_total {len(pushes)}.0" not in metrics:
                 raise trying.Failed(metrics)

@@ -55,6 +55,16 @@ def until(look: Callable[[], T], seconds: float, otherwise: Callable[[], str]) -
     return found
 
 
+def until_stored(bot: str, count: int, said: Callable[[], str]) -> None:
+    """Until the bot at this address has stored so many pictures. Raises Failed with what it `said`."""
+    stored, metrics = f'wechat_media{{state="stored"}} {count}.0', f"{bot}/metrics"
+    until(
+        lambda: stored in fetched(metrics),
+        40,
+        lambda: f"not {count} stored: {fetched(metrics)}\n{said()[-2000:]}",
+    )
+
+
 def limit(seconds: int) -> None:
     """Ends this process after so many seconds. What it started ends as after any other exit."""
 
