@@ -162,7 +162,8 @@ class GalleryRows:
         direction = desc if after is None else asc
         found = [
             stream.order_by(direction("received_at"), direction("id")).limit(limit).subquery()
-            for stream in self._streams(which, before, after)
+            for appid in self._of(which)
+            for stream in self._streams(appid, which, before, after)
         ]
         ids = union_all(*(select(stream) for stream in found)).subquery()
         nearest = select(ids.c.id).order_by(direction(ids.c.received_at), direction(ids.c.id)).limit(limit)
@@ -255,15 +256,9 @@ class GalleryRows:
         return conditions
 
     def _streams(
-        self, which: Filter, before: Place | None, after: Place | None
-    ) -> Iterator[Select[int, float]]:
-        """One query for each account, state and kind: each reads its index and stops at the end of the page."""
-        for appid in self._of(which):
-            yield from self._streams_of(appid, which, before, after)
-
-    def _streams_of(
         self, appid: str, which: Filter, before: Place | None, after: Place | None
     ) -> Iterator[Select[int, float]]:
+        """One query for each state and kind: each reads its index and stops at the end of the page."""
         columns = messages.c
         conditions = [columns.appid == appid, *self._conditions(which)]
         if before is not None:
