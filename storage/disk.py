@@ -73,11 +73,8 @@ class DiskStore:
         try:
             return open(unfinished, "xb", opener=private)
         except FileNotFoundError:  # the first file of all
-            self._make_unfinished()
+            make_folder(Path(self._unfinished))
             return open(unfinished, "xb", opener=private)
-
-    def _make_unfinished(self) -> None:
-        make_folder(Path(self._unfinished))
 
     def open(self, key: str) -> BinaryIO:
         return open(self._path(key), "rb")
@@ -117,7 +114,7 @@ class DiskStore:
 
     def check(self) -> None:
         refuse_root(Path(self._folder))
-        self._make_unfinished()
+        make_folder(Path(self._unfinished))
         with tempfile.TemporaryFile(dir=self._unfinished) as file:
             file.write(b"?")
 
