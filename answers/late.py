@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 import cores
 import handlers
@@ -212,7 +212,7 @@ class DeferredReplies:
                 self._reply_log.note(reply, message, work.id, account.uploaded)
                 if reply is not None:
                     result = render_reply(reply, message, int(self._clock()))
-                if isinstance(reply, VideoReply) and answered_with_copy(reply, message, self._echo_via):
+                if answered_with_copy(reply, message, self._echo_via):
                     copy = self._reply_with_copy(work, reply)
                     result = render_reply(copy, message, int(self._clock()))
             except _UploadFailed as failed:
@@ -387,7 +387,7 @@ class _UploadFailed(Exception):
         self.code, self.reason, self.try_at = code, reason, try_at
 
 
-def answered_with_copy(reply: Reply | None, message: Message, echo_via: EchoVia) -> bool:
+def answered_with_copy(reply: Reply | None, message: Message, echo_via: EchoVia) -> TypeGuard[VideoReply]:
     """Whether the reply is the fan's own video. The platform does not show it, so a copy has to be uploaded first.
 
     Not documented; reported by users of another library: https://github.com/w7corp/easywechat/issues/2124
