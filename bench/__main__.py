@@ -27,6 +27,8 @@ from bench.contestants import (
     PEERS,
     PROCESSES,
     ROOT,
+    WECHATPY,
+    WECHATPY_SAFE,
     Contestant,
     copy_of,
     express,
@@ -48,8 +50,6 @@ NORMAL = "ours, LEDGER_SYNC=normal"
 SAFE = "ours, safe mode, normal"
 POSTGRESQL = "ours, PostgreSQL"
 REPEATED = "repeated deliveries"
-WECHATPY = "wechatpy + Flask, keeps nothing"
-WECHATPY_SAFE = "wechatpy + Flask, safe mode"
 EXPRESS = "npm wechat + express, keeps nothing"
 
 

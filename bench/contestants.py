@@ -57,11 +57,13 @@ class Peer:
     constant: bytes | None = None
 
 
+WECHATPY = "wechatpy + Flask, keeps nothing"
+WECHATPY_SAFE = "wechatpy + Flask, safe mode"
 PEERS = (
     Peer("raw WSGI, constant", "raw", constant=b"success"),
     Peer("Flask, constant", "flask_constant", constant=b"success"),
-    Peer("wechatpy + Flask, keeps nothing", "wechatpy_plain"),
-    Peer("wechatpy + Flask, safe mode", "wechatpy_safe", mode="safe"),
+    Peer(WECHATPY, "wechatpy_plain"),
+    Peer(WECHATPY_SAFE, "wechatpy_safe", mode="safe"),
     Peer("WeRoBot + Flask, no session", "werobot"),
 )
 
