@@ -80,7 +80,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Send:
-    """A claimed customer-service send of a stored file.
+    """A claimed customer-service send: of the fan's own stored file, or of the result of deferred work.
 
     `sending`: an earlier attempt began the request, and its result is not known. Do not send; mark it unknown.
     """
@@ -226,7 +226,7 @@ class Queue:
         ]
 
     def claim_sends(self, now: float, lease_seconds: float, limit: int = 1) -> list[Send]:
-        """The same for sends whose file is stored."""
+        """The same for sends."""
         claim, rows = self._claim("send", now, lease_seconds, limit)
         return [
             Send(
