@@ -304,7 +304,8 @@ def gallery(
     @blueprint.post("/retry")
     def retry_all() -> Response:
         asked = _asked(request.args, zone, names)
-        if count := sum(account.queue.retry(None, clock()) for account in asked_for(asked)):
+        chosen = [account for account in accounts if asked.which.appid in (None, account.appid)]
+        if count := sum(account.queue.retry(None, clock()) for account in chosen):
             log.info("gallery: a retry of all was asked for", extra={"rows": count})
         words = {name: word for name, word in asked.words.items() if name == "account"}
         pending, _ = rows.count(Filter(state="pending", appid=asked.which.appid), 1)
@@ -338,9 +339,6 @@ def gallery(
         if found is None:
             abort(404)
         return by_appid[found.appid], found
-
-    def asked_for(asked: _Asked) -> list[AccountEntries]:
-        return [account for account in accounts if asked.which.appid in (None, account.appid)]
 
     # -- files -------------------------------------------------------------------------------------------------
 
