@@ -374,7 +374,7 @@ def _for_page(verdict: Verdict, sent: bytes) -> dict[str, Any]:
 def _echo_fault(status: int, body: bytes, echostr: bytes) -> str | None:
     """What is wrong with the answer to a verification, or None."""
     if status != 200:
-        return f"HTTP {status} instead of 200"
+        return _status(status).en
     if body == echostr:
         return None
     if body.startswith(b"\xef\xbb\xbf"):
