@@ -297,6 +297,9 @@ def test_the_dashboards_panels_do_not_overlap():
     assert len({panel["id"] for panel in panels()}) == len(places)
 
 
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"
+)
 FIRE = """\
 rule_files: [alerts.yml]
 evaluation_interval: 1m
@@ -322,14 +325,31 @@ tests:
 """
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
-def test_promtool_takes_alerts_and_dashboard_and_the_alerts_fire(tmp_path):
+# After a restart there is no such counter until the first push.
+RESTARTED = """\
+rule_files: [alerts.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'wechat_deliveries_total{job="tushangwanglai", instance="a", type="text"}', values: '0+1x600 _x400'}
+    alert_rule_test:
+      - {eval_time: 500m, alertname: WeChatNoPushes}
+      - eval_time: 800m
+        alertname: WeChatNoPushes
+        exp_alerts: [{exp_labels: {severity: warning}, exp_annotations: NONE}]
+"""
+
+
+@needs_promtool
+@pytest.mark.parametrize("series", [FIRE, RESTARTED], ids=["running", "restarted"])
+def test_promtool_takes_alerts_and_dashboard_and_the_alerts_fire(tmp_path, series):
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     shown = [target["expr"] for panel in panels() for target in panel["targets"]]
     rules = [{"record": f"shown:{number}", "expr": expression} for number, expression in enumerate(shown)]
     (tmp_path / "shown.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     subprocess.run(["promtool", "check", "rules", "alerts.yml", "shown.yml"], cwd=tmp_path, check=True)
-    fire = FIRE
+    fire = series
     for word, name in {"DOWN": "WeChatBotDown", "NONE": "WeChatNoPushes", "WORKER": "WeChatNoWorker"}.items():
         (rule,) = (rule for rule in alerts() if rule["alert"] == name)
         texts = json.dumps(rule["annotations"]).replace("{{ $labels.instance }}", "a")
