@@ -358,6 +358,44 @@ def test_promtool_takes_alerts_and_dashboard_and_the_alerts_fire(tmp_path, serie
     subprocess.run(["promtool", "test", "rules", "fire.yml"], cwd=tmp_path, check=True)
 
 
+# Two machines show the same figures of the database; `a` and `b` are accounts.
+TWO_ACCOUNTS = """\
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+SERIES
+    promql_expr_test:
+EXPECTED
+"""
+
+
+@needs_promtool
+def test_the_dashboard_adds_up_accounts_and_takes_each_machine_once(tmp_path):
+    figures = {
+        "wechat_media": ('state="stored"', '{state="stored"}'),
+        "wechat_queue_depth": ("", "{}"),
+        "wechat_token_fetches_total": ('result="ok"', '{result="ok"}'),
+    }
+    given, expected = [], []
+    for name, (label, labels) in figures.items():
+        for machine in ("m1:8000", "m2:8000"):
+            for account, value in {"a": 3, "b": 4}.items():
+                named = f'{name}{{job="bot",instance="{machine}",account="{account}",{label}}}'
+                grows = f"0+{value}x120" if name.endswith("_total") else f"{value}x120"
+                given.append(f"      - {{series: '{named}', values: '{grows}'}}")
+        (shown,) = (
+            target["expr"] for panel in panels() for target in panel["targets"] if name in target["expr"]
+        )
+        total = 7 * 60 if name.endswith("_total") else 7
+        samples = f"[{{labels: '{labels}', value: {total}}}]"
+        asked = json.dumps(shown.replace("$job", "bot"))
+        expected.append(f"      - {{expr: {asked}, eval_time: 90m, exp_samples: {samples}}}")
+    test = TWO_ACCOUNTS.replace("SERIES", "\n".join(given)).replace("EXPECTED", "\n".join(expected))
+    (tmp_path / "shown.yml").write_text(test)
+    subprocess.run(["promtool", "test", "rules", "shown.yml"], cwd=tmp_path, check=True)
+
+
 # -- contributors --
 
 
