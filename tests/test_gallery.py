@@ -28,6 +28,7 @@ from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.gallery import KINDS, SCAN_SECONDS, STATES, Filter, GalleryRows
 from storage.models import messages
+from storage.states import SendState
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID, sqlite_url
 from wechat.codes import explain
@@ -1376,6 +1377,22 @@ class TestThumbnails:
         assert (
             rig.get(f"/{ledger_id}/thumbnail").data == (ROOT / "web" / "static" / f"{kind}.svg").read_bytes()
         )
+
+
+class TestSending:
+    """What became of an answer that is sent later."""
+
+    @pytest.mark.parametrize("state", SendState)
+    def test_each_state_is_in_words_of_the_readers_language(self, rig, state):
+        ledger_id = rig.failed()
+        rig.parts.database.run(
+            lambda connection: connection.exec_driver_sql("UPDATE messages SET send_state = ?", (state,))
+        )
+        page = rig.page(f"/{ledger_id}", headers={"Accept-Language": "zh-CN"})
+        (words,) = re.findall("<dt>回发</dt><dd>(.*) · ", page)
+        assert not re.search("[a-z]", words)
+        changes_by_itself = state in ("waiting", "pending", "working", "later")
+        assert ('data-live="3"' in page) == changes_by_itself
 
 
 OWN_SCRIPT = '<script src="/gallery/static/gallery.js" defer>'
