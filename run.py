@@ -216,22 +216,25 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
         raise Failed(
             "make run already runs in this folder: end that one first (此目录中已有 make run 在运行)"
         )
+    made_up = _account(path)
     environ |= {
-        **_account(path),
+        **made_up,
         "WECHAT_ACCEPT_PLAINTEXT": "1",
         "WECHAT_TOKEN_SOURCE": "stable",
         "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///data/sandbox/bot.db",
         "MEDIA_STORE": environ.get("MEDIA_STORE") or "data/sandbox/media",
     }
+    told = f"ADMIN_PASSWORD={made_up['ADMIN_PASSWORD']}   (throw-away; set your own in .env)"
     if "ADMIN_PASSWORD" in values:
         environ["ADMIN_PASSWORD"] = values["ADMIN_PASSWORD"]
+        told = "ADMIN_PASSWORD is the one that you set (使用你设置的密码)"
     port = Settings.from_env(environ).port
     _claim_port(port, "PORT")
     _claim_port(port + 1, "PORT + 1 (the sandbox)")
     environ["WECHAT_API_BASE"] = f"http://127.0.0.1:{port + 1}"
     settings = Settings.from_env(environ)
     bot, sandbox = f"http://127.0.0.1:{port}", environ["WECHAT_API_BASE"]
-    with _shown_to_commands(path, environ):
+    with _shown_to_commands(path, environ | made_up):  # no command needs a password of one's own
         seen = str(path.with_name("platform"))
         command = ["sandbox", "--port", str(port + 1), "--callback", f"{bot}/wechat", "--data", seen]
         processes.start("sandbox", command, environ, log)
@@ -248,10 +251,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
         print(f"   the bot      {bot}/wechat")
         print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
         print(f"   the gallery  {bot}/gallery")
-        print(
-            f"   ADMIN_PASSWORD={environ['ADMIN_PASSWORD']}   (throw-away; set your own in .env)\n",
-            flush=True,
-        )
+        print(f"   {told}\n", flush=True)
         if parts.build(settings).of[""].ledger.status(time.time()).stored:
             print("The photo went through at the first start; what came in since then is in the gallery.")
         else:

@@ -209,6 +209,19 @@ def test_commands_beside_it_and_what_a_restart_keeps(make_run, project):
     assert json.loads(flask(project, "ledger", "status").stdout)["stored"] == 1
 
 
+def test_a_password_of_ones_own_is_neither_shown_nor_kept(make_run, project):
+    own = "a password of my own"
+    process = make_run(ADMIN_PASSWORD=own)
+    shown = said(process, "Ctrl-C ends it")
+    assert "ADMIN_PASSWORD is the one that you set" in shown
+    assert own not in shown
+    assert "throw-away" not in shown
+    bot = f"http://127.0.0.1:{sandbox_settings(project)['PORT']}"
+    assert requests.post(f"{bot}/gallery/sign-in", data={"password": own}, timeout=10).url == f"{bot}/gallery"
+    assert own not in sandbox_settings(project).values()
+    assert process.stop() == 0
+
+
 def test_an_edited_handler_answers_at_once(make_run, project):
     process = make_run(IN_THE_BACKGROUND, RELOAD="1")
     said(process, "Ctrl-C ends it")
