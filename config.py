@@ -345,6 +345,11 @@ def _media_store(value: str) -> str:
                 "桶名只含小写字母、数字、- 和 .，前缀只含字母、数字、- 和 _",
             )
         return value.rstrip("/")
+    if "://" in value:  # as a folder it would be on this machine's disk, which on a PaaS does not last
+        raise _WrongValue(
+            "must be a folder, or s3://bucket/prefix for any S3-compatible store (its address: AWS_ENDPOINT_URL_S3)",
+            "必须是目录，或 s3://bucket/prefix（任何兼容 S3 的存储都这样写，地址用 AWS_ENDPOINT_URL_S3 设置）",
+        )
     return str(FOLDER / value)
 
 

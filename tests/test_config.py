@@ -93,6 +93,8 @@ def test_all_faults_are_reported_together_by_name_and_without_the_values(tmp_pat
         ("DATABASE_URL", "sqlite://"),
         ("DATABASE_URL", "sqlite:///:memory:"),
         ("LEDGER_SYNC", "off"),
+        ("MEDIA_STORE", "oss://bucket/prefix"),
+        ("MEDIA_STORE", "S3://bucket"),
         ("MAX_MEDIA_BYTES", "0"),
         ("REPLY_SECONDS", "5"),
         ("PUBLIC_URL", "bot.example"),
