@@ -579,3 +579,32 @@ def test_no_secret_in_any_record_or_error(platform, refused, tmp_path):
                     leaks.show(caught)
     assert any("GET /x?..." in record.getMessage() for record in leaks.records)
     leaks.check()
+
+
+# -- what a programmer gets wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bases", [[], (), None, "https://api.weixin.qq.com"])
+def test_bases_that_are_no_list_say_what_to_write(bases):
+    with pytest.raises(TypeError, match=r"write ApiClient\(\[url\]\)"):
+        ApiClient(bases)
+
+
+def test_the_text_of_a_token_is_no_token(platform):
+    for make in (lambda: ApiClient([platform.url], TOKEN), lambda: client(platform).with_token(TOKEN)):
+        with pytest.raises(TypeError, match="AccessToken") as caught:
+            make()
+        assert TOKEN not in str(caught.value)
+
+
+def test_a_path_without_its_slash_is_not_sent_to_another_host(platform):
+    with pytest.raises(ValueError, match="must begin with /"):
+        client(platform, token=Tokens()).call("GET", "cgi-bin/menu/get", repeatable=True)
+
+
+def test_half_a_character_in_json_is_named_and_not_shown(platform):
+    with pytest.raises(ValueError, match="half a character") as caught:
+        client(platform).call("POST", "/x", json={"name": "\ud83d", "secret": SECRET}, repeatable=True)
+    assert SECRET not in repr(vars(caught.value)) + str(caught.value)
+    assert caught.value.__context__ is None
+    assert not platform.requests

@@ -162,3 +162,9 @@ def test_a_transfer_is_no_message(platform, client):
     with pytest.raises(ReplyError):
         send(client, OPENID, TransferReply())
     assert platform.requests == []
+
+
+def test_a_text_alone_says_what_to_write(platform, client):
+    with pytest.raises(ReplyError, match=r"write TextReply\(...\)"):
+        send(client, OPENID, "hello")
+    assert platform.requests == []

@@ -846,6 +846,21 @@ def test_the_limits_themselves_are_allowed(platform, client, kind, size):
     assert send(client, head + bytes(size - len(head)), kind) == ANSWER
 
 
+@pytest.mark.parametrize("file", ["a.jpg", JPEG, None, io.StringIO("text")])
+def test_a_file_that_is_not_open_for_bytes_says_what_to_write(platform, client, file):
+    with pytest.raises(TypeError, match=r'open\(path, "rb"\)'):
+        upload(client, kind="image", file=file, filename="a.jpg", size=9)
+    assert not platform.requests
+
+
+def test_a_path_may_be_the_name_of_a_file(platform, client, tmp_path):
+    platform.on(UPLOAD, ANSWER)
+    path = tmp_path / "照片.jpg"
+    path.write_bytes(JPEG)
+    with path.open("rb") as file:
+        assert upload(client, kind="image", file=file, filename=path, size=len(JPEG)) == ANSWER
+
+
 def test_the_platforms_refusal_of_an_upload(platform, client):
     platform.on(UPLOAD, {"errcode": 40009, "errmsg": "invalid image size"})
     with pytest.raises(ApiError) as caught:

@@ -576,3 +576,8 @@ def test_a_megabyte_of_malice_is_read_in_linear_time(body):
     with contextlib.suppress(UnreadablePushError):
         parse_message(xml)
     assert time.process_time() - started < 5
+
+
+def test_text_is_no_push():
+    with pytest.raises(TypeError, match="bytes as they came"):
+        parse_message("<xml><FromUserName>o</FromUserName><MsgType>text</MsgType></xml>")

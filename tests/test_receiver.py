@@ -497,3 +497,36 @@ def test_nothing_shows_a_secret(safe, plain):
     secrets = [ACCOUNT.token, ACCOUNT.aes_key, base64.b64decode(ACCOUNT.aes_key + "=").hex()]
     assert not [secret for secret in secrets for text in shown if secret in text]
     assert "你好" not in "".join(shown)
+
+
+# --- what a programmer gets wrong ---
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"appid": ACCOUNT.appid.encode()},
+        {"token": ACCOUNT.token.encode()},
+        {"aes_key": ACCOUNT.aes_key.encode()},
+        {"previous_token": 5},
+        {"timestamp_window": "600"},
+    ],
+)
+def test_a_setting_of_another_type_is_refused_at_the_start(wrong):
+    with pytest.raises(TypeError, match=r"text|seconds") as caught:
+        receiver(**wrong)
+    assert ACCOUNT.token not in str(caught.value)
+
+
+def test_text_is_no_body_and_a_list_is_no_parameter(plain, safe):
+    for one, query, body in ((plain, signed(), PLAIN), (safe, W1_QUERY, W1_BODY)):
+        with pytest.raises(TypeError, match="bytes as they came"):
+            one.open(query, body.decode(), NOW)
+        lists = {name: [value] for name, value in query.items()}
+        with pytest.raises(TypeError, match="one text for each name"):
+            one.open(lists, body, NOW)
+
+
+def test_the_time_of_a_sealed_answer_may_be_that_of_the_clock(safe):
+    push = safe.open(W1_QUERY, W1_BODY, NOW)
+    assert push.seal(b"<xml/>", 9.9, random=bytes) == push.seal(b"<xml/>", 9, random=bytes)

@@ -285,3 +285,13 @@ def test_a_video_without_words_and_a_transfer_to_anybody_are_read_back_too():
 def test_other_xml_is_no_reply(xml):
     with pytest.raises(WeChatError):
         parse_reply(xml)
+
+
+@pytest.mark.parametrize("reply", ["hello", None, b"<xml/>", TextReply])
+def test_what_is_no_reply_says_what_to_write(reply):
+    with pytest.raises(ReplyError, match=r"is no reply: write TextReply\(...\)"):
+        render_reply(reply, MESSAGE, 1)
+
+
+def test_the_time_may_be_that_of_the_clock():
+    assert render_reply(TextReply("x"), MESSAGE, 9.9) == render_reply(TextReply("x"), MESSAGE, 9)

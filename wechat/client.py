@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json as jsonlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class ApiClient:
     """The API's hosts, called with an access_token or, without `token`, with none. Any number of threads may share one.
 
     `bases` are root URLs in order of preference. `clock` is monotonic seconds and `sleep` the pause between repeats;
-    sockets keep real time.
+    sockets keep real time. Raises TypeError for bases that are no list, or an empty one, and for a token that is text.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class ApiClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if not bases or isinstance(bases, str):
+            raise TypeError("bases is a list of one or more root URLs: write ApiClient([url])")
         # A base that is no web address stays in its place as "", and each call reports it.
         self._bases = [(web_address(base) or "").rstrip("/") for base in bases]
-        self._token = token
+        self._token = _current(token)
         self._clock = clock
         self._sleep = sleep
         self._transport = Transport()
@@ -96,7 +99,7 @@ class ApiClient:
     def with_token(self, token: CurrentToken | None) -> ApiClient:
         """The same hosts and connections, with another token or with none."""
         other = copy.copy(self)
-        other._token = token
+        other._token = _current(token)
         return other
 
     def with_token_read(self) -> ApiClient:
@@ -115,7 +118,8 @@ class ApiClient:
         repeatable: bool,
         timeout: Timeouts = ORDINARY,
     ) -> dict[str, Any]:
-        """The answer's JSON object. Sends `json` or `body`. Raises and repeats as `exchange` does."""
+        """The answer's JSON object. Sends `json` or `body`. Raises and repeats as `exchange` does; ValueError for a
+        lone surrogate in `json`."""
         return self.exchange(
             method,
             path,
@@ -147,6 +151,8 @@ class ApiClient:
         that nothing was done) are repeated with pauses, up to three such answers. The first answer that the token
         is invalid leads to one renewal and one repeat; the second raises InvalidTokenError.
         """
+        if not path.startswith("/"):  # it would become part of the host's name
+            raise ValueError("the path must begin with /, as /cgi-bin/menu/get does")
 
         def once(token: str | None) -> Result:
             query = {**({"access_token": token} if token else {}), **(params or {})}
@@ -227,6 +233,12 @@ class ApiClient:
         """The hosts to try, in order. A host that failed comes last for a minute."""
         now = self._clock()
         return sorted(self._bases, key=lambda base: self._down_until.get(base, now) > now)
+
+
+def _current(token: CurrentToken | None) -> CurrentToken | None:
+    if isinstance(token, str):
+        raise TypeError("token is an object that renews it, such as AccessToken, and not the text of one")
+    return token
 
 
 class _ReadToken:
@@ -318,13 +330,19 @@ _SHOWN_BYTES = 512
 _SHOWN_CHARACTERS = 80
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class _JsonBody:
     """UTF-8 as it is: the platform refuses \\uXXXX (40033)."""
 
     content_type = "application/json; charset=utf-8"
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        self._bytes = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        text = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if _SURROGATE.search(text):
+            raise ValueError("the JSON holds half a character (a lone surrogate): leave it out")
+        self._bytes = text.encode()
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._bytes

@@ -70,7 +70,8 @@ def _content(reply: Reply) -> tuple[str, dict[str, Any]]:
             ]
             return "news", {"articles": articles}
         case _:
-            raise ReplyError(f"{type(reply).__name__} cannot be sent as a customer-service message")
+            write = ": write TextReply(...)" if isinstance(reply, str) else ""
+            raise ReplyError(f"{type(reply).__name__} cannot be sent as a customer-service message{write}")
 
 
 def _without_none(**values: str | None) -> dict[str, Any]:

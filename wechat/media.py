@@ -8,6 +8,7 @@ https://developers.weixin.qq.com/doc/service/api/material/temporary/api_getmedia
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -81,9 +82,12 @@ def upload(
     Type, size and format (by content) are checked first: MediaRefusedError, which calls the file `filename`;
     the platform gets a plain name of ours. The file is streamed, and sent again from its beginning if the
     call is repeated. `progress` is called with the bytes sent since the last time, a negative number at a new
-    start. Raises ApiError, TransportError and TokenUnavailableError too.
+    start. Raises ApiError, TransportError and TokenUnavailableError too; TypeError for a file that is not open in
+    binary mode.
     """
-    shown = filename.encode("unicode_escape").decode()
+    if not hasattr(file, "read") or isinstance(file, io.TextIOBase):
+        raise TypeError('file is a file open for bytes: write open(path, "rb"), or io.BytesIO(data)')
+    shown = str(filename).encode("unicode_escape").decode()
     limit = _LIMITS.get(kind)
     if limit is None:
         raise MediaRefusedError(40004, f"{shown}: there is no media type {kind!r}")

@@ -291,6 +291,8 @@ def parse_message(xml: bytes, account: str = "") -> Message:
     first counts. XML that is not well-formed is read leniently. Raises DoctypeError,
     and UnreadablePushError for what cannot be read even so, or lacks a sender or a type.
     """
+    if isinstance(xml, str):
+        raise TypeError("a push is parsed from its bytes as they came, and not from text")
     elements = _Elements(read(xml))
     sender = elements.name("FromUserName")
     if not sender or len(sender) > _MAX_OPENID:

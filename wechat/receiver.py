@@ -33,7 +33,7 @@ class Push:
     def seal(
         self,
         reply_xml: bytes,
-        now: int,
+        now: float,
         nonce: str | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> bytes:
@@ -47,11 +47,12 @@ class Push:
         encrypt = self._envelope.seal(reply_xml, random(RANDOM_BYTES))
         # Sign the nonce as it will be read: without characters that XML cannot carry.
         nonce = legal(self._nonce if nonce is None else nonce)
-        signature = sign(self._token, str(now), nonce, encrypt)
+        timestamp = str(int(now))
+        signature = sign(self._token, timestamp, nonce, encrypt)
         return (
             f"<xml><Encrypt><![CDATA[{encrypt}]]></Encrypt>"
             f"<MsgSignature><![CDATA[{signature}]]></MsgSignature>"
-            f"<TimeStamp>{now:d}</TimeStamp><Nonce>{cdata(nonce)}</Nonce></xml>"
+            f"<TimeStamp>{timestamp}</TimeStamp><Nonce>{cdata(nonce)}</Nonce></xml>"
         ).encode()
 
 
@@ -71,8 +72,15 @@ class Receiver:
     ) -> None:
         """`timestamp_window` is in seconds, 0 turns the check off. An empty previous token or key counts as not given.
 
-        Raises ValueError for an empty token or AppID, a malformed key, or a previous key without a key.
+        Raises ValueError for an empty token or AppID, a malformed key, or a previous key without a key; TypeError for
+        one of them that is no text.
         """
+        if not all(
+            isinstance(each, str | None) for each in (appid, token, aes_key, previous_token, previous_aes_key)
+        ):
+            raise TypeError("AppID, token and AES key are text (str)")
+        if not isinstance(timestamp_window, int | float):
+            raise TypeError("timestamp_window is a number of seconds")
         if not token:
             raise ValueError("the token is empty: anybody could sign with that")
         if not appid:
@@ -98,7 +106,10 @@ class Receiver:
 
         Raises SignatureError, TimestampError, EnvelopeError, AppIdError, DoctypeError. It does not check
         that the push is a message. No XML parser is used: it would keep every element name that strangers send.
+        TypeError for a body that is no bytes, or a query with lists.
         """
+        if isinstance(body, str):
+            raise TypeError("body is the request's bytes as they came, and not text")
         if self._envelopes:
             return self._open_sealed(query, body, now)
         self._verify(query, "signature")
@@ -173,6 +184,8 @@ def _parameter(query: Mapping[str, str], name: str) -> str:
     value = query.get(name)
     if not value:
         raise SignatureError(f"the request has no {name}")
+    if not isinstance(value, str):
+        raise TypeError(f"query[{name!r}] is a {type(value).__name__}: give one text for each name")
     return value
 
 

@@ -198,11 +198,13 @@ Reply: TypeAlias = (
 )
 
 
-def render_reply(reply: Reply, message: Message, now: int) -> bytes:
+def render_reply(reply: Reply, message: Message, now: float) -> bytes:
     """The reply to `message` as plain XML, UTF-8, sender and receiver swapped. `now` is in unix seconds.
 
-    Raises ReplyError for more than one article in answer to a message that is no event.
+    Raises ReplyError for what is no reply, and for more than one article in answer to a message that is no event.
     """
+    if not isinstance(reply, Reply):
+        raise ReplyError(f"{type(reply).__name__} is no reply: write TextReply(...), or answer success")
     if isinstance(reply, NewsReply) and not isinstance(message, Event):
         surplus = len(reply.articles) - _MAX_ARTICLES_AFTER_MESSAGE
         if surplus > 0:
@@ -210,7 +212,7 @@ def render_reply(reply: Reply, message: Message, now: int) -> bytes:
     return (
         f"<xml><ToUserName>{cdata(message.from_user_name)}</ToUserName>"
         f"<FromUserName>{cdata(message.to_user_name)}</FromUserName>"
-        f"<CreateTime>{now:d}</CreateTime>{reply._xml()}</xml>"
+        f"<CreateTime>{int(now)}</CreateTime>{reply._xml()}</xml>"
     ).encode()
 
 
