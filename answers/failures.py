@@ -5,7 +5,6 @@ Knows the errors of `wechat` and of the media store, and how the pauses grow. Mu
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from dataclasses import dataclass
 
 from answers.copies import StoredFileGoneError
@@ -15,9 +14,9 @@ from wechat.errors import WeChatError
 SEND_LIFE_SECONDS = 2 * 86400  # a fan's message gives the right to send for 48 hours
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 
-# What a handler, or its work, may raise. Some libraries end with sys.exit(), and cancelled asyncio code with
-# CancelledError: neither is an Exception, and neither must end the process.
-HANDLER_FAULTS = (Exception, SystemExit, CancelledError)
+# What a handler, or its work, may raise. Not all of it is an Exception: sys.exit(), asyncio's CancelledError, the
+# time-outs of gevent and func_timeout, a panic of a library in Rust. None of them must end the process.
+HANDLER_FAULTS = BaseException
 
 # The account may not send this message: a retry would not help.
 SEND_REFUSALS = frozenset({48001, 48004, 48008, 50001, 50002})

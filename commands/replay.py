@@ -54,6 +54,8 @@ def replay(ledger_id: int | None, last: bool) -> None:
             reply, remembered = carry_out(outcome, _DryRunAccount())
             # The recorded time: then a difference can only come from the handlers.
             answer = rendered(reply, message, entry.received_at, echo_via=parts.settings.echo_via)
+        except KeyboardInterrupt:
+            raise  # Ctrl-C
         except HANDLER_FAULTS as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [one for one in frames if Path(one.filename).parent.name == "handlers"]

@@ -1,7 +1,7 @@
 """The bot with handlers that count what each fan sends, for tests: gunicorn loads it in place of app.py.
 
-Only the first of a fan's videos comes back. A text "exit" makes its handler end the program, and
-"cancel" end as cancelled asyncio code does.
+Only the first of a fan's videos comes back. A text "exit" makes its handler end the program, "cancel" end as cancelled
+asyncio code does, and "panic" as a library in Rust does.
 """
 
 import sys
@@ -14,11 +14,17 @@ from wechat.messages import TextMessage, VideoMessage
 from wechat.replies import TextReply, VideoReply
 
 
+class PanicException(BaseException):
+    pass
+
+
 def count(message, memory):
     if message.content == "exit":
         sys.exit("as argparse does")
     if message.content == "cancel":
         raise CancelledError
+    if message.content == "panic":
+        raise PanicException
     number = memory.get("count", 0) + 1
     return Remember(TextReply(str(number)), {"count": number})
 

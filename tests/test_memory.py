@@ -163,7 +163,7 @@ def test_deferred_work_gets_the_memory_of_when_it_began(bot, monkeypatch):
     assert json.loads(bot.memories.read(FAN).json) == {"count": 11}
 
 
-@pytest.mark.parametrize("content", ["exit", "cancel"])
+@pytest.mark.parametrize("content", ["exit", "cancel", "panic"])
 def test_a_handler_that_ends_the_program_is_one_that_failed(sandbox, make_bot, content):
     bot = make_bot(sandbox, aes_key=False)
     bot.app = "tests.counting_app:create_app()"
