@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from handlers.deferred import Deferred, async_or_yield
@@ -45,15 +46,27 @@ def checked(handler: Handler, outcome: Any) -> Outcome:
     )
 
 
-@lru_cache(maxsize=1000)
 def takes_memory(handler: Handler, arguments: int = 0) -> bool:
     """Whether it takes one more than the message and `arguments` further ones. Raises `HandlerError` if it takes
     neither number, or is no plain function."""
+    try:
+        hash(handler)
+    except TypeError:  # as of an instance of most dataclasses
+        return _takes_memory(handler, arguments)
+    return _known(handler, arguments)
+
+
+def _takes_memory(handler: Handler, arguments: int) -> bool:
     if not callable(handler):
         raise HandlerError(f"{handler!r:.80} is no function: name one that takes a message")
     if (fault := async_or_yield(handler)) is not None:
         raise HandlerError(f"{name_of(handler)} {fault}")
-    signature = inspect.signature(handler)
+    try:
+        signature = inspect.signature(handler)
+    except ValueError:  # of some functions written in C
+        raise HandlerError(
+            f"{name_of(handler)} does not say its parameters: write def answer(message) that calls it"
+        ) from None
     for more in (0, 1):
         try:
             signature.bind(*[None] * (1 + arguments + more))
@@ -61,12 +74,22 @@ def takes_memory(handler: Handler, arguments: int = 0) -> bool:
             continue
         return more == 1
     wanted = ", ".join(("message", *(f"argument_{number + 1}" for number in range(arguments))))
+    name = getattr(handler, "__name__", type(handler).__name__)
     raise HandlerError(
-        f"{name_of(handler)}{signature} cannot be called: write def {name_of(handler).rpartition('.')[2]}({wanted}), "
-        "or with the fan's memory as one more"
+        f"{name_of(handler)} takes {signature} and cannot be called: write "
+        f"def {name if name.isidentifier() else 'answer'}({wanted}), or with the fan's memory as one more"
     )
 
 
+_known = lru_cache(maxsize=1000)(_takes_memory)
+
+
 def name_of(handler: Any) -> str:
-    """`handlers.text.hint`, for messages."""
-    return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', type(handler).__name__)}"
+    """`handlers.text.hint (text.py, line 14)`, for messages."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    name = f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', type(handler).__name__)}"
+    for function in (inspect.unwrap(handler), type(handler).__call__):
+        if (code := getattr(function, "__code__", None)) is not None:
+            return f"{name} ({Path(code.co_filename).name}, line {code.co_firstlineno})"
+    return name

@@ -69,6 +69,6 @@ def async_or_yield(function: Any) -> str | None:
 def _takes(work: Callable[..., object], *arguments: object) -> bool:
     try:
         inspect.signature(work).bind(*arguments)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: some functions written in C do not say their parameters
         return False
     return True

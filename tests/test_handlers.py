@@ -1,5 +1,6 @@
 """What a handler may be and give: the checks and their words, and the router; handlers called as plain functions."""
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -48,10 +49,52 @@ def test_a_wrong_return_names_the_handler_and_what_to_write(table, wrong):
         return wrong
 
     table(TextMessage, answer)
-    with pytest.raises(HandlerError, match=r"test_handlers.*answer returned .*: write return ") as caught:
+    line = answer.__code__.co_firstlineno
+    place = rf"test_handlers.*answer \(test_handlers.py, line {line}\) returned .*: write return "
+    with pytest.raises(HandlerError, match=place) as caught:
         dispatch(a(TextMessage))
     assert type(wrong).__name__ in str(caught.value)
     assert ("return TextReply(...)" in str(caught.value)) == isinstance(wrong, str)
+
+
+@dataclasses.dataclass
+class Greeter:
+    """Compared by its fields, so it cannot be hashed."""
+
+    word: str
+
+    def __call__(self, message):
+        return self.word
+
+
+def test_an_instance_of_a_dataclass_is_a_handler(table):
+    table(TextMessage, Greeter(TextReply("hello")))
+    handlers.check()
+    assert dispatch(a(TextMessage)) == TextReply("hello")
+
+
+@pytest.mark.parametrize("wrap", [lambda greeter: greeter, functools.partial])
+def test_a_wrong_return_of_an_object_names_its_line_too(table, wrap):
+    table(TextMessage, wrap(Greeter("hello")))
+    line = Greeter.__call__.__code__.co_firstlineno
+    with pytest.raises(HandlerError, match=rf"Greeter \(test_handlers.py, line {line}\) returned 'hello'"):
+        dispatch(a(TextMessage))
+
+
+@pytest.mark.parametrize("wrong", [str, max])
+def test_a_function_that_does_not_say_its_parameters_is_told_at_the_start(table, wrong):
+    table(TextMessage, wrong)
+    with pytest.raises(HandlerError, match=r"does not say its parameters: write def answer\(message\)"):
+        handlers.check()
+    with pytest.raises(TypeError, match=r"write def work\(\), or def work\(account\)"):
+        Deferred(wrong)
+
+
+@pytest.mark.parametrize("wrong", [["a"], {"a": 1}])
+def test_what_is_no_function_is_told_also_if_it_cannot_be_hashed(table, wrong):
+    table(TextMessage, wrong)
+    with pytest.raises(HandlerError, match="is no function"):
+        handlers.check()
 
 
 async def answers_with_a_coroutine(message=None):
