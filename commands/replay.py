@@ -17,6 +17,7 @@ from answers.answer import rendered
 from answers.failures import HANDLER_FAULTS
 from answers.late import carry_out
 from commands.common import LEDGER_ID, account_option, app_parts, errors_in_one_line, fail
+from handlers import HandlerError
 from logs import escaped_lines
 from wechat.messages import parse_message
 from wechat.replies import Reply
@@ -62,9 +63,13 @@ def replay(ledger_id: int | None, last: bool) -> None:
             place = next(
                 (one for one in reversed(own) if Path(one.filename).stem not in _NOT_HANDLERS), frames[-1]
             )
+            # A HandlerError names the place itself: it is raised by the check, not by the handler.
+            where = (
+                "" if isinstance(error, HandlerError) else f" ({Path(place.filename).name}:{place.lineno})"
+            )
             fail(
-                f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error} "
-                f"({Path(place.filename).name}:{place.lineno}); the fan would be answered success"
+                f"today's handler of {entry.msg_type} raises {type(error).__name__}: {error}{where}; "
+                "the fan would be answered success"
             )
     if remembered is not None:
         click.echo(f"The fan's memory is {memory} and would be {remembered}.")

@@ -132,6 +132,33 @@ def test_a_handler_that_raises_exits_1(make_app, monkeypatch, fault):
     assert not done.stdout
 
 
+def test_a_wrong_return_is_told_with_the_handlers_place_alone(make_app, monkeypatch):
+    app = make_app()
+    ledger_id = push(app, pushing.image(1))
+
+    def wrong(message):
+        return "text"
+
+    today(monkeypatch, ImageMessage, wrong)
+    done = replay(app, ledger_id)
+    assert done.exit_code == 1
+    assert f"(test_replay.py, line {wrong.__code__.co_firstlineno}) returned 'text'" in done.stderr
+    assert "calls.py" not in done.stderr
+
+
+def test_ctrl_c_ends_the_command(make_app, monkeypatch):
+    app = make_app()
+    ledger_id = push(app, pushing.image(1))
+
+    def interrupted(message):
+        raise KeyboardInterrupt
+
+    today(monkeypatch, ImageMessage, interrupted)
+    done = replay(app, ledger_id)
+    assert "Aborted!" in done.stderr
+    assert "handler" not in done.stderr
+
+
 def test_an_id_that_is_not_there_exits_1(make_app):
     done = replay(make_app(), 7)
     assert done.exit_code == 1
