@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,8 +97,12 @@ class DiskStore:
             check_stem(stem)
             folder, name = os.path.split(os.path.join(self._folder, stem))
             by_folder.setdefault(folder, set()).add(name)
-        _delete_from(self._unfinished, set(map(_flat, stems)))
-        return sum(_delete_from(folder, names) for folder, names in by_folder.items())
+        faults: list[OSError] = []
+        _delete_from(self._unfinished, set(map(_flat, stems)), faults)
+        deleted = sum(_delete_from(folder, names, faults) for folder, names in by_folder.items())
+        if faults:
+            raise faults[0]
+        return deleted
 
     def discard(self, stem: str, attempt: int) -> None:
         check_stem(stem)
@@ -127,15 +131,26 @@ def _flat(stem: str) -> str:
     return stem.replace("/", "-")
 
 
-def _delete_from(folder: str, stems: set[str]) -> int:
-    """Delete the files of these names in one folder, whatever their extension; returns how many."""
-    try:
+def _delete_from(folder: str, stems: set[str], faults: list[OSError]) -> int:
+    """Delete the files of these names in one folder, whatever their extension; returns how many there were. An error is
+    added to `faults`, and holds up no other file: one day's folder may be read-only."""
+    names: list[str] = []
+    with _noted(faults):
         names = [name for name in os.listdir(folder) if name.partition(".")[0] in stems]
-    except FileNotFoundError:
-        return 0
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
-    # Even if nothing was found: the process that deleted it may have died before its sync.
-    sync_folder(folder)
+        for name in names:
+            with _noted(faults):
+                os.unlink(os.path.join(folder, name))
+        # Even if nothing was found: the process that deleted it may have died before its sync.
+        sync_folder(folder)
     return len(names)
+
+
+@contextlib.contextmanager
+def _noted(faults: list[OSError]) -> Iterator[None]:
+    """Adds an error to `faults`, unless it is that the file or folder is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        faults.append(error)

@@ -55,7 +55,7 @@ class FileStore(Protocol):
 
     def delete_all(self, stems: Sequence[str]) -> int:
         """Delete everything under these stems, with any extension, whole or not; returns how many whole files there
-        were. Nothing of it comes back after a crash of the machine."""
+        were. Nothing of it comes back after a crash of the machine. After an error some of it may be left."""
 
     def discard(self, stem: str, attempt: int) -> None:
         """Delete what this attempt and those before it left unfinished."""

@@ -91,12 +91,23 @@ class Purge:
         return Purged(count, self.delete_files(now))
 
     def delete_files(self, now: float) -> int:
-        """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were."""
-        deleted = 0
-        while not self.stopped() and (stems := self.rows.files_to_delete(now)):
-            self.thumbnails.delete(*stems)
-            deleted += self.files.delete_all(stems)
-            self.rows.mark_deleted(stems)
+        """Deletes the files whose rows are gone, and their thumbnails; returns how many files there were.
+
+        A file that cannot be deleted holds up no other one: its error is raised at the end.
+        """
+        deleted, last, fault = 0, "", None
+        while not self.stopped() and (stems := self.rows.files_to_delete(now, after=last)):
+            last = stems[-1]
+            try:
+                self.thumbnails.delete(*stems)
+                deleted += self.files.delete_all(stems)
+            except OSError as error:
+                self.files.check()  # if nothing can be kept, nothing can be deleted either: do not try the rest
+                fault = error
+            else:
+                self.rows.mark_deleted(stems)
+        if fault is not None:
+            raise fault
         return deleted
 
     def forget_unsubscribed(self, now: float) -> int:
@@ -165,11 +176,14 @@ class PurgeRows:
         rows = self._database.run(lambda connection: connection.execute(statement).all())
         return [Unsubscribed(row.sender, row.received_at) for row in rows]
 
-    def files_to_delete(self, now: float) -> list[str]:
-        """Stems of files whose rows are purged: delete everything under them from the stores."""
+    def files_to_delete(self, now: float, *, after: str = "") -> list[str]:
+        """Stems of files whose rows are purged: delete everything under them from the stores. In order, the first ones
+        after that stem."""
         statement = (
             select(files_to_delete.c.stem)
             .where(files_to_delete.c.appid == self._appid, lease_over(files_to_delete.c.due, now))
+            .where(files_to_delete.c.stem > after)
+            .order_by(files_to_delete.c.stem)
             .limit(500)
         )
         stems = self._database.run(lambda connection: list(connection.execute(statement).scalars()))

@@ -128,6 +128,27 @@ def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(
     assert purge_rows.files_to_delete(NOW) == []
 
 
+def test_a_file_that_cannot_be_deleted_holds_up_no_other_one(ledger, queue, purge_rows, tmp_path):
+    """Neither one of its day nor one of a later batch: each may be of a fan who asked for it."""
+    store, thumbnails = DiskStore(tmp_path / "media"), Thumbnails(f"{tmp_path}/media")
+    stems = []
+    for number in range(502):
+        entry_id = keep(ledger, queue, store, number, now=NOW - 86400 * (number > 0))
+        stems.append(ledger.get(entry_id).media_key.rpartition(".")[0])
+    kept = [tmp_path / "media" / f"{stem}.kept" for stem in (min(stems), max(stems))]
+    for folder in kept:
+        folder.mkdir()  # what nobody can unlink, not even root
+    purge = Purge(purge_rows, store, thumbnails)
+    for _ in range(2):
+        with pytest.raises(OSError, match="kept"):
+            purge.purge(NOW, fan=FAN)
+        assert not list((tmp_path / "media").rglob("*.jpg"))
+    for folder in kept:
+        folder.rmdir()
+    purge.delete_files(NOW)
+    assert purge_rows.files_to_delete(NOW) == []
+
+
 def test_a_thumbnail_that_is_being_made_is_looked_for_again(
     ledger, queue, purge_rows, database, store, thumbnails
 ):
