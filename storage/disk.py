@@ -7,6 +7,7 @@ not know what the files are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -56,10 +57,10 @@ class DiskStore:
         path = self._path(key)
         folder = os.path.dirname(path)
         try:
-            os.replace(unfinished, path)
+            _move(unfinished, path)
         except FileNotFoundError:  # a new day
             make_folder(Path(folder))
-            os.replace(unfinished, path)
+            _move(unfinished, path)
         sync_folder(folder)
         if folder not in self._lasting:  # once for each
             sync_parents(folder)
@@ -129,6 +130,17 @@ class DiskStore:
 
 def _flat(stem: str) -> str:
     return stem.replace("/", "-")
+
+
+def _move(unfinished: str, path: str) -> None:
+    try:
+        os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        folder, ours = os.path.dirname(path), os.path.dirname(unfinished)
+        reason = f"{folder} is on another disk than {ours}: put all of MEDIA_STORE on one disk"
+        raise OSError(errno.EXDEV, reason) from None
 
 
 def _delete_from(folder: str, stems: set[str], faults: list[OSError]) -> int:

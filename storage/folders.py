@@ -17,7 +17,13 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        what = "is not a folder"
+        if folder.is_symlink():
+            what = f"leads to {os.readlink(folder)}, which is not there: is its disk mounted?"
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder.absolute()} {what}") from None
 
 
 def private(path: str, flags: int) -> int:

@@ -796,6 +796,17 @@ def test_a_place_where_nothing_can_be_made(bot, tmp_path):
             assert f"{tmp_path}/file is not writable" in finding.hint
 
 
+@pytest.mark.parametrize("below", ["", "/data"])
+def test_a_link_to_a_disk_that_is_not_mounted(bot, tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    store = {"MEDIA_STORE": f"{tmp_path}/link{below}"}
+    findings = examined(bot, **store, DATABASE_URL=f"sqlite:///{tmp_path}/link/bot.db")
+    assert [finding.check for finding in findings if finding.ok is False] == ["database", "media"]
+    for finding in findings:
+        if finding.ok is False:
+            assert f"{tmp_path}/link leads to {tmp_path}/disk, which is not there" in finding.hint
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 

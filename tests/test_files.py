@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,29 @@ class TestDisk:
     @pytest.fixture
     def store(self, folder):
         return DiskStore(folder)
+
+    def test_says_that_a_disk_is_not_mounted(self, tmp_path):
+        (tmp_path / "media").symlink_to(tmp_path / "disk")
+        store = DiskStore(tmp_path / "media")
+        for use in store.free_bytes, store.check, partial(put, store):
+            with pytest.raises(OSError, match=r"leads to .*/disk, which is not there: is its disk mounted"):
+                use()
+        (tmp_path / "disk").mkdir()
+        put(store)
+        assert content(store) == PHOTO
+
+    def test_says_that_a_folder_is_on_another_disk(self, tmp_path):
+        with contextlib.ExitStack() as stack:
+            try:
+                other = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+            except OSError:
+                pytest.skip("no /dev/shm")
+            if other.stat().st_dev == tmp_path.stat().st_dev:
+                pytest.skip("/dev/shm is no other disk")
+            (tmp_path / STEM.partition("/")[0]).symlink_to(other)
+            with pytest.raises(OSError, match="put all of MEDIA_STORE on one disk"):
+                put(DiskStore(tmp_path))
+            assert files_in(tmp_path) == files_in(other) == []
 
     def test_holds_whole_files_only(self, store, folder):
         put(store)

@@ -36,11 +36,11 @@ def check_database(parts: Parts) -> Outcome:
     except DatabaseUnavailableError as error:
         return Outcome(False, str(error), f"数据库不可用，请检查 DATABASE_URL（{error}）")
     path = _sqlite_path(parts.settings)
-    if path is not None and (wrong := _not_writable(path.parent)):
+    if path is not None and (why := _not_writable(path.parent)):
         return Outcome(
             False,
-            f"{wrong} is not writable, and the database of DATABASE_URL belongs there: correct its owner or mode",
-            f"{wrong} 不可写，而 DATABASE_URL 在其中，请修改其属主或权限",
+            f"the database of DATABASE_URL cannot be made: {why[0]}",
+            f"无法建立 DATABASE_URL 的数据库：{why[1]}",
         )
     return Outcome(
         True,
@@ -52,12 +52,11 @@ def check_database(parts: Parts) -> Outcome:
 def check_media(parts: Parts) -> Outcome:
     files, store = parts.files, parts.settings.media_store
     if not store.startswith("s3://") and not os.path.isdir(store):
-        wrong = _not_writable(Path(store))
-        if wrong:
+        if why := _not_writable(Path(store)):
             return Outcome(
                 False,
-                f"nothing can be kept in MEDIA_STORE: {wrong} is not writable, correct its owner or mode",
-                f"无法写入 MEDIA_STORE：{wrong} 不可写，请修改其属主或权限",
+                f"nothing can be kept in MEDIA_STORE: {why[0]}",
+                f"无法写入 MEDIA_STORE：{why[1]}",
             )
         return Outcome(
             True,
@@ -81,10 +80,18 @@ def _sqlite_path(settings: Settings) -> Path | None:
     return Path(path) if scheme == "sqlite" else None
 
 
-def _not_writable(folder: Path) -> Path | None:
-    """The folder, or the nearest existing one above it, if we cannot write there; else None."""
+def _not_writable(folder: Path) -> tuple[str, str] | None:
+    """Why we cannot write in the folder, or in the nearest existing one above it, in English and Chinese; or None."""
     nearest = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    return None if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) else nearest
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    if nearest.is_symlink() and not nearest.exists():
+        there = os.readlink(nearest)
+        return (
+            f"{nearest} leads to {there}, which is not there: is its disk mounted?",
+            f"{nearest} 指向的 {there} 不存在，请检查磁盘是否已挂载",
+        )
+    return f"{nearest} is not writable: correct its owner or mode", f"{nearest} 不可写，请修改其属主或权限"
 
 
 def check_disk(settings: Settings) -> Outcome:
