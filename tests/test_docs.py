@@ -570,6 +570,15 @@ def test_every_command_shown_runs(path, project):
 
 
 @pytest.mark.xdist_group("docs")
+def test_a_backup_can_be_made_every_day(project):
+    found = blocks(ROOT / "docs" / "operations.md")
+    (backup,) = [text for language, text, _ in found if language == "sh" and "VACUUM INTO" in text]
+    for _ in range(2):
+        for done in project.sh(backup):
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.xdist_group("docs")
 def test_the_sandbox_command_of_the_reference_runs(project):
     port = free_port()
     english, chinese = map(read, REFERENCES)
