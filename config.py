@@ -291,7 +291,13 @@ def _database(value: SecretStr) -> SecretStr:
             "must be sqlite:///FILE or postgresql://...; other databases are not supported",
             "只支持 sqlite:///文件 或 postgresql://...",
         )
-    return SecretStr(f"sqlite:///{FOLDER / address[1:]}")
+    return SecretStr(f"sqlite:///{_path(address[1:])}")
+
+
+def _path(value: str) -> str:
+    """A relative path begins in this folder, wherever the program is started. No shell has replaced a `~` of .env;
+    without a home folder it stays, where Path.expanduser would raise."""
+    return str(FOLDER / os.path.expanduser(value))
 
 
 # As SQLAlchemy reads it: a password may hold anything but @.
@@ -350,7 +356,7 @@ def _media_store(value: str) -> str:
             "must be a folder, or s3://bucket/prefix for any S3-compatible store (its address: AWS_ENDPOINT_URL_S3)",
             "必须是目录，或 s3://bucket/prefix（任何兼容 S3 的存储都这样写，地址用 AWS_ENDPOINT_URL_S3 设置）",
         )
-    return str(FOLDER / value)
+    return _path(value)
 
 
 CallbackToken = Annotated[SecretStr, AfterValidator(_callback_token)]

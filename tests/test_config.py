@@ -360,6 +360,13 @@ def test_absolute_paths_stay(tmp_path):
     assert read(tmp_path, MEDIA_STORE="s3://bucket/prefix/").media_store == "s3://bucket/prefix"
 
 
+def test_a_tilde_in_a_file_means_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = read(tmp_path, DATABASE_URL="sqlite:///~/x.db", MEDIA_STORE="~/media")
+    assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/x.db"
+    assert settings.media_store == f"{tmp_path}/media"
+
+
 def test_a_central_server_needs_its_key_and_no_app_secret(tmp_path):
     account = {"WECHAT_APPID": "wx1", "WECHAT_TOKEN": "ttt", "WECHAT_TOKEN_SOURCE": "https://token.example/"}
     assert list(faults(tmp_path, account)) == ["WECHAT_TOKEN_SOURCE_KEY"]
