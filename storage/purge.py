@@ -99,8 +99,10 @@ class Purge:
         while not self.stopped() and (stems := self.rows.files_to_delete(now, after=last)):
             last = stems[-1]
             try:
-                self.thumbnails.delete(*stems)
-                deleted += self.files.delete_all(stems)
+                try:
+                    self.thumbnails.delete(*stems)
+                finally:  # a fault of one thumbnail is none of the pictures
+                    deleted += self.files.delete_all(stems)
             except OSError as error:
                 self.files.check()  # if nothing can be kept, nothing can be deleted either: do not try the rest
                 fault = error

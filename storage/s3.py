@@ -104,16 +104,27 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
     def delete_all(self, stems: Sequence[str]) -> int:
-        deleted = 0
+        """An object that the store refuses to delete holds up no other one: a rule may keep some of them for a time."""
+        deleted, fault = 0, None
         for stem in stems:
             check_stem(stem)
-            with _store_errors("list"):
-                found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
-            for item in found.get("Contents", []):
-                with _store_errors("delete"):
-                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
-                deleted += 1
+            try:
+                deleted += self._delete_stem(stem)
+            except StoreError as error:
+                self.check()  # while the whole store is away each of the others would only wait for it
+                fault = error
+        if fault is not None:
+            raise fault
         return deleted
+
+    def _delete_stem(self, stem: str) -> int:
+        with _store_errors("list"):
+            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}.")
+        items = found.get("Contents", [])
+        for item in items:
+            with _store_errors("delete"):
+                self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+        return len(items)
 
     def discard(self, stem: str, attempt: int) -> None:
         """Nothing to do: what is unfinished never reaches the store."""

@@ -1,17 +1,23 @@
 """Purging: rows and files go together, in batches, whatever process dies; by age, by fan, by unsubscribing."""
 
 import errno
+import io
 import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.httpsession import URLLib3Session
+from urllib3 import HTTPResponse
 
 from storage.deferred import DeferredWork
 from storage.disk import DiskStore
+from storage.files import StoreError
 from storage.memories import Change, Memories, StoredMemory
 from storage.purge import Purge, Purged
+from storage.s3 import S3Store
 from storage.thumbnails import Thumbnails
 from tests import pushing
 from tests.conftest import FAN, eventually
@@ -147,6 +153,37 @@ def test_a_file_that_cannot_be_deleted_holds_up_no_other_one(ledger, queue, purg
         folder.rmdir()
     purge.delete_files(NOW)
     assert purge_rows.files_to_delete(NOW) == []
+
+
+def test_an_object_that_the_bucket_keeps_holds_up_no_other_one(
+    ledger, queue, purge_rows, s3_url, monkeypatch
+):
+    """A rule may protect some for a time: pictures, or thumbnails."""
+    store, thumbnails = S3Store(s3_url), Thumbnails(s3_url)
+    keys = [ledger.get(keep(ledger, queue, store, number)).media_key for number in range(3)]
+    for key in keys:
+        thumbnails.put(key, b"\xff\xd8")
+    send_on, kept = URLLib3Session.send, [f"/prefix/{keys[1]}", f"/prefix-thumbnails/{keys[0]}"]
+
+    def refuse(session, request):
+        if request.method == "DELETE" and request.url.endswith(tuple(kept)):
+            return AWSResponse(request.url, 403, {}, HTTPResponse(io.BytesIO(), preload_content=False))
+        return send_on(session, request)
+
+    monkeypatch.setattr(URLLib3Session, "send", refuse)
+    purge = Purge(purge_rows, store, thumbnails)
+    with pytest.raises(StoreError, match="delete: HTTP 403"):
+        purge.purge(NOW, fan=FAN)
+    assert [store.size(key) is not None for key in keys] == [False, True, False]
+    thumbnails.open(keys[0]).close()
+    for key in keys[1:]:
+        with pytest.raises(FileNotFoundError):
+            thumbnails.open(key)
+    kept.clear()
+    assert purge.delete_files(NOW) == 1
+    assert purge_rows.files_to_delete(NOW) == []
+    with pytest.raises(FileNotFoundError):
+        thumbnails.open(keys[0])
 
 
 def test_a_thumbnail_that_is_being_made_is_looked_for_again(
