@@ -52,7 +52,8 @@ _OPENID_LENGTH = 28
 class Filter:
     """Which entries a page shows; None lets all through. `since` <= received_at < `until`, unix seconds.
 
-    `state` is the download's, `fan` an OpenID or a part of one, `appid` one account's. Events are never entries.
+    `state` is the download's, and "failed" also a failed send, as for `flask ledger list`. `fan` is an OpenID or a part
+    of one, `appid` one account's. Events are never entries.
     """
 
     kind: MediaKind | Literal["text"] | None = None
@@ -179,7 +180,9 @@ class GalleryRows:
             conditions.append(messages.c.msg_type == "text")
         elif which.kind is not None:
             conditions.append(messages.c.media_kind == which.kind)
-        if which.state is not None:
+        if which.state == "failed":
+            conditions.append(or_(messages.c.media_state == FAILED, messages.c.send_state == FAILED))
+        elif which.state is not None:
             conditions.append(messages.c.media_state == which.state)
         first, last = self._ids(which)
         if before is not None:
@@ -274,6 +277,14 @@ class GalleryRows:
                         columns.media_state == state,
                         columns.media_kind == kind,
                     )
+        if which.state == "failed":
+            # If the download failed too, a query above has found it: twice it would take another one's place.
+            sends = stream.where(
+                columns.send_state == FAILED,
+                columns.media_state.is_distinct_from(FAILED),
+                columns.event.is_(None),
+            )
+            yield sends if which.kind is None else sends.where(columns.media_kind == which.kind)
         if which.state in (None, "pending"):
             # The queue is usually short, and all of it is read, from its index alone. When it is long, its newest rows
             # come last: it is read from that end (the limit makes SQLite do so), and little is left to sort.

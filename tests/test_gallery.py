@@ -988,6 +988,14 @@ def image_to_send_back(msg_id=5):
     return parse_message(xml.encode())
 
 
+def text_message():
+    xml = (
+        f"<xml><ToUserName>g</ToUserName><FromUserName>{FAN}</FromUserName><CreateTime>1</CreateTime>"
+        "<MsgType>text</MsgType><Content>hello</Content><MsgId>6</MsgId></xml>"
+    )
+    return parse_message(xml.encode())
+
+
 class TestEntry:
     def test_all_its_facts(self, rig):
         ledger_id = rig.stored()
@@ -1061,6 +1069,32 @@ class TestEntry:
         assert answer.location == "/gallery", "nothing is downloaded: what is pending is no download"
         assert rig.parts.ledger.get(send.id).send_state == "pending"
         assert "Retry all" not in rig.page()
+
+    def test_the_state_failed_shows_what_retry_all_counts(self, rig, monkeypatch):
+        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        both, voice, text = (
+            rig.failed(),
+            rig.stored(AMR, kind="voice", at=NOON + 1),
+            rig.parts.ledger.record(text_message(), None, NOON + 2).id,
+        )
+        rig.parts.database.run(
+            lambda connection: connection.exec_driver_sql("UPDATE messages SET send_state = 'failed'")
+        )
+        stored = rig.stored(at=NOON + 3)
+        page = rig.page("?state=failed")
+        assert "Retry all failed (3)" in page
+        assert "3 entries" in page
+        assert rig.shown("?state=failed") == [text, voice]
+        older = html.unescape(re.search(r'rel="next" href="/gallery([^"]+)', page)[1])
+        assert rig.shown(older) == [both], "once, though its download and its send failed"
+        for query, wanted in {
+            "kind=voice": [voice],
+            "kind=text": [text],
+            f"fan={FAN}&kind=image": [both],
+            f"fan={FAN[:5]}": [text, voice],
+        }.items():
+            assert rig.shown(f"?state=failed&{query}") == wanted, query
+        assert rig.shown("?state=stored") == [stored, voice]
 
     def test_delete_one(self, rig):
         kept, gone = rig.stored(), rig.stored(OTHER_PHOTO)
