@@ -10,6 +10,7 @@ import requests
 from PIL import Image
 
 import parts
+import web.gallery
 from sandbox import running_sandbox
 from tests.browser import (
     DESKTOP,
@@ -271,6 +272,14 @@ def test_everybody_can_use_it(place, visit, locale):
         assert page.locator("html").get_attribute("lang") == locale.partition("-US")[0]
         has_chinese = re.search("[\u4e00-\u9fff]", page.locator("main").inner_text().replace("hint_zh", ""))
         assert bool(has_chinese) or locale == "en-US"
+
+
+def test_the_links_to_other_pages_fit_the_narrowest_phone(place, enter):
+    for _ in range(web.gallery.PAGE_ENTRIES + 1):
+        place.wait_for_ever()
+    page = enter("?before=9999999999_999999999", viewport={"width": 320, "height": 568})
+    assert page.locator("nav.pages a").all_inner_texts() == ["Newest", "Newer", "Older", "Oldest"]
+    assert_fits(page)
 
 
 def look(page, locale):
