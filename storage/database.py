@@ -79,10 +79,11 @@ _READ_ONLY_HINT = "does DATABASE_URL name a standby, or has its user default_tra
 _POOLER_HINT = "a pooler between must be in session mode (DATABASE_URL)"
 _RESTORE_HINT = "stop all processes and restore the database from a backup (DATABASE_URL)"
 # The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
-# connection, authorization, no such database, rolled back by others, resources, lock not available, shut down, system;
-# read-only; no right, no schema; a prepared statement is gone, or another's is there; no such table, corrupted.
+# connection, transaction ended for its time, authorization, no such database, rolled back by others, resources, lock
+# not available, shut down, system; read-only; no right, no schema; a prepared statement is gone, or another's is there;
+# no such table, corrupted.
 _POSTGRESQL_UNAVAILABLE = {
-    **dict.fromkeys(("08", "28", "3D", "40", "53", "55P03", "57", "58"), _SERVER_HINT),
+    **dict.fromkeys(("08", "25P03", "25P04", "28", "3D", "40", "53", "55P03", "57", "58"), _SERVER_HINT),
     "25006": _READ_ONLY_HINT,
     **dict.fromkeys(("42501", "3F"), _RIGHTS_HINT),
     **dict.fromkeys(("26000", "42P05"), _POOLER_HINT),

@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import re
+import select
 import shutil
 import socket
 import sqlite3
@@ -21,7 +22,7 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect, driver_of
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.ledger import Ledger
@@ -389,6 +390,21 @@ class TestRun:
         damaged = f"DO $$ BEGIN RAISE EXCEPTION 'invalid page' USING ERRCODE = '{code}'; END $$"
         with pytest.raises(DatabaseUnavailableError, match="invalid page: stop all processes and restore"):
             execute(opened(postgresql_url), damaged, wait=0.1)
+
+    @pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+    def test_postgresql_that_ends_a_transaction_for_its_time(self, postgresql_url, opened, limit):
+        """As it does when this process was suspended in the middle of one: it is run again."""
+        database, ended = opened(postgresql_url), []
+
+        def operation(connection):
+            if not ended:
+                connection.exec_driver_sql(f"SET {limit} = '1ms'")
+                ended.append(
+                    select.select([driver_of(connection)], [], [], 10)[0]
+                )  # until the server says so
+            return connection.exec_driver_sql("SELECT 1").scalar()
+
+        assert database.transact(operation) == 1
 
     def test_postgresql_locked_by_another(self, postgresql_url, opened):
         one, other = opened(postgresql_url), opened(postgresql_url)
