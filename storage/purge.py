@@ -99,10 +99,7 @@ class Purge:
         while not self.stopped() and (stems := self.rows.files_to_delete(now, after=last)):
             last = stems[-1]
             try:
-                try:
-                    self.thumbnails.delete(*stems)
-                finally:  # a fault of one thumbnail is none of the pictures
-                    deleted += self.files.delete_all(stems)
+                deleted += self._delete(stems)
             except OSError as error:
                 self.files.check()  # if nothing can be kept, nothing can be deleted either: do not try the rest
                 fault = error
@@ -110,6 +107,13 @@ class Purge:
                 self.rows.mark_deleted(stems)
         if fault is not None:
             raise fault
+        return deleted
+
+    def _delete(self, stems: Sequence[str]) -> int:
+        try:
+            self.thumbnails.delete(*stems)
+        finally:  # a fault of one thumbnail is none of the pictures
+            deleted = self.files.delete_all(stems)
         return deleted
 
     def forget_unsubscribed(self, now: float) -> int:
