@@ -52,10 +52,11 @@ def takes_memory(handler: Handler, arguments: int = 0) -> bool:
     try:
         hash(handler)
     except TypeError:  # as of an instance of most dataclasses
-        return _takes_memory(handler, arguments)
-    return _known(handler, arguments)
+        return _takes_memory.__wrapped__(handler, arguments)
+    return _takes_memory(handler, arguments)
 
 
+@lru_cache(maxsize=1000)
 def _takes_memory(handler: Handler, arguments: int) -> bool:
     if not callable(handler):
         raise HandlerError(f"{handler!r:.80} is no function: name one that takes a message")
@@ -79,9 +80,6 @@ def _takes_memory(handler: Handler, arguments: int) -> bool:
         f"{name_of(handler)} takes {signature} and cannot be called: write "
         f"def {name if name.isidentifier() else 'answer'}({wanted}), or with the fan's memory as one more"
     )
-
-
-_known = lru_cache(maxsize=1000)(_takes_memory)
 
 
 def name_of(handler: Any) -> str:
