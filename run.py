@@ -224,10 +224,10 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
         "DATABASE_URL": environ.get("DATABASE_URL") or "sqlite:///data/sandbox/bot.db",
         "MEDIA_STORE": environ.get("MEDIA_STORE") or "data/sandbox/media",
     }
-    told = f"ADMIN_PASSWORD={made_up['ADMIN_PASSWORD']}   (throw-away; set your own in .env)"
+    how_to_sign_in = f"ADMIN_PASSWORD={made_up['ADMIN_PASSWORD']}   (throw-away; set your own in .env)"
     if "ADMIN_PASSWORD" in values:
         environ["ADMIN_PASSWORD"] = values["ADMIN_PASSWORD"]
-        told = "ADMIN_PASSWORD is the one that you set (使用你设置的密码)"
+        how_to_sign_in = "ADMIN_PASSWORD is the one that you set (使用你设置的密码)"
     port = Settings.from_env(environ).port
     _claim_port(port, "PORT")
     _claim_port(port + 1, "PORT + 1 (the sandbox)")
@@ -251,7 +251,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
         print(f"   the bot      {bot}/wechat")
         print(f"   the sandbox  {sandbox}/   (its log: {log.relative_to(FOLDER)})")
         print(f"   the gallery  {bot}/gallery")
-        print(f"   {told}\n", flush=True)
+        print(f"   {how_to_sign_in}\n", flush=True)
         if parts.build(settings).of[""].ledger.status(time.time()).stored:
             print("The photo went through at the first start; what came in since then is in the gallery.")
         else:
