@@ -109,7 +109,7 @@ class Load:
 
         def one(place, number):
             if rate and not self.broken_off:
-                time.sleep(max(started + place / rate - time.monotonic(), 0))  # its turn
+                time.sleep(max(started + place / rate - time.monotonic(), 0))  # so many a second
             self._until_answered(number, seconds)
 
         with ThreadPoolExecutor(threads) as pool:
