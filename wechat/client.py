@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json as jsonlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -329,16 +330,19 @@ _SHOWN_BYTES = 512
 _SHOWN_CHARACTERS = 80
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class _JsonBody:
     """UTF-8 as it is: the platform refuses \\uXXXX (40033)."""
 
     content_type = "application/json; charset=utf-8"
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        try:
-            self._bytes = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        except UnicodeEncodeError:  # whose message holds the text
-            raise ValueError("the JSON holds half a character (a lone surrogate): leave it out") from None
+        text = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if _SURROGATE.search(text):  # before encode(): its error would carry the whole text, secrets too
+            raise ValueError("the JSON holds half a character (a lone surrogate): leave it out")
+        self._bytes = text.encode()
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._bytes
