@@ -22,7 +22,8 @@ import logs
 import parts
 from config import Settings, SettingsError, settings_of_commands, settings_of_libraries
 from storage.sign_ins import Attempts
-from web import callback, gallery, ops, token_server
+from web import callback, ops, token_server
+from web.gallery.pages import AccountEntries, gallery
 
 
 def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
@@ -64,11 +65,11 @@ def create_app(settings: Settings | Sequence[Settings] | None = None) -> Flask:
     _add_token_server(app, built)
     if common.admin_password is not None:
         entries = [
-            gallery.AccountEntries(name, one.settings.wechat_appid, one.queue, one.purge_rows)
+            AccountEntries(name, one.settings.wechat_appid, one.queue, one.purge_rows)
             for name, one in built.of.items()
         ]
         app.register_blueprint(
-            gallery.gallery(
+            gallery(
                 entries,
                 built.database,
                 built.rows,

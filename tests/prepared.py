@@ -40,7 +40,7 @@ MODULES = """
     psycopg pydantic.fields pydantic.functional_validators pydantic.main pydantic.types requests resource
     sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite.pysqlite tqdm werkzeug.middleware.proxy_fix
     wsgiref.simple_server
-    commands parts web.gallery web.server worker.loop
+    commands parts web.gallery.pages web.server worker.loop
 """
 
 # What these are imported with decides where prometheus_client counts: each child imports them anew.

@@ -10,7 +10,6 @@ import requests
 from PIL import Image
 
 import parts
-import web.gallery
 from sandbox import running_sandbox
 from tests.browser import (
     DESKTOP,
@@ -23,6 +22,7 @@ from tests.browser import (
     tab_to,
 )
 from tests.conftest import ROOT, eventually
+from web.gallery import pages
 from wechat.codes import explain
 from wechat.formats import extension
 from wechat.messages import parse_message
@@ -275,7 +275,7 @@ def test_everybody_can_use_it(place, visit, locale):
 
 
 def test_the_links_to_other_pages_fit_the_narrowest_phone(place, enter):
-    for _ in range(web.gallery.PAGE_ENTRIES + 1):
+    for _ in range(pages.PAGE_ENTRIES + 1):
         place.wait_for_ever()
     page = enter("?before=9999999999_999999999", viewport={"width": 320, "height": 568})
     assert page.locator("nav.pages a").all_inner_texts() == ["Newest", "Newer", "Older", "Oldest"]

@@ -19,7 +19,6 @@ from PIL import Image
 from sqlalchemy import insert
 
 import storage.gallery
-import web.gallery
 from app import create_app
 from config import Settings
 from storage import sign_ins
@@ -31,6 +30,7 @@ from storage.models import messages
 from storage.states import SendState
 from tests.conftest import ACCOUNT, ROOT, eventually
 from tests.databases import APPID, sqlite_url
+from web.gallery import pages, sign_in
 from wechat.codes import explain
 from wechat.formats import extension
 from wechat.messages import parse_message
@@ -345,7 +345,7 @@ class TestDoor:
             assert outside.get().status_code == 303
 
     def test_sessions_end(self, outside, monkeypatch):
-        monkeypatch.setattr(web.gallery, "SESSION_SECONDS", 0.0)
+        monkeypatch.setattr(sign_in, "SESSION_SECONDS", 0.0)
         outside.sign_in()
         assert outside.get().status_code == 303
 
@@ -653,7 +653,7 @@ class TestList:
             assert set(rig.shown(f"?{query}&state=failed")) == set()
 
     def test_the_count(self, rig, monkeypatch):
-        monkeypatch.setattr(web.gallery, "COUNTED", 3)
+        monkeypatch.setattr(pages, "COUNTED", 3)
         for number in range(1, 5):
             rig.receive()
             words = f"{number} entries" if number < 4 else "more than 3 entries"
@@ -797,7 +797,7 @@ class TestList:
 
     @pytest.mark.parametrize("query", ["", "kind=image", "fan=oFan"])
     def test_the_newest_page_is_the_one_that_shows_what_comes_in(self, rig, monkeypatch, query):
-        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        monkeypatch.setattr(pages, "PAGE_ENTRIES", 2)
         for number in range(5):
             rig.receive(at=NOON + number)
         page, seen = rig.page(f"?{query}&before={NOON + 2}_3"), []
@@ -814,7 +814,7 @@ class TestList:
 
     @pytest.mark.parametrize("query", ["", "&kind=image", "&kind=image&state=pending"])
     def test_a_page_by_its_number(self, rig, monkeypatch, query):
-        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        monkeypatch.setattr(pages, "PAGE_ENTRIES", 2)
         newest = [rig.receive(at=NOON + number) for number in range(5)][::-1]
         for number, wanted in (
             (1, newest[:2]),
@@ -1041,7 +1041,7 @@ class TestEntry:
         failed = [rig.failed(), rig.failed(kind="voice")]
         stored = rig.stored()
         assert "Retry all failed (2)" in rig.page()
-        monkeypatch.setattr(web.gallery, "COUNTED", 1)
+        monkeypatch.setattr(pages, "COUNTED", 1)
         assert "Retry all failed (1+)" in rig.page()
         answer = rig.client.post("/gallery/retry")
         assert (answer.status_code, answer.location) == (303, "/gallery?state=pending")
@@ -1071,7 +1071,7 @@ class TestEntry:
         assert "Retry all" not in rig.page()
 
     def test_the_state_failed_shows_what_retry_all_counts(self, rig, monkeypatch):
-        monkeypatch.setattr(web.gallery, "PAGE_ENTRIES", 2)
+        monkeypatch.setattr(pages, "PAGE_ENTRIES", 2)
         both, voice, text = (
             rig.failed(),
             rig.stored(AMR, kind="voice", at=NOON + 1),
@@ -1245,7 +1245,7 @@ class TestFiles:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "sandbox" in answer.headers["Content-Security-Policy"]
         sign = rig.get(f"/{ledger_id}/thumbnail")
-        assert sign.data == (ROOT / "web" / "static" / "image.svg").read_bytes()
+        assert sign.data == (ROOT / "web" / "gallery" / "static" / "image.svg").read_bytes()
         page = rig.page(f"/{ledger_id}")
         assert "alert" not in page
         assert f'src="/gallery/{ledger_id}/file"' not in page
@@ -1275,9 +1275,9 @@ class TestFiles:
     def test_a_page_is_never_saved_as_a_file(self, rig):
         """What a link downloads is the server's to say: without a session it answers with the sign-in page."""
         photo, voice = rig.stored(), rig.stored(AMR, kind="voice")
-        pages = rig.page(), rig.page(f"/{photo}"), rig.page(f"/{voice}")
-        assert not [page for page in pages if re.search(r"<a[^>]* download\b[^=]", page)]
-        link = html.unescape(re.search(r'<a href="([^"]+)"><code>', pages[1])[1])
+        shown = rig.page(), rig.page(f"/{photo}"), rig.page(f"/{voice}")
+        assert not [page for page in shown if re.search(r"<a[^>]* download\b[^=]", page)]
+        link = html.unescape(re.search(r'<a href="([^"]+)"><code>', shown[1])[1])
         answer = rig.client.get(link)
         assert answer.headers["Content-Disposition"] == f'attachment; filename="{photo}.jpg"'
         assert answer.data == PHOTO
@@ -1409,7 +1409,8 @@ class TestThumbnails:
         ledger_id = rig.receive(kind)
         assert f'src="/gallery/static/{kind}.svg"' in rig.page()
         assert (
-            rig.get(f"/{ledger_id}/thumbnail").data == (ROOT / "web" / "static" / f"{kind}.svg").read_bytes()
+            rig.get(f"/{ledger_id}/thumbnail").data
+            == (ROOT / "web" / "gallery" / "static" / f"{kind}.svg").read_bytes()
         )
 
 

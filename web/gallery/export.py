@@ -1,7 +1,7 @@
 """A ZIP of what fans sent: a table (CSV) and the files, made piece by piece while it is sent.
 
-Knows ZIP and CSV. Must not know which entries are asked for, what they say, nor where their files are. Memory holds
-only one piece and the list of names for the end of the ZIP.
+Knows ZIP and CSV. Must not know which entries are asked for, nor where their files are. Memory holds only one piece and
+the list of names for the end of the ZIP.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from storage.files import FileStore
 from storage.gallery import Shown
+from web.gallery.entries import text_of
+from web.gallery.times import local_time
 
 PIECE_BYTES = 64 * 1024
 
@@ -42,15 +45,14 @@ class _Unsent(io.RawIOBase):
         return taken
 
 
-def exported(
+def export_zip(
     entries: Callable[[], Iterable[Shown]],
     files: FileStore,
-    when: Callable[[float], str],
-    said: Callable[[Shown], str | None],
+    zone: ZoneInfo | None,
     accounts: Mapping[str, str],
 ) -> Iterator[bytes]:
-    """The ZIP in pieces. `entries` is called twice; a file that was deleted meanwhile is left out. `said` is the text
-    of an entry. `accounts` are the names by AppID if there are several: the table then has a column for them."""
+    """The ZIP in pieces. `entries` is called twice; a file that was deleted meanwhile is left out. Times are of `zone`.
+    `accounts` are the names by AppID if there are several: the table then has a column for them."""
     unsent = _Unsent()
     with zipfile.ZipFile(unsent, "w") as archive:
         with archive.open("messages.csv", "w", force_zip64=True) as table:
@@ -58,7 +60,7 @@ def exported(
             table.write(_line(("account", *COLUMNS) if accounts else COLUMNS))
             for entry in entries():
                 name = [accounts[entry.appid]] if accounts else []
-                table.write(_line([*name, *_row(entry, when, said)]))
+                table.write(_line([*name, *_row(entry, zone)]))
                 if piece := unsent.take():
                     yield piece
         for entry in entries():
@@ -68,27 +70,28 @@ def exported(
                 file = files.open(entry.media_key)
             except FileNotFoundError:
                 continue
-            with file, archive.open(_name(entry, when), "w", force_zip64=True) as member:
+            with file, archive.open(_name(entry, zone), "w", force_zip64=True) as member:
                 while piece := file.read(PIECE_BYTES):
                     member.write(piece)
                     yield unsent.take()
     yield unsent.take()
 
 
-def _name(entry: Shown, when: Callable[[float], str]) -> str:
-    return f"{when(entry.received_at)[:10]}/{entry.id}.{(entry.media_key or '').rpartition('.')[2]}"
+def _name(entry: Shown, zone: ZoneInfo | None) -> str:
+    day = local_time(entry.received_at, zone)[:10]
+    return f"{day}/{entry.id}.{(entry.media_key or '').rpartition('.')[2]}"
 
 
-def _row(entry: Shown, when: Callable[[float], str], said: Callable[[Shown], str | None]) -> list[object]:
+def _row(entry: Shown, zone: ZoneInfo | None) -> list[object]:
     return [
         entry.id,
-        when(entry.received_at),
+        local_time(entry.received_at, zone),
         entry.sender,
         entry.msg_type,
-        said(entry) or "",
+        text_of(entry) or "",
         entry.media_state or "",
         entry.media_code or "",
-        _name(entry, when) if entry.media_key else "",
+        _name(entry, zone) if entry.media_key else "",
         entry.media_size or "",
         entry.media_sha256 or "",
     ]
