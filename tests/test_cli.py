@@ -254,6 +254,8 @@ def test_a_menu_is_set_shown_and_deleted(sandbox, bot, tmp_path):
     for wrong in ("{", "[]", '{"button": 1}', '{"button": ["\\ud800"]}', '{"button": [NaN]}', nested):
         file.write_text(wrong)
         failed(bot.flask("menu", "set", str(file)), 2)
+    file.write_text(json.dumps({"button": menu["button"] * 4}), encoding="utf-8")
+    assert "A menu has 1 to 3 buttons" in failed(bot.flask("menu", "set", str(file)))
 
 
 def test_faulty_settings_exit_2_and_name_the_faults(bot):
