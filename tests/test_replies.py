@@ -174,7 +174,7 @@ def test_names_from_the_push_become_no_xml_either():
     [
         ("a\x00b\x08c\x0bd\x1fe\ufffe\uffff\ud800f", "abcdef"),
         ("a\r\nb\rc", "a\nb\nc"),
-        (" \n ", " \n "),
+        (" \na ", " \na "),
         ("x" * 2047, "x" * 2047),
         ("x" * 2048, "x" * 2047),
         ("好" * 683, "好" * 682),
@@ -216,6 +216,7 @@ def test_what_is_left_out():
     [
         lambda: TextReply(""),
         lambda: TextReply("\x00\x1f\ud800"),
+        lambda: TextReply(" \n\u3000"),
         lambda: TextReply(None),
         lambda: ImageReply(""),
         lambda: ImageReply(None),

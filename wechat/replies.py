@@ -266,8 +266,9 @@ def _clean_texts(reply: Reply | Article) -> None:
 
 
 def _need(value: str | None, problem: str) -> None:
-    # A message's media_id may be None.
-    if not value:
+    # A message's media_id may be None. White space alone is not sent: a Content that counts as empty makes the platform
+    # show its failure text.
+    if not value or value.isspace():
         raise ReplyError(problem)
 
 
