@@ -514,6 +514,20 @@ def test_a_release_needs_a_clean_tree(clone):
     assert "not clean" in done.stderr
 
 
+def test_a_release_needs_somebody_who_commits(clone):
+    git(clone, "config", "user.useConfigOnly", "true")
+    nobody = {name: value for name, value in environ().items() if not name.endswith(("_NAME", "_EMAIL"))}
+    done = subprocess.run(
+        ["bash", "scripts/release.sh", "7.8.9", "--check"],
+        cwd=clone,
+        env=nobody,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "git config user.name" in done.stderr
+
+
 def test_a_version_is_released_once(clone):
     git(clone, "tag", "v7.8.9")
     done = release(clone, "7.8.9")
