@@ -1101,6 +1101,9 @@ class TestEntry:
         rig.make_thumbnails()
         key = rig.parts.ledger.get(gone).media_key
         assert "deleted for good" in rig.page(f"/{gone}")
+        # The page was open when its account got another name in ACCOUNTS.
+        assert rig.client.post(f"/gallery/{gone}/delete?account=old").status_code == 400
+        assert rig.shown() == [gone, kept], "what was answered 400 was not done"
         answer = rig.client.post(f"/gallery/{gone}/delete?kind=image&ledger_id=1&_external=1")
         assert answer.location == "/gallery?kind=image"
         assert rig.shown() == [kept]

@@ -178,9 +178,9 @@ def gallery(
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/retry")
     def retry(ledger_id: int) -> ResponseReturnValue:
-        if account_of(find(ledger_id)).queue.retry([ledger_id], clock()):
+        account, here = account_of(find(ledger_id)), read_query(request.args, zone, names).here
+        if account.queue.retry([ledger_id], clock()):
             log.info("gallery: a retry was asked for", extra={"ledger_id": ledger_id})
-        here = read_query(request.args, zone, names).here
         return redirect(url_for("gallery.entry", ledger_id=ledger_id, **here), 303)
 
     @blueprint.post("/retry")
@@ -197,11 +197,11 @@ def gallery(
 
     @blueprint.post("/<int(max=9223372036854775807):ledger_id>/delete")
     def delete(ledger_id: int) -> ResponseReturnValue:
-        account = account_of(find(ledger_id))
+        # Both before anything is done: what is answered 404 or 400 must not have been done.
+        account, here = account_of(find(ledger_id)), read_query(request.args, zone, names).here
         if account.purge_rows.delete(ledger_id, clock()):
             log.info("gallery: an entry was deleted", extra={"ledger_id": ledger_id})
             Purge(account.purge_rows, files, thumbnails).delete_files(clock())
-        here = read_query(request.args, zone, names).here
         return redirect(url_for("gallery.index", **here), 303)
 
     @blueprint.get("/export")
