@@ -77,7 +77,7 @@ class SqliteFile:
             raise DatabaseUnavailableError(self.explain(f"SQLite: {error}")) from None
 
     def is_there(self) -> bool:
-        """Whether there is a file. Nothing is made or changed."""
+        """Whether there is a file. Nothing is made or changed. Raises DatabaseUnavailableError."""
         self._identity = self._now_there()
         return self._identity is not None
 
@@ -124,8 +124,8 @@ class SqliteFile:
         return connection
 
     def look(self, connection: _Connection | None = None) -> None:
-        """Raise DatabaseUnavailableError when the file was deleted, or another one lies in its place; or the log that
-        this connection has open.
+        """Raise DatabaseUnavailableError when the file was deleted or cannot be reached, or another one lies in its
+        place; or the log that this connection has open.
 
         Looks once in LOOK_SECONDS. If the same file comes back, all is well. A running process never uses another
         file: the old file's log, which other processes still write, would be merged into it.
@@ -154,7 +154,10 @@ class SqliteFile:
         raise DatabaseUnavailableError(reason)
 
     def _now_there(self) -> tuple[int, int] | None:
-        return _identity_of(self._path)
+        try:
+            return _identity_of(self._path)
+        except OSError as error:  # a folder that this user may not look into
+            raise DatabaseUnavailableError(self.explain(f"SQLite: {error}")) from None
 
     def _wal_files_there(self) -> tuple[object, ...]:
         """Empty before the database is switched to WAL."""

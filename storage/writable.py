@@ -36,7 +36,7 @@ def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
     if database_url.startswith("sqlite:///"):
         file = Path(database_url.removeprefix("sqlite:///"))
         yield "DATABASE_URL", file.parent
-        if file.exists():
+        if os.path.exists(file):  # Path.exists() raises where this user may not look
             yield "DATABASE_URL", file
     if not media_store.startswith("s3://"):
         yield "MEDIA_STORE", Path(media_store)
@@ -45,16 +45,19 @@ def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
 def fault_of(path: Path) -> str | None:
     """What to do if this, or the nearest existing folder above it, belongs to another user and is not writable."""
     path = there = path.absolute()
-    while not there.exists():
+    while not os.path.exists(there):  # or this user may not look
         there = there.parent
     need = os.W_OK | os.X_OK if there.is_dir() else os.R_OK | os.W_OK
     owner, me = there.stat().st_uid, os.geteuid()
     if owner == me or os.access(there, need, effective_ids=True):
         return None
     mine = user_name(me)
-    command = f"chown -R {mine} {path if path.is_dir() else path.parent}"
-    if there != path:
+    if there == path:
+        command = f"chown -R {mine} {path if path.is_dir() else path.parent}"
+    elif os.access(there, os.X_OK, effective_ids=True):
         command = f"install -d -m 700 -o {mine} {path}"
+    else:  # what is below cannot be seen
+        command = f"chmod o+x {there}"
     return (
         f"{there} belongs to {user_name(owner)}, and this process runs as {mine}, so that it cannot write there. "
         f"As root: {command} (in a container: on the host, on the folder or volume that is mounted there). "

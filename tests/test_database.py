@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -647,6 +648,33 @@ class TestFilesOfAnotherUser:
                 assert "being prepared" not in str(caught.value)
         finally:
             os.seteuid(mine)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="the folder is closed by making it another user's")
+    def test_a_folder_that_was_closed_while_the_bot_ran(self, tmp_path):
+        for parent in (tmp_path, *tmp_path.parents[:3]):
+            parent.chmod(parent.stat().st_mode | 0o055)
+        folder = tmp_path / "data"
+        folder.mkdir()
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+        try:
+            running, restarted = (Database(f"sqlite:///{folder}/bot.db") for _ in range(2))
+            running.check()
+            os.seteuid(0)
+            os.chown(folder, 0, -1)
+            folder.chmod(0o700)
+            os.seteuid(65534)
+
+            def refused(ask):
+                try:
+                    ask(wait=0.0)
+                except DatabaseUnavailableError as error:
+                    return str(error)
+
+            for ask in (running.check, restarted.check, restarted.is_prepared):
+                assert re.search("belongs to root.*chown -R", eventually(partial(refused, ask), 3))
+        finally:
+            os.seteuid(0)
 
     @pytest.mark.parametrize("place", ["database", "media", "a picture"])
     def test_root_makes_no_files_where_another_user_works(self, tmp_path, monkeypatch, place):

@@ -232,6 +232,23 @@ def test_a_folder_that_is_missing_under_one_of_root_is_to_be_made(nobody):
     assert f"install -d -m 700 -o {user_name(nobody)} /usr/bot/media " in said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+def test_a_folder_below_one_that_is_closed_to_this_user(nobody):
+    os.seteuid(0)
+    with tempfile.TemporaryDirectory() as closed:  # its mode is 700
+        os.makedirs(f"{closed}/own/media")
+        os.seteuid(nobody)
+        try:
+            for said in (
+                refusal(f"sqlite:///{closed}/own/bot.db"),
+                refusal("postgresql+psycopg://database/bot", f"{closed}/own/media"),
+            ):
+                assert f"{closed} belongs to root" in said
+                assert f"chmod o+x {closed} " in said
+        finally:
+            os.seteuid(0)
+
+
 def test_a_user_without_a_name_is_a_number_for_chown():
     assert user_name(4_000_000) == "4000000"
 
