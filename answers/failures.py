@@ -38,7 +38,9 @@ def failure(error: WeChatError | OSError) -> Failure:
         return Failure(error.code, explained(error), final=error.final, not_before=error.retry_at or 0.0)
     if isinstance(error, StoredFileGoneError):
         return Failure(None, "the stored file is gone from MEDIA_STORE", final=True)
-    return Failure(None, f"MEDIA_STORE: {error.strerror or error}")
+    what = error.strerror or str(error)
+    where = error.filename2 or error.filename  # of a move its end: what is moved was just written
+    return Failure(None, f"MEDIA_STORE: {where}: {what}" if where else f"MEDIA_STORE: {what}")
 
 
 def pause(attempt: int, jitter: float) -> float:

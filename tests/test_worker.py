@@ -293,6 +293,25 @@ def test_retries_end_three_days_after_the_message(make_rig):
     assert "45009" in found.media_reason
 
 
+def test_the_reason_names_the_place_that_cannot_be_written(make_rig):
+    """The rest of the store is well, and so are /readyz and the doctor."""
+    rig = make_rig()
+    entry = rig.push()
+    day = Path(
+        rig.settings.media_store,
+        ACCOUNT["WECHAT_APPID"],
+        time.strftime("%Y/%m/%d", time.gmtime(entry.received_at)),
+    )
+    day.parent.mkdir(parents=True)
+    day.write_bytes(b"")
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_reason == f"MEDIA_STORE: {day}/{entry.id}.jpg: Not a directory"
+    day.unlink()
+    rig.now += 5
+    assert rig.worker.run_once()
+    assert rig.entry(entry).media_state == "stored"
+
+
 def test_a_full_disk_pauses_downloads_and_says_so(make_rig, monkeypatch):
     rig = make_rig()
     entry = rig.push()
