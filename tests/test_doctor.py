@@ -300,6 +300,8 @@ def test_a_full_disk(bot, tmp_path, monkeypatch, request, store, name):
     hint = the_only_one("disk", examined(bot, **changed))
     assert name in hint
     assert "199 MB" in hint
+    # Only the room for pictures is kept: a worker does not look at the database's disk.
+    assert ("downloads wait" in hint) is (name == "MEDIA_STORE")
 
 
 def waiting(bot, tmp_path, seconds, number=1):
