@@ -12,7 +12,6 @@ import ctypes
 import faulthandler
 import gc
 import importlib
-import math
 import os
 import runpy
 import signal
@@ -22,11 +21,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from tempfile import TemporaryFile
-
-from bench.servers import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,17 +52,21 @@ class Started:
 
     def __init__(self, command, environ, files, folder=ROOT):
         self.args, self.returncode = command, None
-        self.pid = _ask((command, dict(environ), str(folder)), files)
+        # Only the process that forked it can wait for it: it sends the exit status.
+        self._status, theirs = Pipe(duplex=False)
+        with theirs:
+            self.pid = _ask((command, dict(environ), str(folder)), (theirs.fileno(), *files))
 
     def poll(self):
-        if self.returncode is None:
-            self.returncode = _ask(self.pid)
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout=None):
-        # Only the process that forked it can wait for it.
-        if not until(lambda: self.poll() is not None, math.inf if timeout is None else timeout, pause=0.01):
-            raise subprocess.TimeoutExpired(self.args, timeout)
+        if self.returncode is None:
+            if not self._status.poll(timeout):
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = self._status.recv()
         return self.returncode
 
     def send_signal(self, number):
@@ -120,7 +121,7 @@ def run(command, environ, timeout=60, folder=ROOT):
     return subprocess.CompletedProcess(command, process.returncode, *texts)
 
 
-def _ask(request, files=()):
+def _ask(request, files):
     global _control
     with _lock:
         if _control is None:
@@ -156,27 +157,33 @@ def _fork_when_asked():
     """Returns in each child, with its command."""
     control = socket.socket(fileno=os.dup(0))
     connection = Connection(os.dup(0))
-    running = set()
+    running = {}  # by pid: where the exit status goes
+
+    def tell_who_has_ended(*_):
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                with running.pop(pid) as told, suppress(BrokenPipeError):
+                    told.send(os.waitstatus_to_exitcode(status))
+
+    signal.signal(signal.SIGCHLD, tell_who_has_ended)
     while True:
-        asked, files, *_ = socket.recv_fds(control, 1, 3)
+        asked, files, *_ = socket.recv_fds(control, 1, 4)
         if not asked:  # pytest has ended, perhaps by a signal, before its tests could end what they started
-            for pid in running:
+            for pid in list(running):
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
             os._exit(0)
-        request = connection.recv()
-        if isinstance(request, int):
-            ended, status = os.waitpid(request, os.WNOHANG)
-            running.discard(ended)
-            connection.send(os.waitstatus_to_exitcode(status) if ended else None)
-            continue
-        command, environ, folder = request
+        status, *files = files
+        command, environ, folder = connection.recv()
         ready, done = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until the child is among those running
         pid = os.fork()
         if pid:
+            running[pid] = Connection(status, readable=False)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             for file in (done, *files):
                 os.close(file)
-            running.add(pid)
             os.read(ready, 1)  # its end: the child has its session
             os.close(ready)
             connection.send(pid)
@@ -184,8 +191,11 @@ def _fork_when_asked():
         os.setsid()
         for number, file in enumerate(files):
             os.dup2(file, number)
-        for file in (ready, done, *files):
+        for file in (ready, done, status, *files):
             os.close(file)
+        running.clear()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         control.close()
         connection.close()
         _begin(environ, folder)
