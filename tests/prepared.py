@@ -25,23 +25,17 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import config
+import parts
+
 ROOT = Path(__file__).parent.parent
 
-# Not boto3: few want it, and it is large.
-# Of ours only what reads nothing of its process when it is imported: web.metrics does.
+# These import nearly all. Not boto3: few want it, and it is large.
 MODULES = """
-    alembic.autogenerate alembic.command concurrent.futures.thread cryptography.hazmat.primitives.padding
-    cryptography.hazmat.primitives.ciphers.algorithms cryptography.hazmat.primitives.ciphers.modes difflib dotenv
-    filetype flask.cli gunicorn.app.wsgiapp gunicorn.workers.gthread logging.config lxml.etree
-    mmap multiprocessing.connection prometheus_client.core prometheus_client.multiprocess
-    psycopg pydantic.fields pydantic.functional_validators pydantic.main pydantic.types requests resource
-    sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite.pysqlite tqdm werkzeug.middleware.proxy_fix
-    wsgiref.simple_server
-    commands parts web.gallery.pages web.server worker.loop
+    alembic.autogenerate alembic.command app concurrent.futures.thread gunicorn.app.wsgiapp psycopg web.server
 """
-
-# What these are imported with decides where prometheus_client counts: each child imports them anew.
-COUNTING = [f"prometheus_client{part}" for part in ("", ".core", ".metrics", ".multiprocess", ".values")]
+# With what environment these are imported decides where gunicorn's processes count.
+COUNTING = {"app", "prometheus_client", "web.callback", "web.metrics", "web.ops", "web.token_server"}
 
 _lock = threading.Lock()
 _control: socket.socket | None = None
@@ -210,9 +204,17 @@ def _begin(environ, folder):
     if folder != os.getcwd():
         os.chdir(folder)
         ours = {name.removesuffix(".py") for name in os.listdir(ROOT)}
-        ours.add("gunicorn")  # it notes the folder in which it is imported
-        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        _forget(ours | COUNTING | {"gunicorn"})  # which notes the folder in which it is imported
+
+
+def _forget(names):
+    """From now on these modules, and what is in them, are imported anew."""
+    for name in list(sys.modules):
+        if name in names or name.partition(".")[0] in names:
             del sys.modules[name]
+            package, _, own = name.rpartition(".")
+            if package in sys.modules:
+                delattr(sys.modules[package], own)
 
 
 class _Forked(subprocess.Popen):
@@ -241,6 +243,8 @@ def _run(how, *arguments):
     try:
         sys.path[0] = os.getcwd()
         if how == "-m":
+            if arguments[0] == "gunicorn":
+                _forget(COUNTING)
             sys.argv = list(arguments)
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         elif how == "-c":
@@ -276,8 +280,8 @@ if __name__ == "__main__":
         atexit.register(_leave)
     for name in MODULES.split():
         importlib.import_module(name)
-    for name in COUNTING:
-        del sys.modules[name]
+    account = {"WECHAT_APPID": "wx0000000000000001", "WECHAT_APPSECRET": "0" * 32, "WECHAT_TOKEN": "token"}
+    parts.build(config.Settings.from_env(account))  # makes our statements ready, once for all children
     faulthandler.enable()
     gc.freeze()  # at its end each child would look at all of it once more
     _, *arguments = _fork_when_asked()
