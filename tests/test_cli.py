@@ -349,15 +349,11 @@ def test_what_lies_in_a_folder_above_is_neither_run_nor_read(tmp_path):
     (tmp_path / ".env").write_text(f"FLASK_APP={tmp_path}/others.py\n{account}")
     for name in (".flaskenv", ".env"):
         (project / name).write_text("PORT=http\n")
-    for start in ([sys.executable, "-m", "flask"], [Path(sys.executable).with_name("flask")]):
-        done = subprocess.run(
-            [*start, "ledger", "status"],
-            cwd=project,
-            env=clean_environ(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    script = [Path(sys.executable).with_name("flask"), "ledger", "status"]
+    for done in (
+        flask(project, "ledger", "status"),
+        subprocess.run(script, cwd=project, env=clean_environ(), capture_output=True, text=True, timeout=60),
+    ):
         trouble = failed(done, 2)
         assert "WECHAT_APPID: is required" in trouble
         assert "PORT: must be a whole number" in trouble, "the project's own .env is read"
@@ -397,24 +393,48 @@ def test_help_begins_with_our_commands(bot):
     assert names == ["doctor", "ledger", "media", "menu", "replay", "token", "worker"]
 
 
+# As with PYTHONIOENCODING=latin-1, which Python reads when it starts from nothing.
+WITHOUT_CHINESE = """
+import runpy, sys
+sys.stdout.reconfigure(encoding="latin-1")
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize(
     "arguments", [["flask", "--help"], ["flask", "doctor"], ["sandbox", "--help"]], ids=" ".join
 )
 def test_a_terminal_without_chinese_gets_escapes(arguments):
-    environ = clean_environ() | {"PYTHONIOENCODING": "latin-1"}
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = prepared.run([sys.executable, "-c", WITHOUT_CHINESE, *arguments], clean_environ())
     assert "Traceback" not in done.stderr
     assert "\\u" in done.stdout
 
 
+# One after the other in one process, for it starts from nothing.
+EACH = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_module("flask", run_name="__main__")
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+"""
+
+
 def test_closed_files_are_no_terminal(three):
-    for arguments in (["doctor"], ["ledger", "list"], ["ledger", "purge", "--before", "9"]):
-        command = ["sh", "-c", 'exec "$0" -m flask "$@" <&- >&-', sys.executable, *arguments]
-        done = subprocess.run(
-            command, env=three.environ, cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
-        assert "Traceback" not in done.stderr
+    commands = ["doctor"], ["ledger", "list"], ["ledger", "purge", "--before", "9"]
+    given = json.dumps([["flask", *command] for command in commands])
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$@" <&- >&-', sys.executable, EACH, given],
+        env=three.environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
