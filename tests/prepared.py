@@ -1,9 +1,9 @@
 """Python processes that begin with most modules imported: a start costs a quarter of the time that it takes otherwise.
 
-One process for each process of pytest imports the libraries. For each start it forks: the child has its own session,
-environment, arguments and files, and does what `python -m`, `python -c` or `python run.py` does in the project's folder
-or in another one. There it looks for our own modules anew, as a copy of the project has its own: of those prepared only
-the libraries stay.
+One process for each process of pytest imports the libraries and ours. For each start it forks: the child has its own
+session, environment, arguments and files, and does what `python -m`, `python -c` or `python run.py` does in the
+project's folder or in another one. There it looks for our own modules anew, as a copy of the project has its own: of
+those prepared only the libraries stay.
 With --full, and where the start itself is tried, processes start from nothing instead.
 """
 
