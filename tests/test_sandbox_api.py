@@ -95,13 +95,18 @@ class Platform:
         ).json()["errcode"]
 
 
-@pytest.fixture
-def platform():
-    with socket.socket() as nobody:
+@pytest.fixture(scope="module")
+def running():
+    with socket.socket() as nobody, running_sandbox() as sandbox:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        callback = f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat"
-        with running_sandbox(callback=callback) as sandbox:
-            yield Platform(sandbox)
+        yield sandbox, f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat"
+
+
+@pytest.fixture
+def platform(running):
+    sandbox, sandbox.callback = running
+    sandbox.state.reset()
+    return Platform(sandbox)
 
 
 @pytest.fixture

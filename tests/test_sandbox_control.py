@@ -35,14 +35,18 @@ TOKEN = "/cgi-bin/token"
 CREDENTIALS = {"grant_type": "client_credential", "appid": THROWAWAY.appid, "secret": THROWAWAY.appsecret}
 
 
-@pytest.fixture
-def sandbox():
-    with socket.socket() as nobody:
+@pytest.fixture(scope="module")
+def running():
+    with socket.socket() as nobody, running_sandbox() as sandbox:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        with running_sandbox(
-            callback=f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat?tenant=7"
-        ) as sandbox:
-            yield sandbox
+        yield sandbox, f"http://127.0.0.1:{nobody.getsockname()[1]}/wechat?tenant=7"
+
+
+@pytest.fixture
+def sandbox(running):
+    sandbox, sandbox.callback = running
+    sandbox.state.reset()
+    return sandbox
 
 
 def faults(sandbox, *given):
