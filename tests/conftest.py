@@ -21,6 +21,7 @@ import flask
 import jinja2
 import pytest
 import requests
+from hypothesis import HealthCheck, settings
 
 import handlers
 import logs
@@ -329,6 +330,12 @@ def pytest_configure(config):
     """The first application of a process sets its log up, and takes the handlers away that are there: caplog's."""
     global _full
     _full = config.getoption("--full")
+    # Of every property. Neither a busy machine is a failure, nor a fixture that all examples share.
+    allowed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile(
+        "ours", max_examples=500 if _full else 30, deadline=None, suppress_health_check=allowed
+    )
+    settings.load_profile("ours")
     logs.configure("text")
     if not hasattr(config, "workerinput"):
         # As Ctrl-C: the fixtures end what they have started.

@@ -8,7 +8,7 @@ import time
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -484,9 +484,6 @@ def test_a_body_that_breaks_off_is_refused_and_not_kept(plain_app, caplog, body)
 # -- whatever comes ---------------------------------------------------------------------------------------------
 
 MSG_IDS = itertools.count(1)
-RELAXED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @pytest.fixture
@@ -502,7 +499,6 @@ def echo(make_app, monkeypatch):
     return make_app()
 
 
-@RELAXED
 @given(
     body=st.binary(max_size=2000),
     query=st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=6),
@@ -512,14 +508,12 @@ def test_any_bytes_get_a_4xx(apps, body, query):
         assert app.test_client().post("/wechat", query_string=query, data=body).status_code in (400, 403)
 
 
-@RELAXED
 @given(body=st.one_of(st.binary(max_size=2000), st.text(max_size=500).map(str.encode)))
 def test_any_signed_bytes_get_an_answer_or_a_4xx(apps, body):
     for app, push in zip(apps, (pushing.plain(body), pushing.safe(body)), strict=True):
         assert post(app, push).status_code in (200, 400, 403)
 
 
-@RELAXED
 @given(content=st.text(max_size=3000))
 def test_whatever_a_fan_writes_the_echo_is_one_reply(echo, content):
     sent = legal(content)  # what the platform could push at all

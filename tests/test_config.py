@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config import (
@@ -229,7 +229,6 @@ ODD_URLS = st.lists(PIECES, max_size=12).map("".join) | st.tuples(
 )
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # options of SQLite's are left out
 @given(url=ODD_URLS)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_an_odd_url_is_taken_or_a_fault_of_its_setting(tmp_path, name, url):
     try:
         taken = read(tmp_path, **SOURCE | {name: url})

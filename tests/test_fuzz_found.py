@@ -48,16 +48,13 @@ def test_found(target, name, data):
 
 
 @pytest.mark.xdist_group("fuzz")
-@pytest.mark.parametrize(
-    "name",
-    [*targets.NAMES],
-)
-def test_all_seeds_and_some_mutations(target, name):
+@pytest.mark.parametrize("name", targets.NAMES)
+def test_all_seeds_and_some_mutations(target, name, full):
     run, corpus = target(name), targets.seeds(name)
     random.seed(3)  # the same ones each time
     for data in corpus:
         run(data)
-    for _ in range(300):
+    for _ in range(300 if full else 100):
         run(mutated(random.choice(corpus), corpus))
 
 

@@ -12,7 +12,7 @@ import tracemalloc
 from email import message_from_bytes
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stub_platform import Leaks, StubPlatform, drip, hang, raw, reply, self_signed
@@ -486,7 +486,6 @@ def test_what_is_no_address_is_refused(platform, client, url):
         fetch(client)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     text=st.text(st.characters(blacklist_categories=["Nd"]), max_size=30),
     place=st.sampled_from(["host", "path"]),

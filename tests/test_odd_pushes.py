@@ -11,7 +11,7 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import handlers
@@ -227,10 +227,8 @@ def test_a_strange_time_or_id_is_no_reason_to_refuse(bots, create_time, msg_id):
 TAGS = b"]]> <![CDATA[ </Content> <Content> <a> </a> &#0; & < <!-- <? <Encrypt> </Encrypt> </xml> <MsgType>"
 PIECES = st.sampled_from([*TAGS.split(), b"\x00", b"\r", b" ", b"\xe4\xbd", b"\xed\xa0\x80", PANDA])
 anything = st.binary(max_size=60) | st.lists(PIECES | st.binary(max_size=3), max_size=12).map(b"".join)
-unhurried = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@unhurried
 @given(anything)
 def test_whatever_a_fan_types_is_answered_in_its_kind(bots, data):
     for reply in answers(bots, typed(data)):
@@ -281,7 +279,6 @@ WRAPPED = st.builds(
 HEADS = st.sampled_from(["", "\ufeff", '<?xml version="1.0"?>\n', "<!-- ? -->"])
 
 
-@settings(max_examples=200, deadline=None)
 @given(HEADS, st.lists(LEAVES | WRAPPED | ENVELOPES, max_size=8), SPACE)
 def test_the_scan_finds_what_a_parser_finds(head, parts, space):
     body = f"{head}{space if not head.startswith('<?') else ''}<xml>{''.join(parts)}</xml>{space}".encode()

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import THROWAWAY, Account, control, running_sandbox
@@ -551,7 +551,6 @@ def patient():
         ("POST", "/sandbox/verify", {}, ["timeout"]),
     ],
 )
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_json_makes_a_control_route_crash(patient, method, path, good, names, data):
     fields = st.dictionaries(st.sampled_from(sorted(names)) | ODD_TEXT, ODD, max_size=3)
@@ -562,6 +561,7 @@ def test_no_json_makes_a_control_route_crash(patient, method, path, good, names,
     if answer.status_code != 200:
         assert answer.status_code == 400, answer.text
         assert_refusal(answer)
+        return
     for shown in (f"/sandbox/fans/{FAN}/messages", "/sandbox/calls"):
         assert requests.get(patient.url + shown, timeout=10).status_code == 200
 

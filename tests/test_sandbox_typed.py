@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import THROWAWAY, running_sandbox
@@ -36,7 +36,6 @@ def sandbox(tmp_path_factory):
         yield sandbox
 
 
-@settings(max_examples=40, deadline=None)
 @given(typed=TYPED, mode=st.sampled_from(["plain", "compat", "safe"]))
 def test_anything_that_a_fan_types_gets_a_reply(sandbox, typed, mode):
     # A text by the platform's own hand, with these bytes in the place of its content.
