@@ -89,7 +89,7 @@ def _databases_are_closed(_databases):
 
 def eventually(look, seconds=20.0, what="it"):
     """The first true value of look(); fails when `seconds` are over."""
-    found = until(look, seconds, pause=0.02)
+    found = until(look, seconds)
     assert found, f"{what} did not happen within {seconds} s"
     return found
 
