@@ -239,8 +239,8 @@ def test_whatever_a_fan_writes_echoes_as_one_reply(text):
     message = parse_message(xml.encode())
     assert isinstance(message, TextMessage)
     assert message.content == sent
-    if not sent:
-        return
+    if not sent.strip():
+        return  # a reply must say something
     root = parse(render_reply(TextReply(message.content), message, 2))
     assert [child.tag for child in root] == ["ToUserName", "FromUserName", "CreateTime", "MsgType", "Content"]
     assert root.findtext("MsgType") == "text"
@@ -258,7 +258,7 @@ def test_a_reply_from_any_names_is_one_reply(fan, account):
     assert (root.findtext("ToUserName"), root.findtext("FromUserName")) == (carried(fan), carried(account))
 
 
-@given(any_text.filter(carried))
+@given(any_text.filter(lambda text: carried(text).strip()))
 def test_a_sealed_reply_comes_back_whole(text):
     push = SAFE.open(W1_QUERY, W1_BODY, NOW)
     reply = render_reply(TextReply(text), EVENT, 1)
