@@ -154,11 +154,11 @@ def _fork_when_asked():
     running = {}  # by pid: where the exit status goes
 
     def tell_who_has_ended(*_):
-        for pid in list(running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                with running.pop(pid) as told, suppress(BrokenPipeError):
-                    told.send(os.waitstatus_to_exitcode(status))
+        # If another one ends meanwhile, this runs once more within itself: each call waits for different ones.
+        with suppress(ChildProcessError):  # there are no others
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                with running.pop(ended[0]) as told, suppress(BrokenPipeError):
+                    told.send(os.waitstatus_to_exitcode(ended[1]))
 
     signal.signal(signal.SIGCHLD, tell_who_has_ended)
     while True:

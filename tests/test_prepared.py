@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
@@ -28,6 +29,16 @@ def test_what_a_killed_pytest_has_started_is_killed_too():
         assert started.is_running()
         killed.kill()
     eventually(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_each_of_many_that_end_at_once_tells_its_status():
+    codes = [number % 3 for number in range(120)]
+
+    def status(code):
+        return prepared.run([sys.executable, "-c", f"raise SystemExit({code})"], os.environ).returncode
+
+    with ThreadPoolExecutor(16) as together:
+        assert list(together.map(status, codes)) == codes
 
 
 FILES = """

@@ -660,7 +660,7 @@ def test_the_page_shows_the_account_without_its_secrets(sandbox):
 
 def test_no_log_line_shows_a_query(sandbox, caplog):
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("urllib3").setLevel(logging.INFO)
+    caplog.set_level(logging.INFO, logger="urllib3")
     fetch(sandbox)
     fetch(sandbox, "/unknown")
     send(sandbox, type="text", content="x", attempts=1)
