@@ -13,7 +13,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage.files import STEM, StoredFile, StoreError, check_key, check_stem, copy
@@ -166,8 +166,8 @@ class _Body(io.RawIOBase):
 
 
 def _s3_client(*, read_timeout: float, attempts: int) -> S3Client:
-    import boto3
     from botocore.config import Config
+    from botocore.session import Session
 
     config = Config(
         connect_timeout=5,
@@ -179,11 +179,20 @@ def _s3_client(*, read_timeout: float, attempts: int) -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    session = boto3.session.Session()
-    client: S3Client = session.client("s3", config=config)
+    session: Any = Session()  # its types know only clients of any kind
+    session.register_component("data_loader", _data_loader())
+    client: S3Client = session.create_client("s3", config=config)
     if client.meta.endpoint_url.partition("://")[2].partition("/")[0].endswith(_HOSTS_WITHOUT_PATH_STYLE):
-        client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "virtual"})))
+        client = session.create_client("s3", config=config.merge(Config(s3={"addressing_style": "virtual"})))
     return client
+
+
+@cache
+def _data_loader() -> Any:
+    """What describes S3 is large, and is read once: not for each client."""
+    from botocore.session import Session
+
+    return Session().get_component("data_loader")
 
 
 @contextlib.contextmanager

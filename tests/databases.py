@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import requests
 
 from storage.database import connect
 from storage.disk import DiskStore
@@ -141,17 +142,12 @@ def purge_rows(database):
 @pytest.fixture(scope="session")
 def s3_endpoint():
     """The root URL of an S3 server."""
-    from botocore.loaders import JSONFileLoader
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        # What describes S3 is large, and read once for all clients of this process, not for each.
-        load_file = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
-        patch.setattr(JSONFileLoader, "load_file", lambda loader, path: load_file(path))
-        yield f"http://{host}:{port}"
+    yield f"http://{host}:{port}"
     server.stop()
 
 
@@ -171,14 +167,10 @@ def s3_settings(monkeypatch, s3_endpoint):
 
 
 @pytest.fixture
-def s3_url(s3_settings):
+def s3_url(s3_settings, s3_endpoint):
     """A MEDIA_STORE: a prefix in a fresh bucket."""
-    import boto3
-
     bucket = f"test-{uuid.uuid4().hex}"
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=bucket)
-    client.close()
+    requests.put(f"{s3_endpoint}/{bucket}", timeout=10).raise_for_status()
     return f"s3://{bucket}/some/prefix"
 
 

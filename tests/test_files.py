@@ -570,9 +570,9 @@ def test_open_store(tmp_path, s3_settings):
     assert isinstance(open_store("s3://bucket/prefix"), S3Store)
 
 
-def test_a_folder_does_not_need_boto3(tmp_path):
+def test_a_folder_does_not_need_botocore(tmp_path):
     code = (
         "import sys; from storage.files import open_store; open_store(sys.argv[1]).check(); "
-        "sys.exit('boto3' in sys.modules)"
+        "sys.exit('botocore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT).returncode == 0
