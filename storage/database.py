@@ -379,7 +379,7 @@ class Database:
             with self._file.alone(wait):
                 self._bring_up_to_date(wait)
                 if self._file.open_as_first():  # it may be that the power was cut
-                    self._run(self._transaction(skip_reserved), wait=wait)
+                    self._run(self._transaction(partial(skip_reserved, self)), wait=wait)
         except DatabaseUnavailableError as error:
             self._trouble = str(error)
             raise

@@ -53,10 +53,14 @@ class IdReserve:
             self._newest, self._upto = upto - BLOCK, upto
 
 
-def skip_reserved(connection: Connection) -> None:
+_RESERVED = select(id_reserve.c.upto)
+_NEWEST = select(func.max(_sequence.c.seq)).where(_given)
+
+
+def skip_reserved(database: Database, connection: Connection) -> None:
     """Skip to an id that was never reserved. For a SQLite database that no other process has open."""
-    upto = connection.execute(select(id_reserve.c.upto)).scalar_one()
-    newest = connection.execute(select(func.max(_sequence.c.seq)).where(_given)).scalar()
+    (upto,) = database.prepared(_RESERVED)(connection).fetchone()
+    (newest,) = database.prepared(_NEWEST)(connection).fetchone()
     if newest is None and upto:
         connection.execute(insert(_sequence).values(name=messages.name, seq=upto))
     elif upto > (newest or 0):
