@@ -5,6 +5,7 @@ import io
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def thumbnails(request, tmp_path):
     on_disk = request.node.callspec.params["store"] == "disk"
     place = f"{tmp_path}/media" if on_disk else request.getfixturevalue("s3_url")
     return Thumbnails(place)
+
+
+@pytest.fixture
+def purge_in_folder(purge_rows, tmp_path):
+    """purge_in_folder(stopped) -> a Purge whose store is a folder, where the rows are what is tried."""
+    return partial(Purge, purge_rows, DiskStore(tmp_path / "media"), Thumbnails(f"{tmp_path}/media"))
 
 
 def keep(ledger, queue, store, number, fan=FAN, now=NOW, finish=True):
@@ -134,17 +141,21 @@ def test_nothing_is_forgotten_before_the_folders_are_on_the_disk(
     assert purge_rows.files_to_delete(NOW) == []
 
 
-def test_a_file_that_cannot_be_deleted_holds_up_no_other_one(ledger, queue, purge_rows, tmp_path):
+def test_a_file_that_cannot_be_deleted_holds_up_no_other_one(
+    ledger, queue, purge_rows, purge_in_folder, tmp_path
+):
     """Neither one of its day nor one of a later batch: each may be of a fan who asked for it."""
-    store, thumbnails = DiskStore(tmp_path / "media"), Thumbnails(f"{tmp_path}/media")
-    stems = []
     for number in range(502):
-        entry_id = keep(ledger, queue, store, number, now=NOW - 86400 * (number > 0))
-        stems.append(ledger.get(entry_id).media_key.rpartition(".")[0])
-    kept = [tmp_path / "media" / f"{stem}.kept" for stem in (min(stems), max(stems))]
+        now = NOW - 86400 * (number > 0)
+        ledger.record(parse_message(pushing.image(number).encode()), None, now)
+    stems = sorted(job.stem for job in queue.claim_downloads(NOW - 15, 15, limit=502))
+    store = DiskStore(tmp_path / "media")
+    for stem in stems[:50] + stems[-2:]:  # the folders list them in any order
+        store.put(stem, [b"x"], extension=lambda _: "jpg", attempt=1)
+    kept = [tmp_path / "media" / f"{stem}.kept" for stem in (stems[0], stems[-1])]
     for folder in kept:
         folder.mkdir()  # what nobody can unlink, not even root
-    purge = Purge(purge_rows, store, thumbnails)
+    purge = purge_in_folder()
     for _ in range(2):
         with pytest.raises(OSError, match="kept"):
             purge.purge(NOW, fan=FAN)
@@ -235,15 +246,15 @@ def after(calls):
     return lambda: next(answers, True)
 
 
-def test_a_stop_ends_a_purge_after_the_batch_in_hand(ledger, purge_rows, store, thumbnails):
+def test_a_stop_ends_a_purge_after_the_batch_in_hand(ledger, purge_in_folder):
     """It may be long: a process that is asked to end must not wait for it."""
-    for number in range(1200):
+    for number in range(501):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     some = {"now": NOW, "before": NOW - 1}
-    assert Purge(purge_rows, store, thumbnails, after(0)).purge(**some).rows == 0
-    one_batch = Purge(purge_rows, store, thumbnails, after(2)).purge(**some).rows
-    assert 0 < one_batch < 1200
-    assert Purge(purge_rows, store, thumbnails).purge(**some).rows == 1200 - one_batch
+    assert purge_in_folder(after(0)).purge(**some).rows == 0
+    one_batch = purge_in_folder(after(2)).purge(**some).rows
+    assert 0 < one_batch < 501
+    assert purge_in_folder().purge(**some).rows == 501 - one_batch
 
 
 def test_a_stop_ends_the_deletion_of_files(ledger, queue, purge_rows, store, thumbnails):
@@ -254,20 +265,20 @@ def test_a_stop_ends_the_deletion_of_files(ledger, queue, purge_rows, store, thu
     assert Purge(purge_rows, store, thumbnails).delete_files(NOW) == 1
 
 
-def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_rows, store, thumbnails):
-    for number in range(600):
+def test_a_fan_whose_purge_was_stopped_is_still_to_be_forgotten(ledger, purge_rows, purge_in_folder):
+    for number in range(501):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW)
     gone = pushing.message(MsgType="event", Event="unsubscribe")
     ledger.record(parse_message(gone.encode()), None, NOW)
-    assert Purge(purge_rows, store, thumbnails, after(2)).forget_unsubscribed(NOW) == 0
+    assert purge_in_folder(after(2)).forget_unsubscribed(NOW) == 0
     assert ledger.get(1) is None
     assert len(purge_rows.unsubscribed()) == 1, "the event goes last"
-    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW) == 1
+    assert purge_in_folder().forget_unsubscribed(NOW) == 1
     assert ledger.newest(1) == []
 
 
 def test_a_fan_is_forgotten_together_with_the_event_that_asks_for_it(
-    database, ledger, purge_rows, store, thumbnails
+    database, ledger, purge_rows, purge_in_folder
 ):
     """Otherwise nobody would know, after a stop between the two, that the fan is still to be forgotten."""
     memories = Memories(database, ledger, APPID)
@@ -275,24 +286,22 @@ def test_a_fan_is_forgotten_together_with_the_event_that_asks_for_it(
     memories.record(first, None, NOW, change, send_back=False)
     gone = pushing.message(MsgType="event", Event="unsubscribe")
     ledger.record(parse_message(gone.encode()), None, NOW)
-    Purge(purge_rows, store, thumbnails, after(2)).forget_unsubscribed(NOW)
+    purge_in_folder(after(2)).forget_unsubscribed(NOW)
     assert purge_rows.unsubscribed() == []
     assert memories.read(FAN) == StoredMemory()
 
 
-def test_what_work_remembers_after_its_fan_unsubscribed_is_forgotten_too(
-    database, ledger, purge_rows, store, thumbnails
-):
+def test_what_work_remembers_after_its_fan_unsubscribed_is_forgotten_too(database, ledger, purge_in_folder):
     memories, works = Memories(database, ledger, APPID), DeferredWork(database, ledger, APPID)
     _, work = works.record(parse_message(pushing.text(1).encode()), NOW, 15)
     gone = pushing.message(MsgType="event", Event="unsubscribe")
     ledger.record(parse_message(gone.encode()), None, NOW + 10)
     assert works.finish(work, None, NOW + 20, memory='{"step":1}')
-    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW + 60) == 1
+    assert purge_in_folder().forget_unsubscribed(NOW + 60) == 1
     assert memories.read(FAN) == StoredMemory()
 
 
-def test_what_a_fan_who_came_back_made_be_remembered_stays(database, ledger, purge_rows, store, thumbnails):
+def test_what_a_fan_who_came_back_made_be_remembered_stays(database, ledger, purge_in_folder):
     """Also if work of before writes it once more."""
     memories, works = Memories(database, ledger, APPID), DeferredWork(database, ledger, APPID)
     _, work = works.record(parse_message(pushing.text(1).encode()), NOW, 15)
@@ -301,15 +310,15 @@ def test_what_a_fan_who_came_back_made_be_remembered_stays(database, ledger, pur
     back, change = parse_message(pushing.text(2).encode()), Change(StoredMemory(), '{"step":1}')
     memories.record(back, None, NOW + 15, change, send_back=False)
     assert works.finish(work, None, NOW + 20, memory='{"step":2}')
-    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW + 60) == 1
+    assert purge_in_folder().forget_unsubscribed(NOW + 60) == 1
     assert memories.read(FAN).json == '{"step":2}'
 
 
-def test_a_fan_is_forgotten_however_the_event_is_spelled(ledger, purge_rows, store, thumbnails):
+def test_a_fan_is_forgotten_however_the_event_is_spelled(ledger, purge_in_folder):
     ledger.record(parse_message(pushing.text(1).encode()), None, NOW)
     gone = pushing.message(MsgType="event", Event="Unsubscribe")
     ledger.record(parse_message(gone.encode()), None, NOW)
-    assert Purge(purge_rows, store, thumbnails).forget_unsubscribed(NOW) == 1
+    assert purge_in_folder().forget_unsubscribed(NOW) == 1
     assert ledger.newest(10) == []
 
 
@@ -328,11 +337,11 @@ def test_a_stop_between_two_accounts_ends_the_round():
     assert len(tidied) == 1
 
 
-def test_pushes_go_on_while_a_purge_runs(ledger, purge_rows, store, thumbnails):
+def test_pushes_go_on_while_a_purge_runs(ledger, purge_in_folder):
     for number in range(1200):
         ledger.record(parse_message(pushing.text(number).encode()), None, NOW - 1e6)
     slowest = 0.0
-    purging = threading.Thread(target=lambda: Purge(purge_rows, store, thumbnails).purge(NOW, before=NOW - 1))
+    purging = threading.Thread(target=lambda: purge_in_folder().purge(NOW, before=NOW - 1))
     purging.start()
     number = 5000
     while purging.is_alive():
