@@ -42,6 +42,9 @@ THREE = {
 FAN = "oTest-AbCdEfGhIjKlMnOpQrSt_1"
 KEY, SHOP_KEY = "a key for all of them", "a key for the shop alone"
 
+# Where it does not matter which one it is.
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
 
 # -- settings --
 
@@ -345,10 +348,10 @@ def test_equal_fans_and_msg_ids_of_two_accounts_do_not_mix(platform, bot):
     assert again["attempts"][0]["opened"] == pushes[1]["attempts"][0]["opened"]
 
 
-def test_eight_cold_processes_fetch_each_accounts_token_once(platform, bot):
+def test_cold_processes_fetch_each_accounts_token_once(platform, bot, full):
     shows = [
         bot.start("flask", "token", "show", "--account", name)
-        for _ in range(8)
+        for _ in range(8 if full else 5)
         for name in ("shop", "club", "mini")
     ]
     for show in shows:
@@ -430,6 +433,7 @@ def test_from_one_account_to_several_and_one_more(tmp_path, platform):
         assert connection.execute("SELECT appid, count(*) FROM messages").fetchall() == [(CLUB, 1)]
 
 
+@ON_SQLITE
 def test_commands_ask_for_the_account(bot):
     said = bot.flask("ledger", "status")
     assert said.returncode == 2
@@ -439,6 +443,7 @@ def test_commands_ask_for_the_account(bot):
     assert bot.flask("ledger", "status", "--account", "nobody").returncode == 2
 
 
+@ON_SQLITE
 def test_the_doctor_examines_one_account(platform, bot):
     bot.web()
     for name, appid in (("shop", SHOP), ("club", CLUB), ("mini", MINI)):
