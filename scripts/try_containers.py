@@ -148,7 +148,7 @@ def contents(podman: Podman) -> str:
     if wrong := there & {".env", ".git", "tests", "docs", "bench", "sandbox", "scripts"}:
         raise trying.Failed(f"in the image: {wrong}")
     podman.bot("--rm", command=("python", "-c", "import pytest"), exits=1)
-    podman.bot("--rm", command=("python", "-c", "import app, psycopg, boto3, PIL"))
+    podman.bot("--rm", command=("python", "-c", "import app, psycopg, botocore, PIL"))
     return "no .env, no tests, no pytest"
 
 

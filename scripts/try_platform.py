@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
+from botocore.session import Session
 from moto.server import ThreadedMotoServer
 
 from bench import servers
@@ -178,7 +178,7 @@ class Platform:
         port: int,
     ) -> None:
         self._work, self._python, self._sandbox = work, python, sandbox
-        self._s3 = boto3.client(
+        self._s3 = Session().create_client(
             "s3",
             endpoint_url=store,
             region_name=KEYS["AWS_REGION"],

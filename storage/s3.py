@@ -1,6 +1,6 @@
 """The media in a bucket of an S3-compatible store: AWS, Tencent COS, Aliyun OSS, MinIO.
 
-Knows boto3, which is imported when a store is first used, and turns its errors into an OSError that says what to
+Knows botocore, which is imported when a store is first used, and turns its errors into an OSError that says what to
 check. Must not know what the files are.
 """
 
@@ -48,7 +48,7 @@ class S3Store:
         self._prefix = f"{found[2]}/" if found[2] else ""
         self._check_seconds = check_seconds
 
-    # Clients are made at the first use, within `_store_errors`: AWS_* that boto3 cannot use are a fault of the store,
+    # Clients are made at the first use, within `_store_errors`: AWS_* that botocore cannot use are a fault of the store,
     # which is reported, and not of the program that only has one.
 
     @cached_property
@@ -175,7 +175,7 @@ def _s3_client(*, read_timeout: float, attempts: int) -> S3Client:
         # As many as eight accounts have threads in `flask worker`. A further one is warned of, and connects each time.
         max_pool_connections=128,
         retries={"total_max_attempts": attempts, "mode": "standard"},
-        # Stores other than AWS refuse the additional checksums that boto3 would send.
+        # Stores other than AWS refuse the additional checksums that botocore would send.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

@@ -30,7 +30,7 @@ import parts
 
 ROOT = Path(__file__).parent.parent
 
-# These import nearly all. Not boto3: few want it, and it is large.
+# These import nearly all. Not botocore: few want it, and it is large.
 MODULES = """
     alembic.autogenerate alembic.command app concurrent.futures.thread gunicorn.app.wsgiapp psycopg web.server
 """

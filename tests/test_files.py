@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.httpsession import URLLib3Session
+from botocore.session import Session
 from urllib3 import HTTPResponse
 
 import storage.s3
@@ -374,13 +375,11 @@ class TestS3:
         return S3Store("s3://bucket/prefix")
 
     def test_objects_lie_under_the_prefix_with_their_type(self, s3_url):
-        import boto3
-
         store = S3Store(s3_url)
         put(store)
         put(S3Store(s3_url.partition("/some")[0]), b"x")
         store.put(STEM, [b"x"], extension=lambda _: "bin", attempt=1)
-        client = boto3.client("s3")
+        client = Session().create_client("s3")
         bucket = s3_url.split("/")[2]
         found = {
             item["Key"]: client.head_object(Bucket=bucket, Key=item["Key"])["ContentType"]
