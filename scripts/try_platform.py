@@ -178,7 +178,8 @@ class Platform:
         port: int,
     ) -> None:
         self._work, self._python, self._sandbox = work, python, sandbox
-        self._s3 = Session().create_client(
+        session: Any = Session()  # its types know only clients of any kind
+        self._s3 = session.create_client(
             "s3",
             endpoint_url=store,
             region_name=KEYS["AWS_REGION"],

@@ -48,8 +48,8 @@ class S3Store:
         self._prefix = f"{found[2]}/" if found[2] else ""
         self._check_seconds = check_seconds
 
-    # Clients are made at the first use, within `_store_errors`: AWS_* that botocore cannot use are a fault of the store,
-    # which is reported, and not of the program that only has one.
+    # Clients are made at the first use, within `_store_errors`: AWS_* that botocore cannot use are a fault of the
+    # store, which is reported, and not of the program that only has one.
 
     @cached_property
     def _client(self) -> S3Client:
