@@ -235,9 +235,8 @@ class TestDoor:
             assert (answer.status_code, answer.location) == (303, f"/gallery{wanted}")
             assert outside.client.get(door).location == f"/gallery{wanted}", "signed in by another tab"
 
-    @pytest.mark.parametrize(
-        "to",
-        [
+    def test_a_sign_in_leads_nowhere_else(self, outside):
+        for to in (
             "https://evil.example/",
             "//evil.example/gallery",
             "/\\evil.example",
@@ -253,11 +252,10 @@ class TestDoor:
             "javascript:alert(1)",
             "/wechat",
             "",
-        ],
-    )
-    def test_a_sign_in_leads_nowhere_else(self, outside, to):
-        answer = outside.client.post("/gallery/sign-in", query_string={"to": to}, data={"password": PASSWORD})
-        assert (answer.status_code, answer.location) == (303, "/gallery")
+        ):
+            client, form = outside.app.test_client(), {"password": PASSWORD}
+            answer = client.post("/gallery/sign-in", query_string={"to": to}, data=form)
+            assert (answer.status_code, answer.location) == (303, "/gallery"), to
 
     def test_a_wrong_password(self, outside, caplog):
         for wrong in ("", "wrong", PASSWORD + "x", PASSWORD[:-1], "x" * 5000):
@@ -360,9 +358,9 @@ OURS = "http://localhost"
 
 
 class TestForms:
-    @pytest.mark.parametrize(
-        "headers",
-        [
+    def test_of_another_site_nothing_is_done(self, rig, caplog):
+        ledger_id = rig.failed()
+        for headers in (
             {"Sec-Fetch-Site": "cross-site"},
             {"Sec-Fetch-Site": "same-site"},
             {"Sec-Fetch-Site": "cross-site", "Origin": OURS},
@@ -372,36 +370,32 @@ class TestForms:
             {"Origin": "http://localhost.evil.example"},
             {"Origin": "null"},
             {"Origin": ""},
-        ],
-    )
-    def test_of_another_site_nothing_is_done(self, rig, headers, caplog):
-        ledger_id = rig.failed()
-        for rule in routes(rig.app):
-            if "POST" in rule.methods:
-                answer = rig.client.post(
-                    path_of(rule, ledger_id), data={"password": PASSWORD}, headers=headers
-                )
-                assert answer.status_code == 403
-                assert "another site" in answer.text
-        assert "a form of another site" in caplog.text
-        assert rig.parts.ledger.get(ledger_id).media_state == "failed"
-        assert rig.get().status_code == 200, "still signed in"
+        ):
+            caplog.clear()
+            for rule in routes(rig.app):
+                if "POST" in rule.methods:
+                    answer = rig.client.post(
+                        path_of(rule, ledger_id), data={"password": PASSWORD}, headers=headers
+                    )
+                    assert answer.status_code == 403, headers
+                    assert "another site" in answer.text
+            assert "a form of another site" in caplog.text
+            assert rig.parts.ledger.get(ledger_id).media_state == "failed"
+            assert rig.get().status_code == 200, "still signed in"
 
-    @pytest.mark.parametrize(
-        "headers",
-        [
+    def test_of_the_gallery_itself(self, rig):
+        for headers in (
             {"Sec-Fetch-Site": "same-origin", "Origin": OURS},
             {"Sec-Fetch-Site": "same-origin", "Origin": "https://what.the.proxy.hides"},
             {"Sec-Fetch-Site": "none"},
             {"Origin": OURS},
             {"Origin": "https://localhost"},
             {},
-        ],
-    )
-    def test_of_the_gallery_itself(self, rig, headers):
-        ledger_id = rig.failed()
-        assert rig.client.post(f"/gallery/{ledger_id}/retry", headers=headers).status_code == 303
-        assert rig.parts.ledger.get(ledger_id).media_state == "pending"
+        ):
+            ledger_id = rig.failed()
+            answer = rig.client.post(f"/gallery/{ledger_id}/retry", headers=headers)
+            assert answer.status_code == 303, headers
+            assert rig.parts.ledger.get(ledger_id).media_state == "pending"
 
     def test_a_visitor_may_not_retry(self, outside):
         ledger_id = outside.failed()
@@ -489,9 +483,8 @@ class TestAttempts:
             outside.sign_in("wrong", client=outside.app.test_client())
         assert outside.sign_in().status_code == 303
 
-    @pytest.mark.parametrize(
-        ("one", "other", "same"),
-        [
+    def test_what_counts_as_one_address(self, outside):
+        for one, other, same in (
             ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
             ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
             # As some proxies forward it, with the port.
@@ -503,13 +496,14 @@ class TestAttempts:
             ("::ffff:192.0.2.1", "192.0.2.1", True),
             ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
             ("", "nonsense", True),
-        ],
-    )
-    def test_what_counts_as_one_address(self, outside, one, other, same):
-        for _ in range(sign_ins.PER_ADDRESS):
-            outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": one})
-        answer = outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": other})
-        assert answer.status_code == (429 if same else 403)
+        ):
+            for _ in range(sign_ins.PER_ADDRESS):
+                outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": one})
+            answer = outside.sign_in("wrong", environ_overrides={"REMOTE_ADDR": other})
+            assert answer.status_code == (429 if same else 403), (one, other)
+            outside.parts.database.run(
+                lambda connection: connection.exec_driver_sql("DELETE FROM sign_in_attempts")
+            )
 
 
 class TestSignIns:
@@ -624,18 +618,16 @@ class TestList:
             assert rig.get(f"/{ledger_id}/file").status_code == 404
             assert "Retry" not in page
 
-    @pytest.mark.parametrize(
-        "blank", ["", "   ", "\u3000\n", "\u200b\u2060\ufeff", "\u3164\ufe0f", " " * 300 + "far"]
-    )
-    def test_a_text_that_cannot_be_seen_is_a_link_with_a_name(self, rig, blank):
-        text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{blank}]]></Content>")
-        assert f'<span class="words" dir="auto">Text {text}</span>' in rig.page()
+    def test_a_text_that_cannot_be_seen_is_a_link_with_a_name(self, rig):
+        for blank in ("", "   ", "\u3000\n", "\u200b\u2060\ufeff", "\u3164\ufe0f", " " * 300 + "far"):
+            text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{blank}]]></Content>")
+            assert f'<span class="words" dir="auto">Text {text}</span>' in rig.page(), ascii(blank)
 
-    @pytest.mark.parametrize("seen", ["مرحبا", "。", " 👍 ", "\ue415"])  # the last is an old emoji of WeChat
-    def test_a_text_reads_in_its_own_direction(self, rig, seen):
-        text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{seen}]]></Content>")
-        assert f'<span class="words" dir="auto">{seen}</span>' in rig.page()
-        assert f'<p class="said" dir="auto">{seen}</p>' in rig.page(f"/{text}")
+    def test_a_text_reads_in_its_own_direction(self, rig):
+        for seen in ("مرحبا", "。", " 👍 ", "\ue415"):  # the last is an old emoji of WeChat
+            text = self.say(rig, f"<MsgType>text</MsgType><Content><![CDATA[{seen}]]></Content>")
+            assert f'<span class="words" dir="auto">{seen}</span>' in rig.page(), ascii(seen)
+            assert f'<p class="said" dir="auto">{seen}</p>' in rig.page(f"/{text}")
 
     def test_a_part_of_an_openid(self, rig):
         mine, other = rig.receive(), rig.receive(fan=OTHER_FAN)
@@ -744,9 +736,8 @@ class TestList:
         rig.parts.queue.retry([ledger_id], NOON + 5)
         assert (rig.shown("?state=pending"), rig.shown("?state=failed")) == ([ledger_id], [])
 
-    @pytest.mark.parametrize(
-        "query",
-        [
+    def test_what_makes_no_sense(self, rig):
+        for query in (
             "kind=gif",
             "state=waiting",
             "day=yesterday",
@@ -758,10 +749,8 @@ class TestList:
             "before=1e9_1",
             "before=1_99999999999999999999",
             "fan=%00",
-        ],
-    )
-    def test_what_makes_no_sense(self, rig, query):
-        assert "400" in rig.page(f"?{query}", 400)
+        ):
+            assert "400" in rig.page(f"?{query}", 400), query
 
     def test_another_accounts_entries_are_not_there(self, rig, make_rig):
         ledger_id = rig.stored()
@@ -1168,14 +1157,12 @@ class TestEntry:
         assert "write to the account first" in page
         assert "Retry" in page
 
-    @pytest.mark.parametrize(
-        "path", ["/0", "/999", "/9223372036854775807", "/9223372036854775808", "/-1", "/x", "/1/x"]
-    )
-    @pytest.mark.parametrize("what", ["", "/file", "/thumbnail"])
-    def test_what_is_not_there(self, rig, path, what):
-        page = rig.page(path + what, 404)
-        assert "There is no such" in page
-        assert "To the newest entries" in page
+    def test_what_is_not_there(self, rig):
+        for path in ("/0", "/999", "/9223372036854775807", "/9223372036854775808", "/-1", "/x", "/1/x"):
+            for what in ("", "/file", "/thumbnail"):
+                page = rig.page(path + what, 404)
+                assert "There is no such" in page, path + what
+                assert "To the newest entries" in page
 
     def test_an_address_of_no_page(self, rig):
         ledger_id = rig.failed()
@@ -1220,60 +1207,56 @@ class TestEntry:
             assert word in page
 
 
-HOSTILE = {
-    "a page": b"<!doctype html><script>alert(document.domain)</script>",
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'></svg>",
-    "xml": b"<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'><script>alert(1)</script></html>",
-    "pdf": b"%PDF-1.7 /OpenAction /JavaScript",
-    "exe": b"MZ\x90\0",
-    "nothing": b"\0",
-}
-POLYGLOTS = {
-    "gif and script": (b"GIF89a/*" + b"*/=1;alert(1)//" * 9, "image/gif"),
-    "jpeg and page": (PHOTO[:400] + b"<script>alert(1)</script>", "image/jpeg"),
-    "mp3 and page": (b"ID3\x04\0\0\0\0\0\0<script>alert(1)</script>" + MP3, "audio/mpeg"),
-    "mp4 and page": (MP4 + b"<script>alert(1)</script>", "video/mp4"),
-}
+HOSTILE = [
+    b"<!doctype html><script>alert(document.domain)</script>",
+    b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'></svg>",
+    b"<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'><script>alert(1)</script></html>",
+    b"%PDF-1.7 /OpenAction /JavaScript",
+    b"MZ\x90\0",
+    b"\0",
+]
+POLYGLOTS = [
+    (b"GIF89a/*" + b"*/=1;alert(1)//" * 9, "image/gif"),
+    (PHOTO[:400] + b"<script>alert(1)</script>", "image/jpeg"),
+    (b"ID3\x04\0\0\0\0\0\0<script>alert(1)</script>" + MP3, "audio/mpeg"),
+    (MP4 + b"<script>alert(1)</script>", "video/mp4"),
+]
 
 
 class TestFiles:
-    @pytest.mark.parametrize("case", HOSTILE)
-    def test_a_hostile_upload_is_a_download(self, rig, case):
-        ledger_id = rig.stored(HOSTILE[case])
+    def test_a_hostile_upload_is_a_download(self, rig):
+        uploads = {rig.stored(data): data for data in HOSTILE}
         rig.make_thumbnails()
-        answer = rig.get(f"/{ledger_id}/file")
-        assert answer.data == HOSTILE[case]
-        assert answer.content_type == "application/octet-stream"
-        assert answer.headers["Content-Disposition"] == f'attachment; filename="{ledger_id}.bin"'
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert "sandbox" in answer.headers["Content-Security-Policy"]
-        sign = rig.get(f"/{ledger_id}/thumbnail")
-        assert sign.data == (ROOT / "web" / "gallery" / "static" / "image.svg").read_bytes()
-        page = rig.page(f"/{ledger_id}")
-        assert "alert" not in page
-        assert f'src="/gallery/{ledger_id}/file"' not in page
-        assert "Not a format" in page
+        for ledger_id, data in uploads.items():
+            answer = rig.get(f"/{ledger_id}/file")
+            assert answer.data == data
+            assert answer.content_type == "application/octet-stream", data
+            assert answer.headers["Content-Disposition"] == f'attachment; filename="{ledger_id}.bin"'
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "sandbox" in answer.headers["Content-Security-Policy"]
+            sign = rig.get(f"/{ledger_id}/thumbnail")
+            assert sign.data == (ROOT / "web" / "gallery" / "static" / "image.svg").read_bytes(), data
+            page = rig.page(f"/{ledger_id}")
+            assert "alert" not in page
+            assert f'src="/gallery/{ledger_id}/file"' not in page
+            assert "Not a format" in page
 
-    @pytest.mark.parametrize("case", POLYGLOTS)
-    def test_a_polyglot_is_what_the_store_named_it(self, rig, case):
-        data, content_type = POLYGLOTS[case]
-        answer = rig.get(f"/{rig.stored(data)}/file")
-        assert answer.content_type == content_type
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; sandbox")
+    def test_a_polyglot_is_what_the_store_named_it(self, rig):
+        for data, content_type in POLYGLOTS:
+            answer = rig.get(f"/{rig.stored(data)}/file")
+            assert answer.content_type == content_type
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; sandbox")
 
-    @pytest.mark.parametrize(
-        ("kind", "data", "content_type", "shown"),
-        [
+    def test_voices_and_videos(self, rig):
+        for kind, data, content_type, shown in (
             ("voice", MP3, "audio/mpeg", "<audio src="),
             ("video", MP4, "video/mp4", "<video src="),
             ("voice", AMR, "application/octet-stream", "Download .amr</a>"),
-        ],
-    )
-    def test_voices_and_videos(self, rig, kind, data, content_type, shown):
-        ledger_id = rig.stored(data, kind=kind)
-        assert rig.get(f"/{ledger_id}/file").content_type == content_type
-        assert shown in rig.page(f"/{ledger_id}")
+        ):
+            ledger_id = rig.stored(data, kind=kind)
+            assert rig.get(f"/{ledger_id}/file").content_type == content_type
+            assert shown in rig.page(f"/{ledger_id}")
 
     def test_a_page_is_never_saved_as_a_file(self, rig):
         """What a link downloads is the server's to say: without a session it answers with the sign-in page."""
@@ -1407,30 +1390,30 @@ class TestThumbnails:
         finally:
             worker.stop()
 
-    @pytest.mark.parametrize("kind", ["voice", "video"])
-    def test_signs(self, rig, kind):
-        ledger_id = rig.receive(kind)
-        assert f'src="/gallery/static/{kind}.svg"' in rig.page()
-        assert (
-            rig.get(f"/{ledger_id}/thumbnail").data
-            == (ROOT / "web" / "gallery" / "static" / f"{kind}.svg").read_bytes()
-        )
+    def test_signs(self, rig):
+        for kind in ("voice", "video"):
+            sign = (ROOT / "web" / "gallery" / "static" / f"{kind}.svg").read_bytes()
+            ledger_id = rig.receive(kind)
+            assert f'src="/gallery/static/{kind}.svg"' in rig.page()
+            assert rig.get(f"/{ledger_id}/thumbnail").data == sign
 
 
 class TestSending:
     """What became of an answer that is sent later."""
 
-    @pytest.mark.parametrize("state", SendState)
-    def test_each_state_is_in_words_of_the_readers_language(self, rig, state):
+    def test_each_state_is_in_words_of_the_readers_language(self, rig):
         ledger_id = rig.failed()
-        rig.parts.database.run(
-            lambda connection: connection.exec_driver_sql("UPDATE messages SET send_state = ?", (state,))
-        )
-        page = rig.page(f"/{ledger_id}", headers={"Accept-Language": "zh-CN"})
-        (words,) = re.findall("<dt>回发</dt><dd>(.*) · ", page)
-        assert not re.search("[a-z]", words)
-        changes_by_itself = state in ("waiting", "pending", "working", "later")
-        assert ('data-live="3"' in page) == changes_by_itself
+        for state in SendState:
+            rig.parts.database.run(
+                lambda connection, state=state: connection.exec_driver_sql(
+                    "UPDATE messages SET send_state = ?", (state,)
+                )
+            )
+            page = rig.page(f"/{ledger_id}", headers={"Accept-Language": "zh-CN"})
+            (words,) = re.findall("<dt>回发</dt><dd>(.*) · ", page)
+            assert not re.search("[a-z]", words), state
+            changes_by_itself = state in ("waiting", "pending", "working", "later")
+            assert ('data-live="3"' in page) == changes_by_itself
 
 
 OWN_SCRIPT = '<script src="/gallery/static/gallery.js" defer>'
