@@ -202,6 +202,19 @@ def assert_fits(page):
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def look(page, locale):
+    """In both widths, and by axe in one of them: in English dark and narrow, where words and colours are tightest, in
+    Chinese light and wide. No colour depends on the width."""
+    dark = locale == "en-US"
+    page.emulate_media(color_scheme="dark" if dark else "light")
+    for viewport in (DESKTOP, NARROW) if dark else (NARROW, DESKTOP):
+        page.set_viewport_size(viewport)
+        assert_fits(page)
+    assert_accessible(page)
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back))) < 300) == dark
+
+
 def assert_undistorted(picture):
     """It is drawn as high and wide as it is, or with the missing part cut off or left empty."""
     assert picture.evaluate(

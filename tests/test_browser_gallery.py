@@ -12,11 +12,9 @@ from PIL import Image
 import parts
 from sandbox import running_sandbox
 from tests.browser import (
-    DESKTOP,
-    NARROW,
-    assert_accessible,
     assert_fits,
     assert_undistorted,
+    look,
     one_browser,
     running_bot,
     tab_to,
@@ -265,6 +263,7 @@ def test_everybody_can_use_it(place, visit, locale):
     page.locator("#password").fill(PASSWORD)
     page.locator("#password").press("Enter")
     page.locator(".grid").wait_for()
+    page.wait_for_load_state()  # the list is there before its style sheet
     look(page, locale)
     for path in ("?fan=nobody", *(f"/{entry.id}" for entry in (stored, voice, failed))):
         page.goto(f"{place.bot.url}/gallery{path}")
@@ -280,18 +279,6 @@ def test_the_links_to_other_pages_fit_the_narrowest_phone(place, enter):
     page = enter("?before=9999999999_999999999", viewport={"width": 320, "height": 568})
     assert page.locator("nav.pages a").all_inner_texts() == ["Newest", "Newer", "Older", "Oldest"]
     assert_fits(page)
-
-
-def look(page, locale):
-    """In both widths and both schemes: dark and wide in the one language, dark and narrow in the other."""
-    for viewport in (DESKTOP, NARROW):
-        page.set_viewport_size(viewport)
-        assert_fits(page)
-        dark = (viewport == NARROW) == (locale == "en-US")
-        page.emulate_media(color_scheme="dark" if dark else "light")
-        assert_accessible(page)
-        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", back))) < 300) == dark
 
 
 def test_a_voice_plays_and_another_is_a_download(place, enter):
