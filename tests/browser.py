@@ -226,16 +226,22 @@ def assert_undistorted(picture):
     )
 
 
-SEEN = """() => document.activeElement === document.body
-  || getComputedStyle(document.activeElement).outlineStyle !== "none" """
+STOP = """wanted => [
+  document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle !== "none",
+  document.activeElement === wanted,
+]"""
 
 
 def tab_to(page, wanted, most=60):
     """Moves the focus by the Tab key alone, and sees that each stop is visible, if only a frame later."""
+
+    def stop():
+        seen, there = wanted.evaluate(STOP)
+        return seen and ("there" if there else "on the way")
+
     for _ in range(most):
         page.keyboard.press("Tab")
-        eventually(lambda: page.evaluate(SEEN), 2, "a focus that is to be seen")
-        if wanted.evaluate("element => element === document.activeElement"):
+        if eventually(stop, 2, "a focus that is to be seen") == "there":
             return
     raise AssertionError(f"Tab does not reach {wanted}")
 
