@@ -279,7 +279,7 @@ class Database:
         try:
             connection = self._take()
             if self._file is not None:
-                self._file.look(driver_of(connection))
+                self._file.look()
             else:
                 driver_of(connection).patience = wait + _SILENCE_SECONDS
             result = operation(connection)

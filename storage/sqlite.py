@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import stat
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -39,7 +40,11 @@ _CHECKPOINT_MILLISECONDS = 100  # for running reads to finish
 
 class _Connection(sqlite3.Connection):
     wal_files: tuple[object, ...] = ()
-    """The -wal and the -shm that it has open. SQLite leaves them alone until it is closed."""
+    """The -wal and the -shm that it has open. SQLite leaves them alone until the last connection is closed."""
+
+    def close(self) -> None:
+        self.wal_files = ()
+        super().close()
 
 
 class SqliteFile:
@@ -51,7 +56,9 @@ class SqliteFile:
         self._open: int | None = None
         self._identity: tuple[int, int] | None = None
         self._next_look = 0.0
-        self._wal_files: tuple[object, ...] = ()
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._adding = threading.Lock()
+        self._wal_files: set[tuple[object, ...]] = set()
         self._gone = False
         self._synced: tuple[int, int] | None = None  # size and time of the log as it was then
 
@@ -116,6 +123,8 @@ class SqliteFile:
                 connection.execute(statement)
             connection.execute("PRAGMA schema_version")  # opens the log
             connection.wal_files = self._wal_files_there()
+            with self._adding:
+                self._connections.add(connection)
             self._next_look = 0.0
             self.look()
         except BaseException:
@@ -123,9 +132,9 @@ class SqliteFile:
             raise
         return connection
 
-    def look(self, connection: _Connection | None = None) -> None:
+    def look(self) -> None:
         """Raise DatabaseUnavailableError when the file was deleted or cannot be reached, or another one lies in its
-        place; or the log that this connection has open.
+        place; or the log that a connection of this process has open. A new connection would begin another log.
 
         Looks once in LOOK_SECONDS. If the same file comes back, all is well. A running process never uses another
         file: the old file's log, which other processes still write, would be merged into it.
@@ -134,9 +143,10 @@ class SqliteFile:
         if now < self._next_look:
             return
         if not self._gone:
-            self._wal_files = connection.wal_files if connection else ()
+            with self._adding:
+                self._wal_files = {connection.wal_files for connection in self._connections} - {()}
         found = self._now_there()
-        if found == self._identity and self._wal_files in ((), self._wal_files_there()):
+        if found == self._identity and self._wal_files <= {self._wal_files_there()}:
             self._next_look = now + LOOK_SECONDS
             if self._gone:
                 log.warning("the database file is back")

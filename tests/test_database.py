@@ -607,6 +607,18 @@ class TestAFileThatIsTakenAway:
         assert rows(after, "SELECT count(*) FROM messages") == [(1,)]
         after.close()
 
+    def test_without_its_log_while_its_connection_is_in_use(self, taken):
+        """Then the next one is a new one, and would begin a log of its own."""
+        database, path = taken
+        database.write(lambda connection: connection.exec_driver_sql(INSERT))
+
+        def meanwhile(_):
+            path.with_name("bot.db-wal").unlink()
+            self.noticed(database, "has lost its -wal or -shm")
+
+        database.run(meanwhile)
+        assert not path.with_name("bot.db-wal").exists()
+
     def test_its_log_may_go_when_nobody_has_it_open(self, tmp_path, caplog):
         database = connect(f"sqlite:///{tmp_path}/bot.db")
         for _ in range(3):
