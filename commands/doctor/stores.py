@@ -104,17 +104,16 @@ def check_disk(settings: Settings) -> Outcome:
     name = min(free, key=lambda each: free[each])
     megabytes, least = free[name] >> 20, MIN_FREE_BYTES >> 20
     if free[name] < MIN_FREE_BYTES:
-        when = "before pushes get 503", "写满后将无法接收推送"
-        if name == "MEDIA_STORE":
-            when = (
-                ("before downloads fail", "写满后下载会失败")
-                if in_bucket
-                else ("downloads wait for it", "下载已暂停")
-            )
+        if name == "DATABASE_URL":
+            effect, effect_zh = "before pushes get 503", "写满后将无法接收推送"
+        elif in_bucket:
+            effect, effect_zh = "before downloads fail", "写满后下载会失败"
+        else:
+            effect, effect_zh = "downloads wait for it", "下载已暂停"
         return Outcome(
             False,
-            f"{megabytes} MB are free on the disk of {name}, less than {least}: free some space, {when[0]}",
-            f"{name} 所在磁盘仅剩 {megabytes} MB，{when[1]}，请清理空间",
+            f"{megabytes} MB are free on the disk of {name}, less than {least}: free some space, {effect}",
+            f"{name} 所在磁盘仅剩 {megabytes} MB，{effect_zh}，请清理空间",
         )
     return Outcome(True, f"{megabytes} MB free", f"剩余 {megabytes} MB")
 
