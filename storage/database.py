@@ -17,24 +17,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
-from sqlalchemy import URL, Connection, Dialect, Executable, Table, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
-from sqlalchemy.sql import ClauseElement
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from storage.batches import Batches
 from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.ids import skip_reserved
 from storage.sqlite import SqliteFile, checkpoint
+from storage.statements import Prepared, RowStatement, driver_of
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._batches = Batches(self._write_all, DatabaseUnavailableError)
-        self._row_batches: dict[str, Batches[Mapping[str, Any], Any]] = {}  # by statement
+        self._row_batches: dict[RowStatement, Batches[Mapping[str, Any], Any]] = {}
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
@@ -179,34 +179,38 @@ class Database:
         """Run the operation as one transaction: all of it is kept, or nothing. Waits and raises as `run` does."""
         return self._write(operation, self._transaction(operation), wait)
 
-    def find_row(self, statement: Prepared, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS) -> Any:
+    def find_row(
+        self, statement: RowStatement, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS
+    ) -> Any:
         """The row that a statement finds, or None. Waits and raises as `run` does."""
         if self.is_sqlite:
-            return self.run(lambda connection: statement(connection, **values).fetchone(), wait=wait)
+            return self.run(lambda connection: statement.row(connection, values), wait=wait)
         return self._row(statement, values, wait)
 
-    def write_row(self, statement: Prepared, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS) -> Any:
+    def write_row(
+        self, statement: RowStatement, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS
+    ) -> Any:
         """The row that one inserting or updating statement returns, or None; it is committed. Waits and raises as `run`
         does."""
         if self.is_sqlite:
-            return self.write(lambda connection: statement(connection, **values).fetchone(), wait=wait)
+            return self.write(_RowWrite(statement, values), wait=wait)
         return self._row(statement, values, wait)
 
-    def _row(self, statement: Prepared, values: Mapping[str, Any], wait: float) -> Any:
+    def _row(self, statement: RowStatement, values: Mapping[str, Any], wait: float) -> Any:
         """Threads that come with one statement at the same time share a round trip to PostgreSQL, and a commit."""
         if not self._ready:
             self.prepare(wait=wait)
-        batches = self._row_batches.get(statement.sql)
+        batches = self._row_batches.get(statement)
         if batches is None:
             new = Batches(partial(self._rows, statement), DatabaseUnavailableError)
-            batches = self._row_batches.setdefault(statement.sql, new)
+            batches = self._row_batches.setdefault(statement, new)
         try:
-            return batches(statement.completed(values), wait)
+            return batches(values, wait)
         except TimeoutError:
             raise _no_turn(wait) from None
 
     def _rows(
-        self, statement: Prepared, many: Callable[[], Sequence[Mapping[str, Any]]], wait: float
+        self, statement: RowStatement, many: Callable[[], Sequence[Mapping[str, Any]]], wait: float
     ) -> Sequence[Any]:
         return self._admitted(lambda connection: statement.rows(connection, many()), wait)
 
@@ -225,7 +229,7 @@ class Database:
         return result
 
     def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
-        """A single write runs as its `alone` form, several run in one transaction."""
+        """A single write runs as its `alone` form, several run in one transaction, rows for one statement by one."""
         assert self._file is not None
         turn = self._file.turn
 
@@ -234,6 +238,10 @@ class Database:
                 now = writes()
                 if len(now) == 1:
                     return [now[0][1](connection)]
+                rows = [each for each, _ in now if isinstance(each, _RowWrite)]
+                statements = {row.statement for row in rows}
+                if len(rows) == len(now) and len(statements) == 1:
+                    return statements.pop().rows(connection, [row.values for row in rows])
                 return self._transaction(lambda connection: [each(connection) for each, _ in now])(connection)
 
         def make_checkpoint(connection: Connection) -> None:
@@ -322,10 +330,14 @@ class Database:
 
         return transaction
 
-    def prepared(self, statement: Executable, key: Sequence[str] = ()) -> Prepared:
+    def prepared(self, statement: Executable) -> Prepared:
         """The statement made ready for this database. Compiled once per process and statement object, so pass the same
-        object for every account. `key`: the names of the values that identify a row it writes."""
-        return _prepared(statement, self._address.drivername, tuple(key))
+        object for every account."""
+        return _prepared(statement, self._address.drivername)
+
+    def row_statement(self, make: Callable[[int], Executable], key: Sequence[str]) -> RowStatement:
+        """The same for a statement about several rows, see storage.statements: pass the same function."""
+        return _row_statement(make, tuple(key), self.is_sqlite)
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
         """Make or migrate the schema if that is still to be done.
@@ -475,39 +487,26 @@ class Database:
         return f"PostgreSQL: {said}: {hint}"
 
 
-class Prepared:
-    """A statement that was turned into SQL once. To have SQLAlchemy do it for each run costs several times the run."""
+@dataclass(frozen=True)
+class _RowWrite:
+    """A write of one row."""
 
-    def __init__(self, statement: Executable, dialect: Dialect, key: Sequence[str]) -> None:
-        compiled = cast(ClauseElement, statement).compile(dialect=dialect)
-        assert isinstance(compiled, SQLCompiler)
-        self.sql, self._names = compiled.string, compiled.positiontup
-        self._given = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
-        self._key = key
+    statement: RowStatement
+    values: Mapping[str, Any]
 
-    def __call__(self, connection: Connection, **values: Any) -> Any:
-        """The driver's cursor: its rows are tuples, of the driver's own types."""
-        all_values = self.completed(values)
-        parameters = all_values if self._names is None else [all_values[name] for name in self._names]
-        return driver_of(connection).execute(self.sql, parameters)
-
-    def completed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """These values, and those that the statement was made with."""
-        return {**self._given, **values} if self._given else values
-
-    def rows(self, connection: Connection, many: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """For PostgreSQL: the row for each of these completed values, or None; in one transaction."""
-        if len(many) == 1:
-            return [self(connection, **many[0]).fetchone()]
-        # In the same order everywhere: otherwise two processes that write the same rows could deadlock.
-        order = sorted(range(len(many)), key=lambda place: [many[place][name] for name in self._key])
-        found = driver_of(connection).rows(self.sql, [many[place] for place in order])
-        return [row for _, row in sorted(zip(order, found, strict=True), key=lambda each: each[0])]
+    def __call__(self, connection: Connection) -> Any:
+        return self.statement.row(connection, self.values)
 
 
 @cache
-def _prepared(statement: Executable, driver: str, key: Sequence[str]) -> Prepared:
-    return Prepared(statement, URL.create(driver).get_dialect()(), key)
+def _prepared(statement: Executable, driver: str) -> Prepared:
+    return Prepared(statement, URL.create(driver).get_dialect()())
+
+
+@cache
+def _row_statement(make: Callable[[int], Executable], key: Sequence[str], is_sqlite: bool) -> RowStatement:
+    kind: Any = sqlite.dialect if is_sqlite else postgresql.dialect
+    return RowStatement(make, key, kind(paramstyle="qmark" if is_sqlite else "numeric_dollar"))
 
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -643,11 +642,6 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
 
 def _no_turn(wait: float) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(f"this process's other operations take too long (waited {wait:.1f} s)")
-
-
-def driver_of(connection: Connection) -> Any:
-    """The driver's own connection, for what must cost little: sqlite3's and psycopg's both have `execute`."""
-    return connection.connection.dbapi_connection
 
 
 def _drop(connection: Connection) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Executable,
     Table,
-    bindparam,
     case,
     false,
     func,
@@ -35,6 +35,7 @@ from storage.models import (
     messages,
     works,
 )
+from storage.statements import find_each, value
 from storage.states import SendState
 from wechat.messages import Message, UnsubscribeEvent
 
@@ -120,13 +121,13 @@ class Ledger:
         self._database = database
         self._appid = appid
         self.ids = IdReserve(database) if ids is None else ids
-        self._select = database.prepared(_FIND)
-        self._insert = database.prepared(_insert_statement(database.insert), _KEY)
+        self._find = database.row_statement(_find, _KEY)
+        self._insert = database.row_statement(_insert_by(database.insert), _KEY)
 
     def find(self, message: Message, *, wait: float = WAIT_SECONDS) -> Recorded | None:
         """What this message was answered when it came in before; None when it is new."""
         for values in _keys(self, message):
-            row = self._database.find_row(self._select, values, wait=wait)
+            row = self._database.find_row(self._find, values, wait=wait)
             if row is not None:
                 return _repeated(row)
         return None
@@ -225,7 +226,7 @@ class Ledger:
 def find_in_transaction(ledger: Ledger, connection: Connection, message: Message) -> Recorded | None:
     """As `Ledger.find()`, inside the caller's transaction."""
     for values in _keys(ledger, message):
-        row = ledger._select(connection, **values).fetchone()
+        row = ledger._find.row(connection, values)
         if row is not None:
             return _repeated(row)
     return None
@@ -245,7 +246,7 @@ def insert_in_transaction(
     first, and False. `working`: it is not answered yet. Call `ledger.ids.before_insert()` before the transaction."""
     values = _values(ledger, message, reply, now, send_back=send_back, working=working)
     while True:
-        row = ledger._insert(connection, **values).fetchone()
+        row = ledger._insert.row(connection, values)
         if row is not None:
             return _new(ledger, row, reply, working), True
         recorded = find_in_transaction(ledger, connection, message)
@@ -303,27 +304,29 @@ def _repeated(found: Any) -> Recorded:
     return Recorded(ledger_id, reply, bool(working), repeated=True)
 
 
-@cache
-def _insert_statement(insert: Callable[[Table], Any]) -> Any:
-    """The INSERT for a new push."""
-    return (
-        insert(messages)
-        .values({name: bindparam(name) for name in _NEW})
-        .on_conflict_do_nothing(index_elements=[messages.c[name] for name in _KEY])
-        .returning(messages.c.id)
-    )
-
-
 # For every push.
-_FIND = select(
-    messages.c.id, messages.c.reply, func.coalesce(messages.c.send_state == WORKING, false())
-).where(
-    messages.c.message_key == bindparam("message_key"),
-    messages.c.sender == bindparam("sender"),
-    messages.c.appid == bindparam("appid"),
-)
 _KEY = ("message_key", "sender", "appid")
 _NEW = (
     *_KEY, "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
     "media_state", "media_due", "media_id", "media_kind", "send_state",
 )  # fmt: skip
+_KEY_COLUMNS = [messages.c[name] for name in _KEY]
+
+
+def _find(number: int) -> Executable:
+    """What so many messages were answered."""
+    working = func.coalesce(messages.c.send_state == WORKING, false())
+    return find_each(select(*_KEY_COLUMNS, messages.c.id, messages.c.reply, working), _KEY_COLUMNS, number)
+
+
+@cache
+def _insert_by(insert: Callable[[Table], Any]) -> Callable[[int], Executable]:
+    """The INSERT for so many new pushes."""
+
+    def make(number: int) -> Executable:
+        rows = [{name: value(name, place) for name in _NEW} for place in range(number)]
+        new = insert(messages).values(rows).on_conflict_do_nothing(index_elements=_KEY_COLUMNS)
+        returning: Executable = new.returning(*_KEY_COLUMNS, messages.c.id)
+        return returning
+
+    return make

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, Executable, case, select, update
 
 from storage.database import Database
 from storage.ledger import Ledger, Recorded, find_in_transaction, insert_in_transaction
 from storage.models import memories
+from storage.statements import find_each
 from wechat.messages import Message
 
-_READ = select(memories.c.memory, memories.c.version).where(
-    memories.c.appid == bindparam("of_appid"), memories.c.sender == bindparam("openid")
-)
+_KEY = (memories.c.appid, memories.c.sender)
+
+
+def _read(number: int) -> Executable:
+    """What is remembered of so many fans."""
+    return find_each(select(*_KEY, memories.c.memory, memories.c.version), _KEY, number)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class Memories:
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
-        self._read = database.prepared(_READ)
+        self._read = database.row_statement(_read, ("appid", "sender"))
 
     def read(self, openid: str) -> StoredMemory:
         """What is remembered of this fan."""
-        row = self._database.find_row(self._read, {"of_appid": self._appid, "openid": openid})
+        row = self._database.find_row(self._read, {"appid": self._appid, "sender": openid})
         return StoredMemory() if row is None else StoredMemory(*row)
 
     def record(

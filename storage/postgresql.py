@@ -7,7 +7,7 @@ not know statements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -25,9 +25,11 @@ class Connection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         return super().wait(gen, interval, self.patience if timeout is None else timeout)
 
-    def rows(self, sql: str, values: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The row that the statement returns for each, or None; all in one transaction, committed when this returns."""
-        with self.cursor() as cursor:
-            # Sent one behind the other, and waited for once.
-            cursor.executemany(sql, values, returning=True)
-            return [result.fetchone() for result in cursor.results()]
+    def rows(self, sql: bytes, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """The rows that a statement with $1, $2 and so on returns."""
+        # All go as text without a type, which the columns decide: one prepared statement fits, whatever is NULL.
+        texts = [
+            value if value is None else str(value) if not isinstance(value, bytes) else f"\\x{value.hex()}"
+            for value in values
+        ]
+        return psycopg.RawCursor(self).execute(sql, texts, prepare=True).fetchall()

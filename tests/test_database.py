@@ -23,11 +23,12 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect, driver_of
+from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.ledger import Ledger
 from storage.models import metadata
+from storage.statements import driver_of
 from tests import pushing
 from tests.conftest import eventually
 from tests.prepared import Talking

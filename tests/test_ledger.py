@@ -18,7 +18,7 @@ import sqlalchemy
 
 import storage.purge
 import storage.queue
-from storage.database import Prepared, connect
+from storage.database import connect
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError
 from storage.files import StoredFile
@@ -225,17 +225,16 @@ class TestRecord:
     def test_a_row_purged_between_conflict_and_look_is_made_anew(self, ledger, database_url):
         first = ledger.record(image(1), REPLY, T0)
         another_program = connect(database_url, sync="normal")
-        looks, execute = [], Prepared.__call__
+        looks, find = [], Ledger.find
 
-        def purging(statement, connection, **values):
+        def purging(ledger, message, **wait):
             """The row goes while the look-up is on its way."""
-            if not looks and set(values) == {"message_key", "sender", "appid"}:
-                gone = messages.delete().where(messages.c.sender == FAN)
-                looks.append(another_program.run(lambda connection: connection.execute(gone).rowcount))
-            return execute(statement, connection, **values)
+            gone = messages.delete().where(messages.c.sender == FAN)
+            looks.append(another_program.run(lambda connection: connection.execute(gone).rowcount))
+            return find(ledger, message, **wait)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Prepared, "__call__", purging)
+            patch.setattr(Ledger, "find", purging)
             second = ledger.record(image(1), None, T0)
         assert looks == [1]
         assert second.id > first.id
@@ -635,7 +634,7 @@ class TestPurge:
 
 WORKER = """
 import sys
-from storage.database import Prepared, connect
+from storage.database import connect
 from storage.ledger import Ledger
 from storage.purge import PurgeRows
 from storage.queue import Queue
