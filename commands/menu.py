@@ -42,11 +42,12 @@ def menu_set(file: TextIO) -> None:
         json.dumps(wanted, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{file.name} is not JSON: {error}") from None
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("button"), list):
-        raise click.UsageError(f'{file.name} must be a JSON object with a list "button"')
+    buttons = wanted.get("button") if isinstance(wanted, dict) else None
+    if not isinstance(buttons, list) or not all(isinstance(button, dict) for button in buttons):
+        raise click.UsageError(f'{file.name} must be a JSON object with a list "button" of objects')
     with errors_in_one_line():
         set_menu(parts.client, wanted)
-    show_json({"buttons": len(wanted["button"])})
+    show_json({"buttons": len(buttons)})
 
 
 @menu.command("delete")
