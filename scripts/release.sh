@@ -15,6 +15,8 @@ cd "$(git rev-parse --show-toplevel)"
 branch=$(git symbolic-ref --short -q HEAD) || fail "HEAD is on no branch"
 [[ -z $(git status --porcelain) ]] || fail "the tree is not clean: commit or remove what git status shows"
 [[ -z $(git tag --list "v$version") ]] || fail "v$version is there already"
+newest=$( (git tag --list 'v[0-9]*'; echo "v$version") | sort --version-sort | tail -1)
+[[ $newest == "v$version" ]] || fail "$newest is newer than v$version"
 git var GIT_AUTHOR_IDENT >/dev/null 2>&1 && git var GIT_COMMITTER_IDENT >/dev/null 2>&1 ||
   fail "git does not know who you are: git config user.name and user.email"
 grep -qx '## Unreleased' CHANGELOG.md || fail "CHANGELOG.md has no '## Unreleased'"

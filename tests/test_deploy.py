@@ -552,6 +552,17 @@ def test_a_version_is_released_once(clone):
     assert "there already" in done.stderr
 
 
+@pytest.mark.parametrize("tag", ["v7.8.10", "v10.0.0"])
+def test_a_release_is_newer_than_those_before(clone, tag):
+    git(clone, "tag", "v7.8.2")
+    git(clone, "tag", "old")
+    assert release(clone, "7.8.9", "--check").returncode == 0
+    git(clone, "tag", tag)
+    done = release(clone, "7.8.9", "--check")
+    assert done.returncode == 1
+    assert f"{tag} is newer than v7.8.9" in done.stderr
+
+
 def test_a_release_leaves_what_it_refuses_as_it_was(clone):
     (clone / "CHANGELOG.md").write_text("# Changes\n")
     git(clone, "commit", "--quiet", "--all", "--message", "No entries")
