@@ -127,8 +127,17 @@ def test_not_ready_without_the_media_store(sandbox, make_bot):
     bot = make_bot(sandbox)
     bot.web()
     stored(bot, send(sandbox))
-    shutil.rmtree(bot.folder / "media")
-    (bot.folder / "media").write_text("a file where the folder was")
+    media = bot.folder / "media"
+
+    def put_a_file_there():
+        shutil.rmtree(media, ignore_errors=True)
+        try:
+            media.write_text("a file where the folder was")
+        except IsADirectoryError:  # the bot has just made it again
+            return False
+        return True
+
+    eventually(put_a_file_there)
     answer = requests.get(f"{bot.url}/readyz", timeout=5)
     assert answer.status_code == 503
     assert "MEDIA_STORE" in answer.json()["checks"]["media"]
