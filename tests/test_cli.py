@@ -251,7 +251,15 @@ def test_a_menu_is_set_shown_and_deleted(sandbox, bot, tmp_path):
     assert last(bot.flask("menu", "delete")) == {"buttons": 0}
     assert "no menu" in failed(bot.flask("menu", "show"))
     nested = "[" * 100_000
-    for wrong in ("{", "[]", '{"button": 1}', '{"button": ["weather"]}', '{"button": ["\\ud800"]}', '{"button": [NaN]}', nested):
+    for wrong in (
+        "{",
+        "[]",
+        '{"button": 1}',
+        '{"button": ["weather"]}',
+        '{"button": ["\\ud800"]}',
+        '{"button": [NaN]}',
+        nested,
+    ):
         file.write_text(wrong)
         failed(bot.flask("menu", "set", str(file)), 2)
     file.write_text(json.dumps({"button": menu["button"] * 4}), encoding="utf-8")
