@@ -1,8 +1,9 @@
 """One database for the ledger and the token: opens it, brings its schema up to date, and runs operations on it.
 
-Knows how SQLite and PostgreSQL are opened, locked and found to be away, and that an operation is repeated until its
-wait is over. Every operation, and every statement that writes a row, must be safe to repeat: a commit may have happened
-although its answer was lost. Must not know what the operations do.
+Knows how many connections there are, what shares a commit, and that an operation is repeated until its wait is over.
+Every operation, and every statement that writes a row, must be safe to repeat: a commit may have happened although its
+answer was lost. How a database is opened and found to be away is in storage.sqlite and storage.postgresql. Must not
+know what the operations do.
 
 Make one Database per process, after a fork: connections do not survive one.
 """
@@ -10,7 +11,6 @@ Make one Database per process, after a fork: connections do not survive one.
 from __future__ import annotations
 
 import logging
-import re
 import sqlite3
 import threading
 import time
@@ -23,7 +23,6 @@ from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
-from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -55,40 +54,6 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before a repeat; the first is at once, the last for all others
 _CHECKPOINT_WRITES = 1000
-_CONNECT_SECONDS = 3
-_SILENCE_SECONDS = 2  # on PostgreSQL one statement may take this much longer than its operation may wait
-_LOCK_SECONDS = 5
-_MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
-
-# What SQLite says when the file cannot be used now: BUSY LOCKED READONLY IOERR CORRUPT FULL CANTOPEN PROTOCOL NOTADB
-# (https://sqlite.org/rescode.html), and what to do about it.
-_SQLITE_UNAVAILABLE = {
-    sqlite3.SQLITE_BUSY: "another process holds the write lock",
-    sqlite3.SQLITE_LOCKED: "another process holds the write lock",
-    sqlite3.SQLITE_IOERR: "look at the disk",
-    sqlite3.SQLITE_CORRUPT: "stop all processes and restore the file from a backup",
-    sqlite3.SQLITE_FULL: "free some disk space",
-    sqlite3.SQLITE_PROTOCOL: "another process holds the write lock",
-    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: name another one",
-}
-# An owner or a mode keeps this process out.
-_SQLITE_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-_SERVER_HINT = "is the server up, and DATABASE_URL right?"
-_RIGHTS_HINT = "may the user of DATABASE_URL make and use tables there?"
-_READ_ONLY_HINT = "does DATABASE_URL name a standby, or has its user default_transaction_read_only?"
-_POOLER_HINT = "a pooler between must be in session mode (DATABASE_URL)"
-_RESTORE_HINT = "stop all processes and restore the database from a backup (DATABASE_URL)"
-# The same for PostgreSQL, by class of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html):
-# connection, transaction ended for its time, authorization, no such database, rolled back by others, resources, lock
-# not available, shut down, system; read-only; no right, no schema; a prepared statement is gone, or another's is there;
-# no such table, corrupted.
-_POSTGRESQL_UNAVAILABLE = {
-    **dict.fromkeys(("08", "25P03", "25P04", "28", "3D", "40", "53", "55P03", "57", "58"), _SERVER_HINT),
-    "25006": _READ_ONLY_HINT,
-    **dict.fromkeys(("42501", "3F"), _RIGHTS_HINT),
-    **dict.fromkeys(("26000", "42P05"), _POOLER_HINT),
-    **dict.fromkeys(("42P01", "XX001", "XX002"), _RESTORE_HINT),
-}
 
 
 class _NotNow(Exception):
@@ -139,27 +104,9 @@ class Database:
         def connect(_dialect: Any, _record: object, _arguments: object, options: Any) -> Any:
             if self._file is not None:
                 return self._file.connect()
-            from psycopg import OperationalError
-            from psycopg.conninfo import make_conninfo
+            from storage.postgresql import connect as connect_to_postgresql
 
-            from storage.postgresql import Connection as PostgresqlConnection
-
-            # Only PostgreSQL's own library knows which options there are. They win over the rest of the URL.
-            own: dict[str, Any] = {
-                name: value if isinstance(value, str) else ",".join(value)
-                for name, value in self._address.query.items()
-            }
-            others = {name: value for name, value in options.items() if name not in own}
-            try:
-                return PostgresqlConnection.connect(make_conninfo(**own), **others | _POSTGRESQL_OPTIONS)
-            except UnicodeError:  # Python looks names up, and refuses one with an empty or a too long part
-                raise OperationalError("a host has a name that no host can have") from None
-
-        if not self.is_sqlite:
-
-            @event.listens_for(self._engine, "connect")
-            def set_up(driver: Any, _record: object) -> None:
-                driver.execute(POSTGRESQL_SETUP)
+            return connect_to_postgresql(self._address, options)
 
     def run(self, operation: Callable[[Connection], T], *, wait: float = WAIT_SECONDS) -> T:
         """Run an operation that reads, and return its result.
@@ -289,7 +236,7 @@ class Database:
             if self._file is not None:
                 self._file.look()
             else:
-                driver_of(connection).patience = wait + _SILENCE_SECONDS
+                driver_of(connection).be_patient(wait)
             result = operation(connection)
         except BaseException as error:
             if connection is not None:
@@ -463,28 +410,11 @@ class Database:
     def _unavailable(self, error: BaseException, *, connecting: bool) -> str | None:
         """Why the database cannot be used now; None when the error means something else."""
         driver_error = getattr(error, "orig", error)  # what SQLAlchemy wrapped
-        if isinstance(driver_error, sqlite3.Error):
-            # The lowest byte is the kind, the rest says more about it.
-            code = getattr(driver_error, "sqlite_errorcode", 0) & 0xFF
-            if code in _SQLITE_CLOSED and self._file is not None:
-                return self._file.explain(f"SQLite: {driver_error}")
-            hint = _SQLITE_UNAVAILABLE.get(code)
-            return hint and f"SQLite: {driver_error}: {hint} (DATABASE_URL)"
-        dbapi: Any = self._engine.dialect.dbapi
-        if not isinstance(driver_error, dbapi.Error):
-            return None
-        state = driver_error.sqlstate
-        lost = state is None and (
-            connecting or isinstance(driver_error, dbapi.OperationalError | dbapi.InterfaceError)
-        )
-        hints = (hint for kind, hint in _POSTGRESQL_UNAVAILABLE.items() if (state or "").startswith(kind))
-        hint = _SERVER_HINT if lost else next(hints, None)
-        if hint is None:
-            return None
-        lines = str(driver_error).splitlines() or [""]
-        # The first says it all, and the others may hold values. But where several servers were tried each has its line.
-        said = "; ".join(line for line in lines if lost and line.startswith("- host: ")) or lines[0]
-        return f"PostgreSQL: {said}: {hint}"
+        if self._file is not None:
+            return self._file.why_unavailable(driver_error)
+        from storage.postgresql import why_unavailable
+
+        return why_unavailable(driver_error, connecting=connecting)
 
 
 @dataclass(frozen=True)
@@ -509,19 +439,6 @@ def _row_statement(make: Callable[[int], Executable], key: Sequence[str], is_sql
     return RowStatement(make, key, kind(paramstyle="qmark" if is_sqlite else "numeric_dollar"))
 
 
-_POSTGRESQL_OPTIONS: dict[str, Any] = {
-    "client_encoding": "UTF8",  # whatever PGCLIENTENCODING, the role or the database says
-    "connect_timeout": _CONNECT_SECONDS,
-    # A server that vanished without a word is noticed in seconds, not after the system's two hours.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 2,
-    "tcp_user_timeout": _LOCK_SECONDS * 1000,
-}
-POSTGRESQL_SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'"
-"""Run on each new connection: nothing waits longer for a lock that another holds."""
-
-
 def connect(
     url: str,
     *,
@@ -541,7 +458,12 @@ def connect(
 def _address(url: str) -> URL:
     """The URL with the driver that is installed. A message never shows the URL: it may hold a password."""
     try:
-        address = _postgresql_address(url) if url.startswith("postgresql") else make_url(url)
+        if url.startswith("postgresql"):
+            from storage.postgresql import address_of
+
+            address: URL | None = address_of(url)
+        else:
+            address = make_url(url)
     except (ArgumentError, ValueError):
         address = None
     kind = address.get_backend_name() if address is not None else ""
@@ -560,30 +482,6 @@ def _address(url: str) -> URL:
     return address.set(drivername="sqlite")
 
 
-# As config.py reads it: a password may hold anything but @.
-_POSTGRESQL_URL = re.compile(r"([^:/]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", re.DOTALL)
-_SERVER = re.compile(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
-
-
-def _postgresql_address(url: str) -> URL:
-    """Its servers are options of the connection: a primary and its standbys, as PostgreSQL's own programs take them.
-
-    Of several, unless the URL says otherwise, the one that can be written is looked for. Raises ValueError.
-    """
-    found = _POSTGRESQL_URL.fullmatch(url)
-    servers = [_SERVER.fullmatch(server) for server in found[2].split(",")] if found else [None]
-    if found is None or None in servers:
-        raise ValueError
-    options = {
-        # A socket's folder is written with %2F.
-        "host": ",".join(unquote(one["address"] or one["name"]) for one in servers if one),
-        "port": ",".join(one["port"] or "" for one in servers if one),
-        "target_session_attrs": "read-write" if len(servers) > 1 else "",
-    }
-    address = make_url(found[1] + found[3])
-    return address.set(query={name: value for name, value in options.items() if value} | address.query)
-
-
 def _revision(connection: Connection) -> str | None:
     """The schema's revision; None when there is none, or when the SQLite file is still to be switched to WAL."""
     if (
@@ -597,23 +495,10 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-# PostgreSQL's names of the encodings that keep any character; the second one looks at none.
-_ENCODINGS = ("UTF8", "SQL_ASCII")
-
-
-def _check_encoding(connection: Connection) -> None:
-    encoding = driver_of(connection).info.parameter_status("server_encoding")
-    if encoding not in _ENCODINGS:
-        raise SchemaError(
-            f"the database's encoding is {encoding}, which has not all characters: "
-            "make one with ENCODING 'UTF8' TEMPLATE template0 (DATABASE_URL)"
-        )
-
-
 def _is_newest(connection: Connection, newest: str) -> bool:
     revision = _revision(connection)
     if revision is None and connection.dialect.name == "postgresql":
-        _check_encoding(connection)
+        driver_of(connection).check_encoding()
     if revision is not None and revision > newest:
         raise SchemaError(
             f"the database was made by a newer version of this program (schema {revision}, this one knows {newest}): "
@@ -624,11 +509,7 @@ def _is_newest(connection: Connection, newest: str) -> bool:
 
 def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     if connection.dialect.name == "postgresql":
-        # A migration may take as long as it takes, and the others wait for it.
-        driver_of(connection).patience = None
-        for limit in ("lock_timeout", "statement_timeout"):  # the second is the role's or the database's
-            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        driver_of(connection).begin_migration()
     if _is_newest(connection, newest):
         return
     from alembic import command

@@ -32,6 +32,20 @@ TURN_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 """Between checks that the file is still there."""
 
+# What SQLite says when the file cannot be used now: BUSY LOCKED READONLY IOERR CORRUPT FULL CANTOPEN PROTOCOL NOTADB
+# (https://sqlite.org/rescode.html), and what to do about it.
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "another process holds the write lock",
+    sqlite3.SQLITE_LOCKED: "another process holds the write lock",
+    sqlite3.SQLITE_IOERR: "look at the disk",
+    sqlite3.SQLITE_CORRUPT: "stop all processes and restore the file from a backup",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_PROTOCOL: "another process holds the write lock",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: name another one",
+}
+# An owner or a mode keeps this process out.
+_CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
 _TURN_PAUSE = 0.0005  # seconds between two tries to get the turn
 _LOCK_PAUSE = 0.02
 _FILE_TIME_SECONDS = 0.1
@@ -226,6 +240,17 @@ class SqliteFile:
     def sync_folders(self) -> None:
         """Return when the file's name would survive a power cut."""
         sync_parents(self._path)
+
+    def why_unavailable(self, error: BaseException) -> str | None:
+        """Why the database cannot be used now; None when the error means something else."""
+        if not isinstance(error, sqlite3.Error):
+            return None
+        # The lowest byte is the kind, the rest says more about it.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _CLOSED:
+            return self.explain(f"SQLite: {error}")
+        hint = _UNAVAILABLE.get(code)
+        return hint and f"SQLite: {error}: {hint} (DATABASE_URL)"
 
     def explain(self, error: str) -> str:
         """The error, and what to do when it is that the file belongs to another user."""

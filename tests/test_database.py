@@ -418,7 +418,7 @@ class TestRun:
                 execute(other, INSERT, wait=0.0)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("storage.database.POSTGRESQL_SETUP", "SET lock_timeout = '50ms'")
+            patch.setattr("storage.postgresql.SETUP", "SET lock_timeout = '50ms'")
             one.transact(locked)
 
     def test_other_errors_pass_through_without_the_values(self, database):
