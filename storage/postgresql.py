@@ -24,6 +24,7 @@ T = TypeVar("T")
 _CONNECT_SECONDS = 3
 _SILENCE_SECONDS = 2  # one statement may take this much longer than its operation may wait
 _LOCK_SECONDS = 5
+_IDLE_SECONDS = 2
 _MIGRATION_LOCK = 7221045829410061312  # any number, but the same one in every process
 
 _OPTIONS: dict[str, Any] = {
@@ -35,8 +36,9 @@ _OPTIONS: dict[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": _LOCK_SECONDS * 1000,
 }
-SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'"
-"""Run on each new connection: nothing waits longer for a lock that another holds."""
+SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'; SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'"
+"""Run on each new connection: nothing waits longer for a lock that another holds. And a transaction that does not go
+on is ended: a machine that is suspended, or lost without a word, would keep its locks, by default for two hours."""
 
 _SERVER_HINT = "is the server up, and DATABASE_URL right?"
 _RIGHTS_HINT = "may the user of DATABASE_URL make and use tables there?"
@@ -83,7 +85,8 @@ class Connection(psycopg.Connection[Any]):
     def begin_migration(self) -> None:
         """In a transaction: it may take as long as it takes, and others that migrate wait for its end."""
         self._patience = None
-        for limit in ("lock_timeout", "statement_timeout"):  # the second is the role's or the database's
+        # The second is the role's or the database's.
+        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
             self.execute(f"SET LOCAL {limit} = 0")
         self.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
 

@@ -26,7 +26,7 @@ import sqlalchemy
 from storage.database import MAX_CONNECTIONS, MIGRATIONS, SYNC_SECONDS, Database, connect
 from storage.disk import DiskStore
 from storage.errors import DatabaseUnavailableError, SchemaError
-from storage.ledger import Ledger
+from storage.ledger import Ledger, insert_in_transaction
 from storage.models import metadata
 from storage.statements import driver_of
 from tests import pushing
@@ -407,6 +407,20 @@ class TestRun:
             return connection.exec_driver_sql("SELECT 1").scalar()
 
         assert database.transact(operation) == 1
+
+    def test_postgresql_whose_row_another_process_left_locked(self, postgresql_url, opened):
+        """As a machine does that is suspended or lost in the middle of a transaction: it holds up no other one."""
+        ours, stopped = opened(postgresql_url), opened(postgresql_url)
+        message, answers = parse_message(pushing.text(1).encode()), []
+
+        def operation(connection):
+            recorded, _ = insert_in_transaction(Ledger(stopped, "wx1"), connection, message, b"theirs", 1.0)
+            if not answers:
+                answers.append(Ledger(ours, "wx1").record(message, b"ours", 1.0).reply)
+            return recorded.reply
+
+        assert stopped.transact(operation) == b"ours"
+        assert answers == [b"ours"]
 
     def test_postgresql_locked_by_another(self, postgresql_url, opened):
         one, other = opened(postgresql_url), opened(postgresql_url)
