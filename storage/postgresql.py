@@ -55,6 +55,8 @@ _UNAVAILABLE = {
     **dict.fromkeys(("42501", "3F"), _RIGHTS_HINT),
     **dict.fromkeys(("26000", "42P05"), _POOLER_HINT),
     **dict.fromkeys(("42P01", "XX001", "XX002"), _RESTORE_HINT),
+    # Where a row may be there its INSERT says ON CONFLICT; but REINDEX CONCURRENTLY has a new index that is not asked.
+    "23505": _RESTORE_HINT,
 }
 # The names of the encodings that keep any character; the second one looks at none.
 _ENCODINGS = ("UTF8", "SQL_ASCII")

@@ -408,6 +408,13 @@ class TestRun:
 
         assert database.transact(operation) == 1
 
+    def test_postgresql_that_makes_an_index_anew(self, postgresql_url, opened):
+        """REINDEX CONCURRENTLY, while two processes write the same row: it is run again, and finds the other's."""
+        violated = "DO $$ BEGIN RAISE EXCEPTION 'duplicate key' USING ERRCODE = '23505'; END $$"
+        statements = iter([violated, "SELECT 1"])
+        database = opened(postgresql_url)
+        assert database.write(lambda one: one.exec_driver_sql(next(statements)).scalar()) == 1
+
     def test_postgresql_whose_row_another_process_left_locked(self, postgresql_url, opened):
         """As a machine does that is suspended or lost in the middle of a transaction: it holds up no other one."""
         ours, stopped = opened(postgresql_url), opened(postgresql_url)
