@@ -11,6 +11,7 @@ Make one Database per process, after a fork: connections do not survive one.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -90,6 +91,7 @@ class Database:
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
         self._sync_is_due = False
         self._trouble = "the database is still being prepared"  # or why it cannot be
+        self._failed_at = -math.inf  # when an attempt failed last
         self._written = 0  # since this process's last checkpoint
         # The drivers are in autocommit mode, so that one statement is one transaction and one round trip; where more
         # belong together BEGIN IMMEDIATE takes the write lock first: a lock that is upgraded later can deadlock.
@@ -154,7 +156,7 @@ class Database:
         try:
             return batches(values, wait)
         except TimeoutError:
-            raise _no_turn(wait) from None
+            raise self._no_turn(wait) from None
 
     def _rows(
         self, statement: RowStatement, many: Callable[[], Sequence[Mapping[str, Any]]], wait: float
@@ -172,7 +174,7 @@ class Database:
         try:
             result: T = self._batches((operation, alone), wait)
         except TimeoutError:
-            raise _no_turn(wait) from None
+            raise self._no_turn(wait) from None
         return result
 
     def _write_all(self, writes: Callable[[], Sequence[_Write]], wait: float) -> Sequence[Any]:
@@ -219,7 +221,7 @@ class Database:
             try:
                 self._room.get(timeout=wait)
             except Empty:
-                raise _no_turn(wait) from None
+                raise self._no_turn(wait) from None
             wait -= time.monotonic() - began
         try:
             return self._run(operation, wait=wait)
@@ -258,13 +260,19 @@ class Database:
             try:
                 return attempt()
             except _NotNow as error:
-                self._trouble = str(error)
+                self._trouble, self._failed_at = str(error), time.monotonic()
             left = max(give_up - time.monotonic(), 0.0)
             if tries and not left:
                 break
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
             time.sleep(min(pause, left))  # no server, disk or holder of a lock tells when it is there again
         raise DatabaseUnavailableError(f"{self._trouble} (waited {wait:.1f} s)")
+
+    def _no_turn(self, wait: float) -> DatabaseUnavailableError:
+        # Most of those that wait do so for one that tries again and again: its reason is theirs.
+        failing = time.monotonic() - self._failed_at <= wait
+        reason = self._trouble if failing else "this process's other operations take too long"
+        return DatabaseUnavailableError(f"{reason} (waited {wait:.1f} s)")
 
     def _transaction(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
         def transaction(connection: Connection) -> T:
@@ -519,10 +527,6 @@ def _migrate(connection: Connection, migrations: Path, newest: str) -> None:
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, newest)
-
-
-def _no_turn(wait: float) -> DatabaseUnavailableError:
-    return DatabaseUnavailableError(f"this process's other operations take too long (waited {wait:.1f} s)")
 
 
 def _drop(connection: Connection) -> None:

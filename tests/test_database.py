@@ -320,6 +320,20 @@ class TestRun:
         other.close()
         execute(database, INSERT, wait=0.3)
 
+    def test_each_that_gives_up_says_why(self, tmp_path, opened):
+        database = opened(f"sqlite:///{tmp_path}/bot.db")
+
+        def reason(_):
+            with pytest.raises(DatabaseUnavailableError) as caught:
+                database.check(wait=0.5)
+            return str(caught.value)
+
+        with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with ThreadPoolExecutor(8) as threads:
+                reasons = list(threads.map(reason, range(8)))
+        assert ["another process holds the write lock" in said for said in reasons] == [True] * 8
+
     def test_goes_on_when_the_lock_is_given_back(self, tmp_path, opened):
         database = opened(f"sqlite:///{tmp_path}/bot.db")
         other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
