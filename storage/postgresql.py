@@ -41,16 +41,21 @@ SETUP = f"SET lock_timeout = '{_LOCK_SECONDS}s'; SET idle_in_transaction_session
 on is ended: a machine that is suspended, or lost without a word, would keep its locks, by default for two hours."""
 
 _SERVER_HINT = "is the server up, and DATABASE_URL right?"
+_LOCK_HINT = "another session holds a lock: look for it in pg_stat_activity (DATABASE_URL)"
+_TIME_HINT = "is a statement_timeout too short, of the database or of its user (DATABASE_URL)?"
 _RIGHTS_HINT = "may the user of DATABASE_URL make and use tables there?"
 _READ_ONLY_HINT = "does DATABASE_URL name a standby, or has its user default_transaction_read_only?"
 _POOLER_HINT = "a pooler between must be in session mode (DATABASE_URL)"
 _RESTORE_HINT = "stop all processes and restore the database from a backup (DATABASE_URL)"
 # What it says when the database cannot be used now, by class of SQLSTATE
-# (https://www.postgresql.org/docs/current/errcodes-appendix.html), and what to do about it: connection, transaction
-# ended for its time, authorization, no such database, rolled back by others, resources, lock not available, shut down,
-# system; read-only; no right, no schema; a prepared statement is gone, or another's is there; no such table, corrupted.
+# (https://www.postgresql.org/docs/current/errcodes-appendix.html), and what to do about it: lock not available; a
+# statement ended for its time; connection, transaction ended for its time, authorization, no such database, rolled back
+# by others, resources, shut down, system; read-only; no right, no schema; a prepared statement is gone, or another's is
+# there; no such table, corrupted.
 _UNAVAILABLE = {
-    **dict.fromkeys(("08", "25P03", "25P04", "28", "3D", "40", "53", "55P03", "57", "58"), _SERVER_HINT),
+    "55P03": _LOCK_HINT,
+    "57014": _TIME_HINT,
+    **dict.fromkeys(("08", "25P03", "25P04", "28", "3D", "40", "53", "57", "58"), _SERVER_HINT),
     "25006": _READ_ONLY_HINT,
     **dict.fromkeys(("42501", "3F"), _RIGHTS_HINT),
     **dict.fromkeys(("26000", "42P05"), _POOLER_HINT),

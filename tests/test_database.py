@@ -449,12 +449,17 @@ class TestRun:
         def locked(connection):
             connection.exec_driver_sql("LOCK TABLE messages")
             execute(other, "SET lock_timeout = '50ms'")
-            with pytest.raises(DatabaseUnavailableError, match="lock timeout"):
+            with pytest.raises(DatabaseUnavailableError, match="lock timeout: another session holds"):
                 execute(other, INSERT, wait=0.0)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("storage.postgresql.SETUP", "SET lock_timeout = '50ms'")
             one.transact(locked)
+
+    def test_postgresql_whose_statements_may_take_too_little_time(self, postgresql_url, opened):
+        slow = "SET statement_timeout = '1ms'; SELECT pg_sleep(10)"
+        with pytest.raises(DatabaseUnavailableError, match=r"timeout: is a statement_timeout too short"):
+            execute(opened(postgresql_url), slow, wait=0.0)
 
     def test_other_errors_pass_through_without_the_values(self, database):
         statement = sqlalchemy.text("SELECT :secret FROM messages WHERE nothing_like_it")
