@@ -87,7 +87,7 @@ class RowStatement:
 
 
 def find_each(found: Select[Any], key: Sequence[Column[Any]], number: int) -> Executable:
-    """The SELECT for so many keys. Each is looked for by itself: that plan fits a table of any size."""
+    """The SELECT for so many keys. Each is looked for by itself, so that the plan is that of one."""
     return union_all(
         *(found.where(*(column == value(column.name, place) for column in key)) for place in range(number))
     )
