@@ -550,12 +550,15 @@ def _retry(appid: str, ids: Sequence[int], now: float, named: bool, connection: 
             lane.done_at: None,
         }
 
-    # The same for work that failed, or waited for a file that did not come: its result will be sent.
+    # The same for work that failed, or waited for a file that did not come: its result will be sent. Locked when it is
+    # read, so that of two retries at once only one starts it again.
     wanting = and_(messages.c.media_kind == "video", messages.c.media_state != STORED)
     failed_work = (
         select(works.c.id, case((wanting, WAITING), else_=PENDING).label("state"))
         .join_from(works, messages, messages.c.id == works.c.id)
         .where(*here, send_failed, works.c.state == FAILED)
+        .order_by(messages.c.id)
+        .with_for_update(of=messages)
     )
     restarted = connection.execute(failed_work).all()
     for row in restarted:

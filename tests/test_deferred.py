@@ -225,6 +225,36 @@ def test_what_changes_both_rows_locks_the_message_first(postgresql_url, step):
     database.close()
 
 
+def test_of_two_retries_at_once_only_one_starts_the_work_again(postgresql_url):
+    """The slower one must not start again what the other started, and a worker finished, in the meantime."""
+    database = connect(postgresql_url)
+    ledger = Ledger(database, APPID)
+    works, queue = DeferredWork(database, ledger, APPID), Queue(database, APPID)
+    ids = []
+    for number in (1, 2):
+        recorded, work = works.record(text(number), NOW, LEASE)
+        works.answer(recorded.id, "later")
+        works.finish(work, None, NOW, reason="failed")
+        ids.append(recorded.id)
+    slower = []
+
+    def other_retry(connection):
+        connection.exec_driver_sql(f"SELECT 1 FROM messages WHERE id = {ids[0]} FOR UPDATE")
+        slower.append(pool.submit(queue.retry, None, NOW))
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        eventually(lambda: connection.exec_driver_sql(waiting).all(), what="the slower retry to wait")
+        assert queue.retry(ids[1:], NOW) == 1
+        (again,) = works.claim(NOW, LEASE, 8)
+        assert works.finish(again, result(), NOW)
+
+    with ThreadPoolExecutor() as pool:
+        database.transact(other_retry)
+        assert slower[0].result(20) == 1
+    assert [work.id for work in works.claim(NOW, LEASE, 8)] == ids[:1]
+    assert [send.id for send in queue.claim_sends(NOW, LEASE, 8)] == ids[1:]
+    database.close()
+
+
 @pytest.fixture
 def make_late(ledger, works):
     """make_late(...) -> one process's DeferredReplies."""
