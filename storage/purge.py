@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -22,6 +21,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -52,9 +52,10 @@ _UNSUBSCRIBE = literal_column("'unsubscribe'", Text)
 
 @dataclass(frozen=True)
 class Unsubscribed:
-    """A fan who unsubscribed, and when (unix seconds)."""
+    """A fan who unsubscribed, the event's ledger id, and when it came in (unix seconds)."""
 
     openid: str
+    id: int
     received_at: float
 
 
@@ -78,15 +79,19 @@ class Purge:
     thumbnails: Thumbnails
     stopped: Callable[[], bool] = lambda: False
 
-    def purge(self, now: float, *, before: float | None = None, fan: str | None = None) -> Purged:
+    def purge(
+        self, now: float, *, before: float | None = None, fan: str | None = None, upto: int = 0
+    ) -> Purged:
         """Deletes all that came in before that time (unix seconds), or from that fan (OpenID), or both.
+
+        What has at most the ledger id `upto` counts as before that time.
 
         A file that a worker is writing at this moment is deleted later, by `delete_files()`.
         """
         count = 0
         while not self.stopped() and not self.rows.index():
             pass
-        while not self.stopped() and (deleted := self.rows.purge(now, before=before, fan=fan)):
+        while not self.stopped() and (deleted := self.rows.purge(now, before=before, fan=fan, upto=upto)):
             count += deleted
         return Purged(count, self.delete_files(now))
 
@@ -119,11 +124,13 @@ class Purge:
     def forget_unsubscribed(self, now: float) -> int:
         """Purges each fan who unsubscribed, up to and including that event; returns how many fans.
 
-        The event's own row marks what is still to do, so that a crash or a stop loses no purge.
+        What came in before it may have a later time, if a clock ran ahead or was set back: its id tells. The event's
+        own row marks what is still to do, so that a crash or a stop loses no purge.
         """
         forgotten = 0
         for event in self.rows.unsubscribed():
-            self.purge(now, before=math.nextafter(event.received_at, math.inf), fan=event.openid)
+            before = math.nextafter(event.received_at, math.inf)
+            self.purge(now, before=before, fan=event.openid, upto=event.id)
             if self.stopped():
                 break
             forgotten += 1
@@ -138,25 +145,38 @@ class PurgeRows:
         self._appid = appid
 
     def purge(
-        self, now: float, *, before: float | None = None, fan: str | None = None, limit: int = 500
+        self,
+        now: float,
+        *,
+        before: float | None = None,
+        fan: str | None = None,
+        upto: int = 0,
+        limit: int = 500,
     ) -> int:
         """Delete up to `limit` rows that came in before that time, or from that fan, or both; returns how many.
 
+        What has at most the id `upto` counts as before that time.
         Call it until it returns 0. A fan's oldest rows go first. It needs `index`, and sees to what is missing of it.
         The same commit notes the files to delete: `files_to_delete`. A pending download goes with its row; the
         worker's next mark returns False.
         """
         if before is None and fan is None:
             raise ValueError("purge needs a time or a fan")
-        ids = self._ids_to_purge(before, fan, limit)
+        ids = self._ids_to_purge(before, fan, upto, limit)
         if not ids:
-            self._database.write(partial(_forget, self._appid, before, fan))
+            self._database.write(lambda connection: _forget(self._appid, before, fan, connection))
             self._database.sync()  # otherwise a power cut could bring back what was said to be deleted
             return 0
         if fan is None:
             return self._delete(ids, now)
+
+        def forget(connection: Connection, newest: float) -> None:
+            # A memory has no id: what these rows changed came in when they did.
+            until = max(before, math.nextafter(newest, math.inf)) if before is not None else None
+            _forget(self._appid, until, fan, connection)
+
         # With the rows: the event that marks a fan as one to forget may be among them.
-        return self._delete(ids, now, partial(_forget, self._appid, before, fan))
+        return self._delete(ids, now, forget)
 
     def index(self) -> bool:
         """Index the next part of the ledger; True when all is indexed.
@@ -174,13 +194,13 @@ class PurgeRows:
     def unsubscribed(self) -> list[Unsubscribed]:
         """Fans who unsubscribed and whose event is still kept, the oldest first."""
         statement = (
-            select(messages.c.sender, messages.c.received_at)
+            select(messages.c.sender, messages.c.id, messages.c.received_at)
             .where(messages.c.appid == self._appid, messages.c.event == _UNSUBSCRIBE)
             .order_by(messages.c.id)
             .limit(100)
         )
         rows = self._database.run(lambda connection: connection.execute(statement).all())
-        return [Unsubscribed(row.sender, row.received_at) for row in rows]
+        return [Unsubscribed(row.sender, row.id, row.received_at) for row in rows]
 
     def files_to_delete(self, now: float, *, after: str = "") -> list[str]:
         """Stems of files whose rows are purged: delete everything under them from the stores. In order, the first ones
@@ -215,8 +235,13 @@ class PurgeRows:
         return int(rows), int(files)
 
     def _delete(
-        self, ids: Sequence[int], now: float, forget: Callable[[Connection], None] = lambda connection: None
+        self,
+        ids: Sequence[int],
+        now: float,
+        forget: Callable[[Connection, float], None] = lambda connection, newest: None,
     ) -> int:
+        """`forget` is told when the newest of the rows came in."""
+
         def remove(connection: Connection) -> int:
             _lock_index(connection)
             connection.execute(delete(purge_index).where(purge_index.c.id.in_(ids)))
@@ -232,7 +257,7 @@ class PurgeRows:
                 )
             ).all()
             connection.execute(delete(works).where(works.c.id.in_(ids)))
-            forget(connection)
+            forget(connection, max((row.received_at for row in rows), default=0.0))
             files = [
                 {
                     "stem": file_stem(self._appid, row.received_at, row.id),
@@ -249,7 +274,7 @@ class PurgeRows:
 
         return self._database.transact(remove)
 
-    def _ids_to_purge(self, before: float | None, fan: str | None, limit: int) -> list[int]:
+    def _ids_to_purge(self, before: float | None, fan: str | None, upto_id: int, limit: int) -> list[int]:
         """From the updated purge_index, and from the few rows that are too new for it."""
         while (upto := self._database.transact(_index_step)) is None:
             pass
@@ -259,7 +284,8 @@ class PurgeRows:
             if fan is not None:
                 conditions.append(table.c.sender == fan)
             if before is not None:
-                conditions.append(table.c.received_at < before)
+                early = table.c.received_at < before
+                conditions.append(or_(early, table.c.id <= upto_id) if upto_id else early)
             return conditions
 
         indexed = select(purge_index.c.id).where(*of(purge_index))

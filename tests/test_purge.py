@@ -291,6 +291,19 @@ def test_a_fan_is_forgotten_together_with_the_event_that_asks_for_it(
     assert memories.read(FAN) == StoredMemory()
 
 
+def test_a_clock_that_ran_ahead_keeps_nothing_of_a_fan_who_unsubscribed(database, ledger, purge_in_folder):
+    """It may be another web process's, or was set back in between."""
+    memories = Memories(database, ledger, APPID)
+    first, change = parse_message(pushing.text(1).encode()), Change(StoredMemory(), '{"step":1}')
+    memories.record(first, None, NOW + 3, change, send_back=False)
+    gone = pushing.message(MsgType="event", Event="unsubscribe")
+    ledger.record(parse_message(gone.encode()), None, NOW)
+    back = ledger.record(parse_message(pushing.text(2).encode()), None, NOW + 1)
+    assert purge_in_folder().forget_unsubscribed(NOW + 60) == 1
+    assert [entry.id for entry in ledger.newest(3)] == [back.id], "who comes back is a new fan"
+    assert memories.read(FAN) == StoredMemory()
+
+
 def test_what_work_remembers_after_its_fan_unsubscribed_is_forgotten_too(database, ledger, purge_in_folder):
     memories, works = Memories(database, ledger, APPID), DeferredWork(database, ledger, APPID)
     _, work = works.record(parse_message(pushing.text(1).encode()), NOW, 15)
