@@ -30,7 +30,7 @@ import parts
 from config import FOLDER, SANDBOX_SETTINGS, Settings, SettingsError, file_texts, is_locked, names_an_account
 from storage import writable
 from storage.errors import DatabaseUnavailableError
-from storage.folders import private
+from storage.folders import make_folder, private
 from storage.ledger import Entry
 
 PHOTO = FOLDER / "sandbox" / "photos" / "grace_hopper.jpg"
@@ -211,7 +211,7 @@ def _run_with_sandbox(processes: Processes, environ: dict[str, str], values: dic
     log = path.with_name("sandbox.log")
     if fault := writable.fault_of(path.parent):
         raise Failed(fault)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     if is_locked(path):
         raise Failed(
             "make run already runs in this folder: end that one first (此目录中已有 make run 在运行)"

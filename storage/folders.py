@@ -58,7 +58,19 @@ def belongs_to_another(path: Path) -> str | None:
     if os.geteuid() in (0, owner):
         return None
     mine, folder = user_name(os.geteuid()), path.absolute() if path.is_dir() else path.absolute().parent
-    return f"it belongs to {user_name(owner)}, and this process runs as {mine}: chown -R {mine} {folder}"
+    return (
+        f"it belongs to {user_name(owner)}, and this process runs as {mine}: "
+        f"{instead_of_chown(owner)}chown -R {mine} {folder}"
+    )
+
+
+def instead_of_chown(owner: int) -> str:
+    """To be read before a chown: it would take the files of a user from the bot that runs as this user. Empty for root,
+    and for a user without a name here, as in a container."""
+    user = user_name(owner)
+    if owner == 0 or user == str(owner):
+        return ""
+    return f"run the same as {user}, with runuser -u {user} -- ...; or, if no bot runs as {user}, "
 
 
 def refuse_root(folder: Path) -> None:

@@ -83,6 +83,9 @@ class SqliteFile:
         """
         try:
             refuse_root(self._path.parent)
+        except PermissionError as error:  # its own way out is the only one
+            raise DatabaseUnavailableError(f"SQLite: {error.strerror} (DATABASE_URL)") from None
+        try:
             make_folder(self._path.parent)
             try:
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.folders import user_name
+from storage.folders import instead_of_chown, refuse_root, user_name
 
 
 class NotWritableError(Exception):
@@ -43,8 +43,14 @@ def _places(database_url: str, media_store: str) -> Iterator[tuple[str, Path]]:
 
 
 def fault_of(path: Path) -> str | None:
-    """What to do if this, or the nearest existing folder above it, belongs to another user and is not writable."""
+    """What to do if this, or the nearest existing folder above it, belongs to another user and is not writable; or if
+    this is root, and the folder another user's."""
     path = there = path.absolute()
+    if os.path.isdir(path):
+        try:
+            refuse_root(path)
+        except PermissionError as error:
+            return f"{error.strerror} (目录属于其他用户：请以该用户的身份运行)"
     while not os.path.exists(there):  # or this user may not look
         there = there.parent
     need = os.W_OK | os.X_OK if there.is_dir() else os.R_OK | os.W_OK
@@ -53,7 +59,7 @@ def fault_of(path: Path) -> str | None:
         return None
     mine = user_name(me)
     if there == path:
-        command = f"chown -R {mine} {path if path.is_dir() else path.parent}"
+        command = f"{instead_of_chown(owner)}chown -R {mine} {path if path.is_dir() else path.parent}"
     elif os.access(there, os.X_OK, effective_ids=True):
         command = f"install -d -m 700 -o {mine} {path}"
     else:  # what is below cannot be seen

@@ -226,6 +226,29 @@ def test_a_folder_of_root_ends_the_start_with_what_to_do(nobody):
     assert said.startswith("MEDIA_STORE: /usr belongs to root")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+def test_a_folder_of_another_user_may_be_that_of_a_bot_that_runs(nobody):
+    os.seteuid(0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 1, 1)
+        os.seteuid(nobody)
+        said = refusal(f"sqlite:///{folder}/bot.db")
+        owner = user_name(1)
+        assert re.search(f"runuser -u {owner} -- .*or, if no bot runs as {owner}, chown -R", said)
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "places", [("sqlite:///{}/bot.db", "s3://bucket"), ("postgresql+psycopg://database/bot", "{}")]
+)
+def test_root_does_not_start_where_another_user_works(tmp_path, monkeypatch, places):
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    said = refusal(*(place.format(tmp_path) for place in places))
+    assert f"runuser -u {user_name(tmp_path.stat().st_uid)} -- " in said
+
+
 def test_a_folder_that_is_missing_under_one_of_root_is_to_be_made(nobody):
     said = refusal("postgresql+psycopg://database/bot", "/usr/bot/media")
     assert "chown" not in said  # of /usr, with all that is in it

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import signal
 import socket
@@ -20,8 +21,9 @@ from tests.project import copy, flask, sandbox_settings
 from tests.test_flow import PHOTO
 
 PREPARED = [sys.executable, "run.py"]
-# As a script starts it in the background: with SIGINT ignored. From nothing, and so all that it starts.
-IN_THE_BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$0\" run.py", sys.executable]
+# As a script starts it in the background: with SIGINT ignored; and new files are open to all. From nothing, and so
+# all that it starts.
+IN_THE_BACKGROUND = ["sh", "-c", "umask 0; trap '' INT; exec \"$0\" run.py", sys.executable]
 AND_CHILDREN_FROM_NOTHING = [sys.executable, "-m", "run"]  # they must see what a file has become
 FROM_NOTHING = ["sh", "-c", 'exec "$0" run.py', sys.executable]
 
@@ -80,6 +82,7 @@ def test_a_newcomer_sees_a_photo_come_back(make_run, project, command, environ, 
     (stored,) = (path for path in (project / "data/sandbox/media").rglob("*.jpg"))
     assert str(stored.relative_to(project)) in shown
     assert stored.read_bytes() == PHOTO.read_bytes()
+    assert (project / "data").stat().st_mode & 0o777 == 0o700
     assert requests.get(f"http://127.0.0.1:{process.port}/readyz", timeout=5).json()["ready"]
     with closing(sqlite3.connect(project / "data/sandbox/bot.db")) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (1,)
@@ -148,6 +151,19 @@ def test_where_it_cannot_start_it_says_why_in_one_line(make_run, project):
     assert (
         process.text() == "Failed: PORT + 1 (the sandbox)=65536: there is no such port: PORT=8010 make run\n"
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+def test_root_changes_nothing_in_the_data_of_another_user(make_run, project):
+    folder = project / "data/sandbox"
+    folder.mkdir(parents=True)
+    (folder / "settings.env").write_text("WECHAT_APPID='wx0123456789abcdef'\n")
+    os.chown(folder, 65534, 65534)
+    process = make_run()
+    assert process.popen.wait(60) == 1
+    assert re.search(r"Failed: .*runuser -u", process.text())
+    assert [path.name for path in folder.iterdir()] == ["settings.env"]
+    assert (folder / "settings.env").read_text() == "WECHAT_APPID='wx0123456789abcdef'\n"
 
 
 def test_a_database_that_is_away_is_said_in_one_line(make_run):
