@@ -121,6 +121,17 @@ def test_the_image_has_all_that_runs_and_no_more():
     assert in_the_image() == names | {"requirements.txt"}
 
 
+def test_the_image_is_without_what_git_leaves_out():
+    """Data, and backups made and restored as the documents say."""
+    left_out = read(".dockerignore").splitlines()
+    ours = [line.strip("/") for line in read(".gitignore").splitlines()]
+    folders = [name for name in ours if not name.startswith(".") and "*" not in name]
+    assert {"data", "backup", "restored"} <= set(folders)
+    assert [
+        name for name in folders if name.partition("/")[0] not in left_out and f"**/{name}" not in left_out
+    ] == ["handlers/own.py"]
+
+
 def test_the_image_is_without_what_only_tests_need():
     lines = [line for line in read("requirements.txt").splitlines() if "--hash" not in line]
     # pip-compile writes under each package who wants it.
