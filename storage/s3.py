@@ -96,6 +96,7 @@ class S3Store:
             with _store_errors("head"):
                 return self._client.head_object(Bucket=self._bucket, Key=name)["ContentLength"]
         except FileNotFoundError:
+            self.check()  # an answer to HEAD does not say whether the file is missing or the whole bucket
             return None
 
     def delete(self, key: str) -> None:

@@ -459,6 +459,10 @@ class TestS3:
         with pytest.raises(StoreError, match="no bucket no-such-bucket"):
             S3Store("s3://no-such-bucket/prefix").check()
 
+    def test_no_file_is_taken_for_gone_where_the_bucket_is(self, s3_settings):
+        with pytest.raises(StoreError, match="no bucket no-such-bucket"):
+            S3Store("s3://no-such-bucket/prefix").size(KEY)
+
     def test_a_check_of_a_server_that_hangs_ends_soon(self, s3_settings, monkeypatch):
         """Nothing accepts: the connection stays in the queue of the listening socket."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
