@@ -86,9 +86,10 @@ class S3Store:
 
     def open(self, key: str) -> BinaryIO:
         name = self._name(key)
-        with _store_errors("get"):
+        verb = f"get {name}"  # it may be the only one that cannot be read
+        with _store_errors(verb):
             answer = self._client.get_object(Bucket=self._bucket, Key=name)
-        return io.BufferedReader(_Body(answer["Body"]), 1 << 16)
+        return io.BufferedReader(_Body(answer["Body"], verb), 1 << 16)
 
     def size(self, key: str) -> int | None:
         name = self._name(key)
@@ -149,14 +150,14 @@ class S3Store:
 class _Body(io.RawIOBase):
     """An object's bytes as they arrive. Raises StoreError if the transfer fails."""
 
-    def __init__(self, body: Any) -> None:
-        self._body = body
+    def __init__(self, body: Any, verb: str) -> None:
+        self._body, self._verb = body, verb
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _store_errors("get"):
+        with _store_errors(self._verb):
             data = self._body.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

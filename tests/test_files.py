@@ -453,6 +453,7 @@ class TestS3:
             ):
                 with pytest.raises(OSError, match=r"HTTP|no (such|bucket)") as caught:
                     failing()
+                assert ("S3 get" in str(caught.value)) == (f"S3 get prefix/{KEY}: " in str(caught.value))
                 assert s3_settings["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
     def test_a_bucket_that_is_not_there(self, s3_settings):

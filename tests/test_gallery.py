@@ -1319,7 +1319,7 @@ class TestFiles:
     def test_a_file_that_is_gone(self, rig, monkeypatch):
         ledger_id = rig.stored()
         rig.parts.files.delete(rig.parts.ledger.get(ledger_id).media_key)
-        assert rig.get(f"/{ledger_id}/file").status_code == 404
+        assert "its file is gone from MEDIA_STORE" in rig.page(f"/{ledger_id}/file", 404)
         monkeypatch.setattr(rig.parts.files, "size", lambda key: 5)
         assert rig.get(f"/{ledger_id}/file").status_code == 404
         assert rig.get(f"/{rig.receive()}/file").status_code == 404

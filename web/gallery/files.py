@@ -48,9 +48,11 @@ def add_files(
         A link with the attribute `download` would save whatever is answered: the sign-in page, when a session is over.
         """
         entry = find(ledger_id)
-        size = None if entry.media_key is None else files.size(entry.media_key)
-        if entry.media_key is None or size is None:
+        if entry.media_key is None:
             abort(404)
+        size = files.size(entry.media_key)
+        if size is None:
+            raise FileNotFoundError(entry.media_key)
         extension = entry.media_key.rpartition(".")[2]
         response = _stream(files.open(entry.media_key), _BROWSER_TYPES.get(extension))
         if extension not in _BROWSER_TYPES or request.args.get("download"):

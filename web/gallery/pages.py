@@ -243,7 +243,7 @@ def gallery(
         if not f"{request.path}/".startswith(f"{blueprint.url_prefix}/"):
             return None
         response = cast(Response, error.get_response())
-        response.set_data(page("message.html", status=error.code, nowhere=True))
+        response.set_data(page("message.html", status=error.code, why="nowhere"))
         return headers(response)
 
     # The application's own handler of 404 would come before one of HTTPException.
@@ -254,7 +254,7 @@ def gallery(
 
     @blueprint.errorhandler(FileNotFoundError)
     def gone(error: FileNotFoundError) -> tuple[str, int]:
-        return page("message.html", status=404), 404
+        return page("message.html", status=404, why="gone"), 404
 
     @blueprint.errorhandler(DatabaseUnavailableError)
     @blueprint.errorhandler(OSError)
