@@ -10,6 +10,7 @@ import re
 import socket
 import sqlite3
 import time
+from email.utils import formatdate
 from tempfile import TemporaryFile
 
 import pytest
@@ -587,6 +588,17 @@ def test_a_clock_that_is_off(sandbox, bot):
         assert "WECHAT_TIMESTAMP_WINDOW=600" in hint
         for window in ("0", "1100"):
             all_well(examined(bot, WECHAT_API_BASE=platform, WECHAT_TIMESTAMP_WINDOW=window))
+
+
+def test_a_clock_that_is_off_by_more_than_a_lease(sandbox, bot, postgresql_url):
+    """On PostgreSQL there may be other machines."""
+    then = formatdate(time.time() - 61, usegmt=True)
+    with serving(passing_on(sandbox.url), at(then)) as platform:
+        findings = examined(bot, WECHAT_API_BASE=platform, DATABASE_URL=postgresql_url)
+        assert re.search(r"\+6\d s off .*LEASE_SECONDS=15:", the_only_one("clock", findings))
+        of_a_longer_lease = {"DATABASE_URL": postgresql_url, "LEASE_SECONDS": "120"}
+        all_well(examined(bot, WECHAT_API_BASE=platform, **of_a_longer_lease))
+        all_well(examined(bot, WECHAT_API_BASE=platform))
 
 
 @pytest.mark.parametrize("date", ["soon", "Mon, 01 Jan 99999 00:00:00 GMT"])

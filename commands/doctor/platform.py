@@ -196,6 +196,15 @@ class Platform:
                 f"本机时钟与平台相差 {off:+d} 秒，超出 WECHAT_TIMESTAMP_WINDOW={window}，"
                 "所有推送都会被拒绝，请校时（NTP）",
             )
+        lease = self._settings.lease_seconds
+        if abs(off) > lease and not self._bot.database.is_sqlite:
+            return Outcome(
+                False,
+                f"this machine's clock is {off:+d} s off the platform's, more than LEASE_SECONDS={lease:g}: "
+                "machines with one database take each other's work; set the clock (NTP)",
+                f"本机时钟与平台相差 {off:+d} 秒，超出 LEASE_SECONDS={lease:g}，"
+                "共用数据库的各台机器会互相抢走任务，请校时（NTP）",
+            )
         return Outcome(True, f"{off:+d} s off the platform's", f"与平台相差 {off:+d} 秒")
 
 
