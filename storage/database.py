@@ -81,6 +81,8 @@ class Database:
         """An INSERT that knows ON CONFLICT: both dialects have one, SQLAlchemy's common one has not."""
         self._begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
         self._idle: deque[Connection] = deque()
+        # SQLite's, apart: a connection keeps the statements for many rows that it has run, about 1 MB of them.
+        self._writing: deque[Connection] = deque()
         self._room: SimpleQueue[None] = SimpleQueue()  # as a semaphore, at a tenth of its price
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
@@ -197,7 +199,7 @@ class Database:
             with turn():
                 checkpoint(driver_of(connection))
 
-        results = self._admitted(write, wait)
+        results = self._admitted(write, wait, self._writing)
         if self.loses_newest and not self._sync_is_due:
             self._sync_is_due = True
             timer = threading.Timer(SYNC_SECONDS, self._sync_in_time)
@@ -210,10 +212,12 @@ class Database:
         if self._written >= _CHECKPOINT_WRITES:
             self._written = 0
             with suppress(DatabaseUnavailableError):  # the rows are safe where they are
-                self._admitted(make_checkpoint, 0.0)
+                self._admitted(make_checkpoint, 0.0, self._writing)
         return results
 
-    def _admitted(self, operation: Callable[[Connection], T], wait: float) -> T:
+    def _admitted(
+        self, operation: Callable[[Connection], T], wait: float, idle: deque[Connection] | None = None
+    ) -> T:
         try:
             self._room.get_nowait()
         except Empty:
@@ -224,17 +228,20 @@ class Database:
                 raise self._no_turn(wait) from None
             wait -= time.monotonic() - began
         try:
-            return self._run(operation, wait=wait)
+            return self._run(operation, wait=wait, idle=idle)
         finally:
             self._room.put(None)
 
-    def _run(self, operation: Callable[[Connection], T], *, wait: float) -> T:
-        return self._until_available(lambda: self._try(operation, wait), wait)
+    def _run(
+        self, operation: Callable[[Connection], T], *, wait: float, idle: deque[Connection] | None = None
+    ) -> T:
+        idle = self._idle if idle is None else idle
+        return self._until_available(lambda: self._try(operation, wait, idle), wait)
 
-    def _try(self, operation: Callable[[Connection], T], wait: float) -> T:
+    def _try(self, operation: Callable[[Connection], T], wait: float, idle: deque[Connection]) -> T:
         connection = None
         try:
-            connection = self._take()
+            connection = self._take(idle)
             if self._file is not None:
                 self._file.look()
             else:
@@ -247,7 +254,7 @@ class Database:
             if reason is None:
                 raise
         else:
-            self._idle.append(connection)
+            idle.append(connection)
             return result
         # Outside of the handler, so that the driver's error, which may hold values, is not this one's context.
         self._close_idle()  # what broke one connection has mostly broken the idle ones too
@@ -402,16 +409,14 @@ class Database:
             self._file.close()
 
     def _close_idle(self) -> None:
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return
-            _drop(connection)
+        for idle in (self._idle, self._writing):
+            with suppress(IndexError):
+                while True:
+                    _drop(idle.pop())
 
-    def _take(self) -> Connection:
+    def _take(self, idle: deque[Connection]) -> Connection:
         try:
-            return self._idle.pop()
+            return idle.pop()
         except IndexError:
             return self._engine.connect()
 
