@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import URL, Connection, Executable, Table, create_engine, event, make_url
+from sqlalchemy import URL, Column, Connection, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
@@ -297,9 +297,9 @@ class Database:
         object for every account."""
         return _prepared(statement, self._address.drivername)
 
-    def row_statement(self, make: Callable[[int], Executable], key: Sequence[str]) -> RowStatement:
+    def row_statement(self, make: Callable[[int], Executable], key: Sequence[Column[Any]]) -> RowStatement:
         """The same for a statement about several rows, see storage.statements: pass the same function."""
-        return _row_statement(make, tuple(key), self.is_sqlite)
+        return _row_statement(make, tuple(column.name for column in key), self.is_sqlite)
 
     def prepare(self, *, wait: float = WAIT_SECONDS) -> None:
         """Make or migrate the schema if that is still to be done.

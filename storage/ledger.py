@@ -305,28 +305,27 @@ def _repeated(found: Any) -> Recorded:
 
 
 # For every push.
-_KEY = ("message_key", "sender", "appid")
+_KEY = (messages.c.message_key, messages.c.sender, messages.c.appid)
 _NEW = (
-    *_KEY, "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
+    "message_key", "sender", "appid", "msg_type", "event", "msg_id", "create_time", "received_at", "xml", "reply",
     "media_state", "media_due", "media_id", "media_kind", "send_state",
 )  # fmt: skip
-_KEY_COLUMNS = [messages.c[name] for name in _KEY]
 
 
-def _find(number: int) -> Executable:
+def _find(count: int) -> Executable:
     """What so many messages were answered."""
     working = func.coalesce(messages.c.send_state == WORKING, false())
-    return find_each(select(*_KEY_COLUMNS, messages.c.id, messages.c.reply, working), _KEY_COLUMNS, number)
+    return find_each(select(*_KEY, messages.c.id, messages.c.reply, working), _KEY, count)
 
 
 @cache
 def _insert_by(insert: Callable[[Table], Any]) -> Callable[[int], Executable]:
     """The INSERT for so many new pushes."""
 
-    def make(number: int) -> Executable:
-        rows = [{name: value(name, place) for name in _NEW} for place in range(number)]
-        new = insert(messages).values(rows).on_conflict_do_nothing(index_elements=_KEY_COLUMNS)
-        returning: Executable = new.returning(*_KEY_COLUMNS, messages.c.id)
+    def make(count: int) -> Executable:
+        rows = [{name: value(name, place) for name in _NEW} for place in range(count)]
+        new = insert(messages).values(rows).on_conflict_do_nothing(index_elements=_KEY)
+        returning: Executable = new.returning(*_KEY, messages.c.id)
         return returning
 
     return make

@@ -20,9 +20,9 @@ from wechat.messages import Message
 _KEY = (memories.c.appid, memories.c.sender)
 
 
-def _read(number: int) -> Executable:
+def _read(count: int) -> Executable:
     """What is remembered of so many fans."""
-    return find_each(select(*_KEY, memories.c.memory, memories.c.version), _KEY, number)
+    return find_each(select(*_KEY, memories.c.memory, memories.c.version), _KEY, count)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Memories:
 
     def __init__(self, database: Database, ledger: Ledger, appid: str) -> None:
         self._database, self._ledger, self._appid = database, ledger, appid
-        self._read = database.row_statement(_read, ("appid", "sender"))
+        self._read = database.row_statement(_read, _KEY)
 
     def read(self, openid: str) -> StoredMemory:
         """What is remembered of this fan."""

@@ -37,16 +37,16 @@ class Prepared:
 
 
 class RowStatement:
-    """Finds or writes one row for each of several keys, by one statement: turned into SQL once for each number of them.
+    """Finds or writes one row for each of several keys, by one statement: turned into SQL once for each count of them.
 
-    `make(number)` is that statement. It has a `value()` for each column and place, and each row that it returns begins
-    with the values of `key`, by which the row's place is found.
+    `make(count)` is that statement. It has a `value()` for each column and place, and each row that it returns begins
+    with the columns of `key`, by which the row's place is found.
     """
 
     def __init__(self, make: Callable[[int], Executable], key: Sequence[str], dialect: Dialect) -> None:
         """`dialect`: one whose parameters have positions."""
         self._make, self._key, self._dialect = make, key, dialect
-        self._by_number: dict[int, tuple[str, list[tuple[int, str]]]] = {}
+        self._by_count: dict[int, tuple[str, list[tuple[int, str]]]] = {}
 
     def row(self, connection: Connection, values: Mapping[str, Any]) -> Row | None:
         """The row of these values, of the driver's own types and without the key; or None."""
@@ -68,7 +68,7 @@ class RowStatement:
         return rows
 
     def _run(self, connection: Connection, many: Sequence[Mapping[str, Any]]) -> Sequence[Row]:
-        sql, parameters = self._by_number.get(len(many)) or self._prepare(len(many))
+        sql, parameters = self._by_count.get(len(many)) or self._prepare(len(many))
         values = [many[place][name] for place, name in parameters]
         driver = driver_of(connection)
         rows: Sequence[Row] = (
@@ -78,24 +78,24 @@ class RowStatement:
         )
         return rows
 
-    def _prepare(self, number: int) -> tuple[str, list[tuple[int, str]]]:
-        compiled = _compiled(self._make(number), self._dialect)
+    def _prepare(self, count: int) -> tuple[str, list[tuple[int, str]]]:
+        compiled = _compiled(self._make(count), self._dialect)
         assert compiled.positiontup is not None
-        names = (name.partition("_") for name in compiled.positiontup)
-        self._by_number[number] = compiled.string, [(int(place[1:]), name) for place, _, name in names]
-        return self._by_number[number]
+        values = (each.partition("_") for each in compiled.positiontup)  # named by value()
+        self._by_count[count] = compiled.string, [(int(place), name) for place, _, name in values]
+        return self._by_count[count]
 
 
-def find_each(found: Select[Any], key: Sequence[Column[Any]], number: int) -> Executable:
+def find_each(found: Select[Any], key: Sequence[Column[Any]], count: int) -> Executable:
     """The SELECT for so many keys. Each is looked for by itself, so that the plan is that of one."""
     return union_all(
-        *(found.where(*(column == value(column.name, place) for column in key)) for place in range(number))
+        *(found.where(*(column == value(column.name, place) for column in key)) for place in range(count))
     )
 
 
 def value(name: str, place: int) -> BindParameter[Any]:
     """That value of the row at that place, in a RowStatement."""
-    return bindparam(f"p{place}_{name}")
+    return bindparam(f"{place}_{name}")
 
 
 def _compiled(statement: Executable, dialect: Dialect) -> SQLCompiler:

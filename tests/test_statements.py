@@ -18,31 +18,24 @@ table = Table(
     Column("body", LargeBinary),
     Column("words", Text),
 )
-KEY = ("fan", "number")
-COLUMNS = ("at", "body", "words")
+KEY = (table.c.fan, table.c.number)
 
 
-def _find(number):
-    key = [table.c[name] for name in KEY]
-    return find_each(select(*key, *(table.c[name] for name in COLUMNS)), key, number)
+def _find(count):
+    return find_each(select(*table.c), KEY, count)
 
 
-def _write(insert, number):
-    rows = [{name: value(name, place) for name in KEY + COLUMNS} for place in range(number)]
-    return (
-        insert(table)
-        .values(rows)
-        .on_conflict_do_nothing()
-        .returning(*(table.c[name] for name in KEY + COLUMNS))
-    )
+def _write(insert, count):
+    rows = [{column.name: value(column.name, place) for column in table.c} for place in range(count)]
+    return insert(table).values(rows).on_conflict_do_nothing().returning(*table.c)
 
 
-def _write_sqlite(number):
-    return _write(sqlite.insert, number)
+def _write_sqlite(count):
+    return _write(sqlite.insert, count)
 
 
-def _write_postgresql(number):
-    return _write(postgresql.insert, number)
+def _write_postgresql(count):
+    return _write(postgresql.insert, count)
 
 
 @pytest.fixture
