@@ -34,7 +34,7 @@ from storage.batches import Batches
 from storage.errors import DatabaseUnavailableError, SchemaError
 from storage.ids import skip_reserved
 from storage.sqlite import SqliteFile, checkpoint
-from storage.statements import Prepared, RowStatement, driver_of
+from storage.statements import Prepared, Row, RowStatement, driver_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Database:
         for _ in range(MAX_CONNECTIONS):
             self._room.put(None)
         self._batches = Batches(self._write_all, DatabaseUnavailableError)
-        self._row_batches: dict[RowStatement, Batches[Mapping[str, Any], Any]] = {}
+        self._row_batches: dict[RowStatement, Batches[Mapping[str, Any], Row | None]] = {}
         self._file = SqliteFile(Path(str(self._address.database)), sync) if self.is_sqlite else None
         self.loses_newest = self.is_sqlite and sync == "normal"
         """Whether a power cut may take the newest commits: those after the last `sync()`."""
@@ -132,7 +132,7 @@ class Database:
 
     def find_row(
         self, statement: RowStatement, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS
-    ) -> Any:
+    ) -> Row | None:
         """The row that a statement finds, or None. Waits and raises as `run` does."""
         if self.is_sqlite:
             return self.run(lambda connection: statement.row(connection, values), wait=wait)
@@ -140,14 +140,14 @@ class Database:
 
     def write_row(
         self, statement: RowStatement, values: Mapping[str, Any], *, wait: float = WAIT_SECONDS
-    ) -> Any:
+    ) -> Row | None:
         """The row that one inserting or updating statement returns, or None; it is committed. Waits and raises as `run`
         does."""
         if self.is_sqlite:
             return self.write(_RowWrite(statement, values), wait=wait)
         return self._row(statement, values, wait)
 
-    def _row(self, statement: RowStatement, values: Mapping[str, Any], wait: float) -> Any:
+    def _row(self, statement: RowStatement, values: Mapping[str, Any], wait: float) -> Row | None:
         """Threads that come with one statement at the same time share a round trip to PostgreSQL, and a commit."""
         if not self._ready:
             self.prepare(wait=wait)
@@ -162,7 +162,7 @@ class Database:
 
     def _rows(
         self, statement: RowStatement, many: Callable[[], Sequence[Mapping[str, Any]]], wait: float
-    ) -> Sequence[Any]:
+    ) -> Sequence[Row | None]:
         return self._admitted(lambda connection: statement.rows(connection, many()), wait)
 
     def _write(
@@ -437,7 +437,7 @@ class _RowWrite:
     statement: RowStatement
     values: Mapping[str, Any]
 
-    def __call__(self, connection: Connection) -> Any:
+    def __call__(self, connection: Connection) -> Row | None:
         return self.statement.row(connection, self.values)
 
 

@@ -35,7 +35,7 @@ from storage.models import (
     messages,
     works,
 )
-from storage.statements import find_each, value
+from storage.statements import Row, find_each, value
 from storage.states import SendState
 from wechat.messages import Message, UnsubscribeEvent
 
@@ -293,13 +293,13 @@ def _values(
     }
 
 
-def _new(ledger: Ledger, inserted: Any, reply: bytes | None, working: bool = False) -> Recorded:
+def _new(ledger: Ledger, inserted: Row, reply: bytes | None, working: bool = False) -> Recorded:
     (ledger_id,) = inserted
     ledger.ids.note(ledger_id)
     return Recorded(ledger_id, reply, working)
 
 
-def _repeated(found: Any) -> Recorded:
+def _repeated(found: Row) -> Recorded:
     ledger_id, reply, working = found
     return Recorded(ledger_id, reply, bool(working), repeated=True)
 

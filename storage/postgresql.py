@@ -99,12 +99,16 @@ class Connection(psycopg.Connection[Any]):
 
     def rows(self, sql: bytes, values: Sequence[object]) -> list[tuple[Any, ...]]:
         """The rows that a statement with $1, $2 and so on returns."""
-        # All go as text without a type, which the columns decide: one prepared statement fits, whatever is NULL.
-        texts = [
-            value if value is None else str(value) if not isinstance(value, bytes) else f"\\x{value.hex()}"
-            for value in values
-        ]
+        # The columns decide the types: one prepared statement fits, whatever is NULL.
+        texts = [_without_type(value) for value in values]
         return psycopg.RawCursor(self).execute(sql, texts, prepare=True).fetchall()
+
+
+def _without_type(value: object) -> str | None:
+    """As PostgreSQL reads it for a column of any type: https://www.postgresql.org/docs/current/datatype-binary.html"""
+    if value is None:
+        return None
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
 
 
 def connect(address: URL, options: Mapping[str, Any]) -> Connection:
